@@ -1,0 +1,305 @@
+"""From a family to its provider: native first, exactly one seam second, else a refusal."""
+
+import datetime
+
+import attrs
+
+from megatron_seams.environment import Environment
+from megatron_seams.errors import (
+    ExperimentNotNamed,
+    NativeContested,
+    NativeOption,
+    NoProvider,
+    OnlyBroken,
+    OverrideInvalid,
+    SeamsError,
+    TwoSeams,
+    UnusedSetting,
+)
+from megatron_seams.recipe import Override, Recipe
+from megatron_seams.seam import Seam
+from megatron_seams.surface import NativeSymbol
+
+
+@attrs.frozen(kw_only=True)
+class Choice:
+    """Who builds a family.
+
+    Attributes:
+        provider: The native symbol or the seam.
+        why: One sentence.
+    """
+
+    provider: NativeSymbol | Seam
+    why: str
+
+
+class Chooser:
+    """Chooses providers for one recipe in one environment.
+
+    It holds nothing but its arguments; it is a class so that each rule can be a short method with
+    the same things at hand.
+    """
+
+    def __init__(self, environment: Environment, recipe: Recipe, today: datetime.date) -> None:
+        self._environment = environment
+        self._surface = environment.surface
+        self._recipe = recipe
+        self._today = today
+
+    def choose(self, family: str, *, of_layer: bool = True) -> Choice | SeamsError:
+        """The provider of ``family``, or the one reason that it has none."""
+        overrides = [entry for entry in self._recipe.override if entry.family == family]
+        if overrides:
+            return self._override(family, overrides)
+        native = self.native(family) if of_layer else None
+        if isinstance(native, SeamsError):
+            return native
+        if native is not None:
+            contested = self._contested(family, native)
+            retired = [seam.name for seam in self.installed(family)]
+            note = f"; seam {', '.join(retired)} is superseded" if retired else ""
+            why = f"{self._hand()} builds {family} as {native.symbol!r}{note}"
+            return contested or Choice(provider=native, why=why)
+        return self._one_seam(family)
+
+    def installed(self, family: str) -> list[Seam]:
+        """The valid seams of a family that this recipe could take; unnamed experiments left out."""
+        return [
+            seam
+            for seam in self._environment.discovery.seams
+            if seam.family == family and (not seam.manifest.experiment or self._named(seam))
+        ]
+
+    def native(self, family: str) -> NativeSymbol | SeamsError | None:
+        """What this Megatron builds the family with, by core's name for it or a seam's claim."""
+        found = self._surface.of_family(family)
+        symbols = {found.constant: found} if found else {}
+        for seam in self.installed(family):
+            constant = seam.manifest.upstream.symbol_name
+            symbol = self._surface.of_constant(constant) if constant else None
+            if symbol is not None:
+                symbols[symbol.constant] = symbol
+        if len(symbols) > 1:
+            claims = "; ".join(
+                f"{seam.claim} accepts {seam.manifest.upstream.symbol_name}"
+                for seam in self.installed(family)
+            )
+            return NativeContested(
+                asked=f"the native equivalent of {family}",
+                found=f"this Megatron has {' and '.join(sorted(symbols))}; {claims}",
+                next="settle with the owners which symbol the family is",
+                subject=family,
+            )
+        return next(iter(symbols.values()), None)
+
+    def _named(self, seam: Seam) -> bool:
+        overridden = any(entry.seam == seam.name for entry in self._recipe.override)
+        return (
+            seam.name in self._recipe.policy.experiments
+            or seam.name in self._recipe.policy.pin.values()
+            or overridden
+        )
+
+    def _hand(self) -> str:
+        return f"megatron-core {self._surface.version}"
+
+    def _contested(self, family: str, native: NativeSymbol) -> SeamsError | None:
+        """A seam that accepts no equivalent, for a family that upstream now builds."""
+        against = [
+            seam
+            for seam in self.installed(family)
+            if seam.manifest.upstream.fallback == "refuse"
+        ]
+        if not against:
+            return None
+        claims = " and ".join(seam.claim for seam in against)
+        return NativeContested(
+            asked=f"one provider for family {family!r}",
+            found=f"{self._hand()} builds it as {native.symbol!r}, and {claims} accepts no "
+            "upstream equivalent",
+            next=f"{against[0].owner} decides in seam.toml: [upstream] fallback = \"native\", "
+            f"symbol-name = \"{native.constant}\"; or the recipe takes the seam for a while with "
+            "[[override]]",
+            subject=family,
+        )
+
+    def _one_seam(self, family: str) -> Choice | SeamsError:
+        pin = self._recipe.policy.pin.get(family)
+        candidates = self.installed(family)
+        usable = [seam for seam in candidates if self._environment.out_of_range(seam) is None]
+        options = [seam for seam in usable if self._environment.superseded_by(seam)]
+        if options:
+            return self._option(family, options[0])
+        if pin is not None:
+            usable = [seam for seam in usable if seam.name == pin]
+        if len(usable) > 1:
+            return TwoSeams(
+                asked=f"one provider for family {family!r}",
+                found=" and ".join(seam.claim for seam in usable),
+                next=f'pin one in the recipe: [policy.pin] {family} = "{usable[0].name}"; or '
+                "uninstall the other",
+                subject=family,
+            )
+        if usable:
+            (seam,) = usable
+            why = f"{self._no_native(family)}; {seam.claim} is the only seam for it"
+            if pin is not None:
+                why = f"{self._no_native(family)}; the recipe pins {seam.claim}"
+            return Choice(provider=seam, why=why)
+        if pin is not None and candidates:
+            return self._pin_misses(family, pin, candidates)
+        return self._nobody(family, candidates)
+
+    def _no_native(self, family: str) -> str:
+        if self._surface.version is None:
+            return f"there is no Megatron that builds {family}"
+        return f"{self._hand()} has no {family}"
+
+    def _option(self, family: str, seam: Seam) -> NativeOption:
+        by = self._environment.superseded_by(seam)
+        return NativeOption(
+            asked=f"family {family!r}",
+            found=f"{self._hand()} ships it as {by}, which retires {seam.claim}",
+            next="set it under [megatron] and spell the layer by the native family that carries it",
+            subject=family,
+        )
+
+    def _pin_misses(self, family: str, pin: str, candidates: list[Seam]) -> SeamsError:
+        faults = [fault for seam in candidates if (fault := self._environment.out_of_range(seam))]
+        if any(seam.name == pin for seam in candidates) and faults:
+            return attrs.evolve(faults[0], subject=family)
+        return NoProvider(
+            asked=f"seam {pin!r} for family {family!r}, as the recipe pins it",
+            found=f"the seams for it are {', '.join(seam.name for seam in candidates)}",
+            next="correct [policy.pin], or install the distribution that provides that seam",
+            subject=family,
+            key=f"policy.pin.{family}",
+        )
+
+    def _nobody(self, family: str, candidates: list[Seam]) -> SeamsError:
+        """Nothing can build it: say what is broken, what is on trial, or what to install."""
+        broken = [
+            f"{seam.distribution} {seam.version}: [{fault.code}] {fault.found}"
+            for seam in self._environment.discovery.broken
+            if self._may_be(seam.name, seam.manifest.seam.family if seam.manifest else None, family)
+            for fault in seam.faults
+        ]
+        broken += [
+            f"{seam.claim}: [{fault.code}] {fault.found}"
+            for seam in candidates
+            if (fault := self._environment.out_of_range(seam))
+        ]
+        trial = [
+            seam
+            for seam in self._environment.discovery.seams
+            if seam.family == family and seam.manifest.experiment and seam not in candidates
+        ]
+        install = self._recipe.install.get(family)
+        if broken:
+            return OnlyBroken(
+                asked=f"a provider for family {family!r}",
+                found=f"{self._no_native(family)}, and its only seams are broken: "
+                + "; ".join(broken),
+                next="mend or reinstall what is named, then run `registry list` again",
+                subject=family,
+            )
+        if trial:
+            return ExperimentNotNamed(
+                asked=f"a provider for family {family!r}",
+                found=f"{self._no_native(family)}, and {' and '.join(s.claim for s in trial)} is "
+                "an experiment",
+                next=f'accept it in the recipe: [policy] experiments = ["{trial[0].name}"]',
+                subject=family,
+            )
+        advice = (
+            f"pip install {install}"
+            if install
+            else f'install a plugin whose seam.toml says family = "{family}", or write one: '
+            "docs/write-a-seam.md"
+        )
+        return NoProvider(
+            asked=f"a provider for family {family!r}",
+            found=f"{self._no_native(family)}, and no installed seam builds it",
+            next=advice,
+            subject=family,
+        )
+
+    def _may_be(self, name: str, known: str | None, family: str) -> bool:
+        # A manifest that cannot be read names no family. If its seam carries the family's name, or
+        # the recipe speaks of it, it may well be the one that is missed.
+        if known is not None:
+            return known == family
+        pinned = self._recipe.policy.pin.get(family) == name
+        return pinned or name == family or name in self._recipe.seams
+
+    def _override(self, family: str, entries: list[Override]) -> Choice | SeamsError:
+        entry = entries[0]
+        problem = advice = ""
+        seam = next((s for s in self.installed(family) if s.name == entry.seam), None)
+        if len(entries) > 1:
+            problem = f"{len(entries)} overrides for one family"
+            advice = "keep one"
+        elif self._today > entry.expires:
+            problem = f"it expired on {entry.expires} (reason given: {entry.reason})"
+            advice = "remove it, or give a new reason and date"
+        elif seam is None:
+            seams = ", ".join(s.name for s in self.installed(family)) or "none"
+            problem = f"no usable seam of that name builds {family}; the seams for it: {seams}"
+            advice = "correct the name, or install the distribution that provides it"
+        elif (fault := self._environment.out_of_range(seam)) is not None:
+            problem, advice = fault.found, fault.next
+        if problem or seam is None:
+            return OverrideInvalid(
+                asked=f"seam {entry.seam!r} over native for family {family!r}",
+                found=problem,
+                next=advice,
+                subject=family,
+                key="override",
+            )
+        why = f"the recipe takes {seam.claim} over native until {entry.expires}: {entry.reason}"
+        return Choice(provider=seam, why=why)
+
+
+def unused_settings(
+    recipe: Recipe, families: frozenset[str], chosen: frozenset[str], retired: frozenset[str]
+) -> tuple[tuple[SeamsError, ...], tuple[SeamsError, ...]]:
+    """What the recipe says about seams that nothing in the plan reads.
+
+    Args:
+        recipe: The recipe.
+        families: The families of the model's layers and features.
+        chosen: Names of the seams that the plan uses.
+        retired: Names of installed seams whose family is built natively in this plan.
+
+    Returns:
+        Reasons to refuse (a name that fits nothing is most often a typing error), and findings (a
+        setting that native has made idle must not stop an upgrade).
+    """
+    reasons: list[SeamsError] = []
+    findings: list[SeamsError] = []
+
+    def unused(key: str, found: str, idle: bool) -> None:
+        fault = UnusedSetting(
+            asked=f"what [{key}] sets",
+            found=found,
+            next=f"remove [{key}] from the recipe, or correct its name",
+            key=key,
+        )
+        (findings if idle else reasons).append(fault)
+
+    for name in sorted(set(recipe.seams) - chosen):
+        found = f"the plan uses no seam {name!r}"
+        unused(f"seams.{name}", found, idle=name in retired)
+    for name in sorted(set(recipe.policy.experiments) - chosen):
+        found = f"the plan uses no experiment {name!r}"
+        unused(f"policy.experiments: {name}", found, idle=name in retired)
+    for family, name in sorted(recipe.policy.pin.items()):
+        if family not in families:
+            unused(f"policy.pin.{family}", f"the model has no {family}", idle=False)
+        elif name not in chosen:
+            unused(f"policy.pin.{family}", f"{family} is not built by a seam", idle=True)
+    for entry in recipe.override:
+        if entry.family not in families:
+            unused("override", f"the model has no {entry.family}", idle=False)
+    return tuple(reasons), tuple(findings)

@@ -1,0 +1,293 @@
+"""Finding the installed seams without importing any of them.
+
+An entry point of the group ``megatron_seams`` only names a package. Its manifest is looked up on
+disk, and must lie in the distribution that made the claim: the same name in the working directory
+would otherwise win an import, and the audit would describe code that does not run.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+import attrs
+import importlib_metadata
+from importlib_metadata import Distribution, EntryPoint
+from packaging.utils import canonicalize_name
+
+from megatron_seams.errors import (
+    DuplicateName,
+    EntryPointInvalid,
+    FamilyConflict,
+    ManifestMissing,
+    ManifestUnreadable,
+    SeamsError,
+    Shadowed,
+)
+from megatron_seams.families import BUILT_IN, Family
+from megatron_seams.seam import MAX_BYTES, Manifest, Seam, parse_manifest
+from megatron_seams.sources import editable_roots
+
+GROUP = "megatron_seams"
+MANIFEST = "seam.toml"
+
+
+@attrs.frozen(kw_only=True)
+class BrokenSeam:
+    """An entry point that names no usable seam.
+
+    Attributes:
+        name: The entry point's name.
+        distribution: Who claims it.
+        version: That distribution's version.
+        faults: What is wrong, all of it.
+        manifest: What could be read of it, so that a message can say which family is affected.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    faults: tuple[SeamsError, ...]
+    manifest: Manifest | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Discovery:
+    """What is installed.
+
+    Attributes:
+        seams: The seams with a valid, unambiguous claim, by name.
+        broken: The others, by name and distribution.
+        families: All families: core's, and those that the seams introduce.
+    """
+
+    seams: tuple[Seam, ...] = ()
+    broken: tuple[BrokenSeam, ...] = ()
+    families: tuple[Family, ...] = tuple(BUILT_IN.values())
+
+    @property
+    def findings(self) -> tuple[SeamsError, ...]:
+        """Every fault of every broken seam."""
+        return tuple(fault for seam in self.broken for fault in seam.faults)
+
+
+def discover() -> Discovery:
+    """Find every installed seam, in an order that no installation order changes."""
+    claims = sorted(
+        importlib_metadata.entry_points(group=GROUP),
+        key=lambda entry: (entry.name, canonicalize_name(entry.dist.name)),
+    )
+    seams: list[Seam] = []
+    broken: list[BrokenSeam] = []
+    contested = _contested(claims)
+    for claim in claims:
+        seam = _read(claim)
+        if claim.name in contested:
+            others = seam.faults if isinstance(seam, BrokenSeam) else ()
+            fault = _duplicate(claim, contested[claim.name])
+            seam = _broken(claim, (fault, *others), seam.manifest)
+        if isinstance(seam, BrokenSeam):
+            broken.append(seam)
+        else:
+            seams.append(seam)
+    return _with_families(seams, broken)
+
+
+def _contested(claims: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
+    # entry_points() lists a distribution once even if it stands on the path twice, so two claims
+    # are two distributions, or one that claims a name twice; neither can be chosen between.
+    by_name: dict[str, list[EntryPoint]] = {}
+    for claim in claims:
+        by_name.setdefault(claim.name, []).append(claim)
+    return {name: entries for name, entries in by_name.items() if len(entries) > 1}
+
+
+def _duplicate(claim: EntryPoint, claimants: list[EntryPoint]) -> DuplicateName:
+    listed = " and ".join(
+        f"{entry.dist.name} {entry.dist.version} ({entry.value})" for entry in claimants
+    )
+    return DuplicateName(
+        asked=f"one distribution for the seam name {claim.name!r}",
+        found=f"it is claimed by {listed}",
+        next="uninstall all but one, or ask an owner to rename the seam",
+        subject=claim.name,
+    )
+
+
+def _broken(
+    claim: EntryPoint, faults: Iterable[SeamsError], manifest: Manifest | None = None
+) -> BrokenSeam:
+    return BrokenSeam(
+        name=claim.name,
+        distribution=claim.dist.name,
+        version=claim.dist.version,
+        faults=tuple(faults),
+        manifest=manifest,
+    )
+
+
+def _read(claim: EntryPoint) -> Seam | BrokenSeam:
+    """One claim, as a seam or as what is wrong with it."""
+    located = _locate(claim)
+    if isinstance(located, SeamsError):
+        return _broken(claim, [located])
+    file = located / MANIFEST
+    try:
+        with file.open("rb") as stream:
+            # One byte more than allowed is enough to know that it is too large.
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        return _broken(claim, [_unreadable(claim, file, str(error))])
+    manifest, faults = parse_manifest(data, file=str(file))
+    if manifest is None:
+        return _broken(claim, faults)
+    if manifest.seam.name != claim.name:
+        fault = EntryPointInvalid(
+            asked=f"seam {claim.name!r}, as {claim.dist.name} {claim.dist.version} names it",
+            found=f"its manifest calls itself {manifest.seam.name!r}",
+            next="use one name in [project.entry-points.megatron_seams] and in seam.toml; "
+            f"ask {manifest.seam.owner}",
+            subject=claim.name,
+            file=str(file),
+            key="seam.name",
+        )
+        return _broken(claim, [fault], manifest)
+    return Seam(
+        manifest=manifest,
+        package=claim.value,
+        distribution=claim.dist.name,
+        version=claim.dist.version,
+        directory=located,
+        manifest_digest=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _unreadable(claim: EntryPoint, file: Path, found: str) -> SeamsError:
+    return ManifestUnreadable(
+        asked=f"the manifest of seam {claim.name!r} ({claim.dist.name} {claim.dist.version})",
+        found=found,
+        next=f"reinstall {claim.dist.name}",
+        subject=claim.name,
+        file=str(file),
+    )
+
+
+def _locate(claim: EntryPoint) -> Path | SeamsError:
+    """The folder of the claimed package, if it belongs to the claiming distribution."""
+    parts = claim.value.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return EntryPointInvalid(
+            asked=f"the package of seam {claim.name!r} ({claim.dist.name} {claim.dist.version})",
+            found=f"the entry point names {claim.value!r}, which is not a package",
+            next="name the package that holds seam.toml, without an attribute",
+            subject=claim.name,
+        )
+    # Only the top-level name is asked for: find_spec of a dotted one imports its parent.
+    try:
+        spec = importlib.util.find_spec(parts[0])
+    except (ValueError, ImportError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        return _missing(claim, f"there is no package {parts[0]!r}")
+    folder = Path(next(iter(spec.submodule_search_locations))).joinpath(*parts[1:])
+    file = folder / MANIFEST
+    if not _belongs(file, claim.dist, "/".join([*parts, MANIFEST])):
+        return Shadowed(
+            asked=f"package {claim.value!r} from {claim.dist.name} {claim.dist.version}",
+            found=f"an import would load it from {folder}, which is not part of that distribution",
+            next="start from another working directory, take the folder off PYTHONPATH, or "
+            f"reinstall {claim.dist.name}",
+            subject=claim.name,
+            file=str(folder),
+        )
+    if not file.is_file():
+        return _missing(claim, f"{folder} holds no {MANIFEST}")
+    if not file.resolve().is_relative_to(folder.resolve()):
+        return _unreadable(claim, file, f"it is a link to {file.resolve()}, outside its package")
+    return folder
+
+
+def _missing(claim: EntryPoint, found: str) -> ManifestMissing:
+    return ManifestMissing(
+        asked=f"the manifest of seam {claim.name!r} ({claim.dist.name} {claim.dist.version})",
+        found=found,
+        next=f"reinstall {claim.dist.name}, or uninstall what is left of it",
+        subject=claim.name,
+    )
+
+
+def _belongs(file: Path, distribution: Distribution, relative: str) -> bool:
+    """Whether a distribution installed ``file``, by its record or as an editable project."""
+    real = file.parent.resolve()
+    if any(real.is_relative_to(root.resolve()) for root in editable_roots(distribution)):
+        return True
+    installed = Path(str(distribution.locate_file(relative)))
+    if installed.parent.resolve() != real:
+        return False
+    record = distribution.read_text("RECORD")
+    # Without a record (an egg-info in a source tree) the place is all there is to go by.
+    return record is None or any(line.startswith(f"{relative},") for line in record.splitlines())
+
+
+def _with_families(seams: list[Seam], broken: list[BrokenSeam]) -> Discovery:
+    """Add the families that manifests introduce; a seam whose family is unclear is broken."""
+    meanings: dict[str, dict[tuple[str, str], list[Seam]]] = {}
+    for seam in seams:
+        if seam.manifest.family is not None:
+            meaning = (seam.manifest.family.summary, seam.manifest.kind)
+            meanings.setdefault(seam.family, {}).setdefault(meaning, []).append(seam)
+    families = dict(BUILT_IN)
+    for name, claims in meanings.items():
+        if name not in BUILT_IN and len(claims) == 1:
+            ((summary, kind),) = claims
+            families[name] = Family(name=name, summary=summary, kind="feature" if kind == "feature" else "block")
+    kept: list[Seam] = []
+    for seam in seams:
+        fault = _family_fault(seam, meanings.get(seam.family, {}), families)
+        if fault is None:
+            kept.append(seam)
+        else:
+            broken.append(
+                BrokenSeam(
+                    name=seam.name,
+                    distribution=seam.distribution,
+                    version=seam.version,
+                    faults=(fault,),
+                    manifest=seam.manifest,
+                )
+            )
+    return Discovery(
+        seams=tuple(sorted(kept, key=lambda seam: seam.name)),
+        broken=tuple(sorted(broken, key=lambda seam: (seam.name, seam.distribution))),
+        families=tuple(families.values()),
+    )
+
+
+def _family_fault(
+    seam: Seam, claims: dict[tuple[str, str], list[Seam]], families: dict[str, Family]
+) -> SeamsError | None:
+    found = None
+    if seam.manifest.family is not None and seam.family in BUILT_IN:
+        found = f"core already knows it: {BUILT_IN[seam.family].summary}"
+        advice = "remove the [family] table from the manifest"
+    elif len(claims) > 1:
+        found = " and ".join(
+            f"{claimant.claim} says {summary!r}"
+            for (summary, _), claimants in sorted(claims.items())
+            for claimant in claimants
+        )
+        advice = "agree on one meaning, or rename one of the families"
+    elif seam.family not in families:
+        found = "no manifest introduces it and core does not know it"
+        advice = "add a [family] table with its name and a summary to the manifest"
+    elif families[seam.family].kind != seam.manifest.kind:
+        found = f"the family is a {families[seam.family].kind}"
+        advice = "declare [carrier] for a block and [feature] for a feature"
+    if found is None:
+        return None
+    return FamilyConflict(
+        asked=f"family {seam.family!r} for {seam.claim}",
+        found=found,
+        next=f"{advice}; ask {seam.owner}",
+        subject=seam.name,
+    )

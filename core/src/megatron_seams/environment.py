@@ -1,0 +1,109 @@
+"""The environment that a plan is made in: one Megatron and the installed seams, read once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from megatron_seams.discovery import Discovery, discover
+from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
+from megatron_seams.families import Family
+from megatron_seams.native_settings import NativeSettings, read_settings
+from megatron_seams.seam import Seam
+from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
+from megatron_seams.surface import NativeSurface, read_surface
+
+
+@attrs.frozen(kw_only=True)
+class Environment:
+    """What is there to plan with.
+
+    Attributes:
+        surface: What the Megatron builds; without symbols where there is none or it is unreadable.
+        discovery: The seams.
+        source: The Megatron's source; None where there is none.
+        faults: Why nothing is native, where that is so; such a fault goes before all others.
+        notes: What is odd about the Megatron without making it unusable.
+    """
+
+    surface: NativeSurface
+    discovery: Discovery
+    source: MegatronSource | None = None
+    faults: tuple[SeamsError, ...] = ()
+    notes: tuple[SeamsError, ...] = ()
+
+    @property
+    def findings(self) -> tuple[SeamsError, ...]:
+        """Everything that is wrong here, the gravest first."""
+        ranges = tuple(
+            fault for seam in self.discovery.seams if (fault := self.out_of_range(seam)) is not None
+        )
+        return (*self.faults, *self.notes, *self.discovery.findings, *ranges)
+
+    @property
+    def families(self) -> Mapping[str, Family]:
+        """All known families by name."""
+        return {family.name: family for family in self.discovery.families}
+
+    def settings(self) -> NativeSettings:
+        """The configuration names of the Megatron; read when asked for, as few commands need it."""
+        return read_settings(self.source) if self.source else NativeSettings()
+
+    def superseded_by(self, seam: Seam) -> str | None:
+        """The upstream surface that retires ``seam`` in this Megatron, in words; None if none."""
+        upstream = seam.manifest.upstream
+        if upstream.symbol_name is not None:
+            symbol = self.surface.of_constant(upstream.symbol_name)
+            return f"native {symbol.symbol!r}" if symbol else None
+        if upstream.config_field is not None:
+            known = upstream.config_field in self.settings().config_fields
+            return f"native option {upstream.config_field}" if known else None
+        if upstream.flag is not None:
+            return f"native {upstream.flag}" if upstream.flag in self.settings().flags else None
+        return None
+
+    def out_of_range(self, seam: Seam) -> WrongMegatron | None:
+        """The fault that ``seam`` was not written for this Megatron.
+
+        A seam that is superseded is not out of range: there is nothing left for it to support.
+        """
+        version = self.surface.version
+        wanted = seam.manifest.requires.range
+        if version is None or wanted.contains(version, prereleases=True):
+            return None
+        if self.superseded_by(seam) is not None:
+            return None
+        return WrongMegatron(
+            asked=f"{seam.claim} on megatron-core {version}",
+            found=f"its manifest requires megatron-core {seam.manifest.requires.megatron_core}",
+            next=f"install a release of {seam.distribution} for megatron-core {version}, or ask "
+            f"{seam.owner}",
+            subject=seam.name,
+        )
+
+
+def read_environment(megatron: Path | None = None) -> Environment:
+    """Read the Megatron in hand, or the one at ``megatron``, and the installed seams.
+
+    Raises:
+        MegatronMissing: ``megatron`` was given and holds none.
+    """
+    notes: tuple[SeamsError, ...] = ()
+    source: MegatronSource | None
+    if megatron is not None:
+        source = open_source(megatron)
+    else:
+        source, notes = in_hand()
+    discovery = discover()
+    if source is None:
+        return Environment(surface=NativeSurface(), discovery=discovery, faults=(missing(),))
+    try:
+        surface = read_surface(source)
+    except SurfaceUnknown as fault:
+        surface = NativeSurface(origin=source.origin)
+        return Environment(surface=surface, discovery=discovery, source=source, faults=(fault,))
+    claimed = {seam.manifest.upstream.symbol_name for seam in discovery.seams}
+    unmapped = tuple(note for note in surface.unmapped() if note.subject not in claimed)
+    return Environment(
+        surface=surface, discovery=discovery, source=source, notes=(*notes, *unmapped)
+    )

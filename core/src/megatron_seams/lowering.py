@@ -1,0 +1,122 @@
+"""Lowering: which native slot carries each seam's layers, and the pattern that Megatron is given."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from megatron_seams.errors import NoCarrier, SeamsError, UpstreamForbids
+from megatron_seams.families import Family
+from megatron_seams.pattern import MTP_SEPARATOR, STAGE_BREAK
+from megatron_seams.plan import Plan
+from megatron_seams.seam import Seam
+from megatron_seams.surface import NativeSurface, NativeSymbol
+
+
+@attrs.frozen(kw_only=True)
+class Carriers:
+    """The slot that each seam rides on.
+
+    Attributes:
+        slots: Seam name -> the native symbol whose slot carries it; empty if there are faults.
+        faults: What upstream forbids, or which seam has no carrier.
+    """
+
+    slots: Mapping[str, NativeSymbol] = attrs.field(factory=dict)
+    faults: tuple[SeamsError, ...] = ()
+
+
+def choose_carriers(
+    surface: NativeSurface,
+    native: Iterable[NativeSymbol],
+    seams: Iterable[Seam],
+    families: Mapping[str, Family],
+) -> Carriers:
+    """Give each seam the first of its slots that keeps the lowered pattern legal.
+
+    Upstream's rules hold over the whole pattern, its MTP part included, and twice: over what the
+    layers *are*, and over the symbols that they are lowered to. A latent attention that rides on
+    ``*`` beside native ``D`` is illegal to upstream's parser even where its maths is not.
+
+    Args:
+        surface: The Megatron to lower for.
+        native: The symbols that the plan's native layers use.
+        seams: The seams that build layers.
+        families: All families by name.
+    """
+    constants = {symbol.constant for symbol in native}
+    seams = sorted(seams, key=lambda seam: seam.name)
+    meant = constants | {
+        constant for seam in seams if (constant := _constant(seam, families)) is not None
+    }
+    forbidden = surface.forbidden(meant)
+    if forbidden:
+        return Carriers(faults=tuple(_forbidden(text, sorted(meant)) for text in forbidden))
+    offered = [
+        [symbol for slot in _slots(seam) if (symbol := surface.of_slot(slot)) is not None]
+        for seam in seams
+    ]
+    absent = [seam for seam, slots in zip(seams, offered, strict=True) if not slots]
+    if absent:
+        return Carriers(faults=tuple(_no_slot(seam, surface) for seam in absent))
+    # Product order tries every seam's first choice before anyone's second.
+    for combination in itertools.product(*offered):
+        if not surface.forbidden(constants | {symbol.constant for symbol in combination}):
+            chosen = zip(seams, combination, strict=True)
+            return Carriers(slots={seam.name: symbol for seam, symbol in chosen})
+    return Carriers(faults=tuple(_illegal(seam, surface, constants) for seam in seams))
+
+
+def lowered_pattern(plan: Plan) -> str:
+    """The pattern for ``--hybrid-layer-pattern``: a seam's layer spelled as its carrier.
+
+    The plan and the receipt keep the truth; this string alone would not tell R from M.
+    """
+    stages: list[str] = [""] * (max((layer.stage for layer in plan.layers), default=0) + 1)
+    for layer in plan.layers:
+        stages[layer.stage] += layer.provider.symbol
+    mtp = "".join(layer.provider.symbol for layer in plan.mtp)
+    depths = [mtp] * plan.pattern.mtp_depths
+    return MTP_SEPARATOR.join([STAGE_BREAK.join(stages), *depths])
+
+
+def _slots(seam: Seam) -> tuple[str, ...]:
+    return seam.manifest.carrier.slots if seam.manifest.carrier else ()
+
+
+def _constant(seam: Seam, families: Mapping[str, Family]) -> str | None:
+    """Upstream's constant for what the seam builds, known to core or named by the manifest."""
+    known = families[seam.family].constant if seam.family in families else None
+    return known or seam.manifest.upstream.symbol_name
+
+
+def _forbidden(text: str, constants: list[str]) -> UpstreamForbids:
+    return UpstreamForbids(
+        asked=f"one model with {', '.join(constants)}",
+        found=f"Megatron refuses it: {text}",
+        next="change the pattern or the recipe's specialisations",
+    )
+
+
+def _no_slot(seam: Seam, surface: NativeSurface) -> NoCarrier:
+    return NoCarrier(
+        asked=f"a carrier for {seam.claim}",
+        found=f"its manifest offers {', '.join(_slots(seam))}; megatron-core {surface.version} has "
+        f"{', '.join(symbol.slot for symbol in surface.symbols) or 'no slot'}",
+        next=f"ask {seam.owner} for a release that rides on one of those",
+        subject=seam.family,
+    )
+
+
+def _illegal(seam: Seam, surface: NativeSurface, constants: set[str]) -> NoCarrier:
+    tried = [
+        f"{slot}: {' '.join(surface.forbidden(constants | {symbol.constant}))}"
+        for slot in _slots(seam)
+        if (symbol := surface.of_slot(slot)) is not None
+    ]
+    return NoCarrier(
+        asked=f"a carrier for {seam.claim} beside {', '.join(sorted(constants))}",
+        found="; ".join(tried),
+        next=f"change the pattern, or ask {seam.owner} for another carrier slot",
+        subject=seam.family,
+    )

@@ -1,0 +1,107 @@
+"""Layer patterns: from text to one token for each layer. No token is given a meaning here."""
+
+import attrs
+
+from megatron_seams.errors import PatternSyntax
+
+STAGE_BREAK = "|"
+MTP_SEPARATOR = "/"
+
+#: The largest depth that is taken for a model rather than for a slip of the keyboard.
+MAX_DEPTH = 10_000_000
+
+
+@attrs.frozen(kw_only=True)
+class Pattern:
+    """A pattern as upstream writes it, read and expanded.
+
+    Attributes:
+        text: What was given, unchanged.
+        dialect: The dialect's name.
+        depth: The number of decoder layers.
+        tokens: One character for each decoder layer, ``len(tokens) == depth``.
+        stages: For each pipeline segment, its number of layers; ``(depth,)`` without ``|``.
+        mtp: One character for each layer of *one* MTP depth; empty without a suffix.
+        mtp_depths: How many MTP depths there are.
+    """
+
+    text: str
+    dialect: str
+    depth: int
+    tokens: str
+    stages: tuple[int, ...]
+    mtp: str = ""
+    mtp_depths: int = 0
+
+    def stage_numbers(self) -> list[int]:
+        """The 0-based stage of each layer."""
+        return [stage for stage, count in enumerate(self.stages) for _ in range(count)]
+
+    def positions(self) -> dict[str, list[int]]:
+        """Token -> the 1-based numbers of its decoder layers, in the order of appearance."""
+        where: dict[str, list[int]] = {}
+        for number, token in enumerate(self.tokens, start=1):
+            where.setdefault(token, []).append(number)
+        return where
+
+
+def parse_pattern(text: str, *, dialect: str, depth: int | None = None) -> Pattern:
+    """Read ``MAIN[/MTP[/MTP...]]``, where MAIN may hold ``|`` and repeats up to ``depth``.
+
+    Layer ``i`` (from 0) of the expanded pattern is ``MAIN[i % len(MAIN)]``.
+
+    Args:
+        text: The pattern.
+        dialect: The dialect's name, kept with the pattern.
+        depth: Decoder layers; the pattern's own length if None. With ``|`` in the pattern the two
+            must agree, since a repeated stage layout is not one that anybody wrote.
+
+    Raises:
+        PatternSyntax: With what is wrong.
+    """
+    main, *suffixes = text.split(MTP_SEPARATOR)
+    segments = main.split(STAGE_BREAK)
+    tile = "".join(segments)
+    _check(text, tile, suffixes, segments, depth)
+    depth = len(tile) if depth is None else depth
+    tokens = (tile * -(-depth // len(tile)))[:depth]
+    stages = tuple(map(len, segments)) if len(segments) > 1 else (depth,)
+    return Pattern(
+        text=text,
+        dialect=dialect,
+        depth=depth,
+        tokens=tokens,
+        stages=stages,
+        mtp=suffixes[0] if suffixes else "",
+        mtp_depths=len(suffixes),
+    )
+
+
+def _check(
+    text: str, tile: str, suffixes: list[str], segments: list[str], depth: int | None
+) -> None:
+    problem = ""
+    if not tile:
+        problem = "it has no layer"
+    elif any(character.isspace() for character in text):
+        problem = "it contains white space"
+    elif len(segments) > 1 and depth is not None and depth != len(tile):
+        problem = f"its stages hold {len(tile)} layers and the depth is {depth}"
+    elif len(segments) > 1 and not all(segments):
+        problem = "a stage between two '|' has no layer"
+    elif depth is not None and not 1 <= depth <= MAX_DEPTH:
+        problem = f"the depth is {depth}"
+    elif not all(suffixes):
+        problem = "an MTP part after '/' has no layer"
+    elif any(STAGE_BREAK in suffix for suffix in suffixes):
+        problem = "an MTP part contains '|'; it lives on the last stage"
+    elif len(set(suffixes)) > 1:
+        problem = f"its MTP parts differ: {', '.join(dict.fromkeys(suffixes))}"
+    if problem:
+        raise PatternSyntax(
+            asked=f"the layers of pattern {text!r}",
+            found=problem,
+            next="write MAIN, MAIN|MAIN with as many layers as the depth, or MAIN/MTP/MTP with "
+            "equal MTP parts",
+            subject=text,
+        )

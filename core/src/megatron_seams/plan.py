@@ -1,0 +1,143 @@
+"""A plan: every layer of a model with its provider, and why. Frozen values, no behaviour."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from megatron_seams.errors import SeamsError
+from megatron_seams.pattern import Pattern
+from megatron_seams.recipe import Parallelism, RuntimeSettings
+from megatron_seams.seam import Seam
+from megatron_seams.surface import NativeSurface
+
+
+@attrs.frozen(kw_only=True)
+class Native:
+    """Megatron builds the layer itself.
+
+    Attributes:
+        symbol: Upstream's letter, ``M``.
+        slot: The field of upstream's submodules that builds it, ``mamba_layer``.
+    """
+
+    symbol: str
+    slot: str
+
+    @property
+    def label(self) -> str:
+        """How tables name the provider."""
+        return "native"
+
+
+@attrs.frozen(kw_only=True)
+class Custom:
+    """A seam builds the layer.
+
+    Attributes:
+        seam: The chosen seam.
+        symbol: The letter of the native slot that carries it in the lowered pattern.
+        slot: That slot.
+    """
+
+    seam: Seam
+    symbol: str
+    slot: str
+
+    @property
+    def label(self) -> str:
+        """How tables name the provider."""
+        mark = " (experiment)" if self.seam.manifest.experiment else ""
+        return f"seam {self.seam.name}{mark}"
+
+
+Provider = Native | Custom
+
+
+@attrs.frozen(kw_only=True)
+class Layer:
+    """One layer of the plan.
+
+    Attributes:
+        position: The 1-based global layer number; inside an MTP depth, the number in that depth.
+        token: The character of the pattern.
+        family: What it is, after the recipe's specialisations.
+        stage: The 0-based pipeline segment; 0 where the pattern has no ``|``.
+        provider: Who builds it.
+        why: One sentence.
+    """
+
+    position: int
+    token: str
+    family: str
+    stage: int
+    provider: Provider
+    why: str
+
+
+@attrs.frozen(kw_only=True)
+class PlannedFeature:
+    """A feature that is attached beside the layers.
+
+    Attributes:
+        family: The feature family, ``ngram``.
+        placement: Where it attaches, ``embedding``.
+        seam: Who builds it.
+        why: One sentence.
+    """
+
+    family: str
+    placement: str
+    seam: Seam
+    why: str
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """The whole model.
+
+    Attributes:
+        name: The recipe's name, or the pattern.
+        pattern: What was asked for.
+        surface: The native surface that it was planned against.
+        layers: The decoder's layers, position 1 first.
+        mtp: The layers of *one* MTP depth; empty without a suffix.
+        features: What attaches beside them.
+        options: Seam name -> the recipe's options for it, not yet validated by the seam's class.
+        megatron: Native configuration keys of the recipe, as written.
+        parallelism: How the model is spread over ranks.
+        runtime: Packed sequences, inference.
+        findings: What is wrong in the environment without stopping this plan.
+    """
+
+    name: str
+    pattern: Pattern
+    surface: NativeSurface
+    layers: tuple[Layer, ...]
+    mtp: tuple[Layer, ...] = ()
+    features: tuple[PlannedFeature, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    megatron: Mapping[str, Any] = MappingProxyType({})
+    parallelism: Parallelism = Parallelism()
+    runtime: RuntimeSettings = RuntimeSettings()
+    findings: tuple[SeamsError, ...] = ()
+
+    @property
+    def seams(self) -> tuple[Seam, ...]:
+        """The seams that the plan uses, by name."""
+        chosen = {
+            layer.provider.seam.name: layer.provider.seam
+            for layer in self.layers
+            if isinstance(layer.provider, Custom)
+        }
+        chosen.update({feature.seam.name: feature.seam for feature in self.features})
+        return tuple(chosen[name] for name in sorted(chosen))
+
+    def custom_layers(self) -> Mapping[int, Custom]:
+        """Layer number -> provider, for the layers that a seam builds."""
+        return {
+            layer.position: layer.provider
+            for layer in self.layers
+            if isinstance(layer.provider, Custom)
+        }

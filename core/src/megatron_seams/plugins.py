@@ -1,0 +1,200 @@
+"""Loading the chosen seams of one plan: the first moment at which a plugin's code runs.
+
+pluggy broadcasts a call to everything registered, lets the last one registered win, and ignores
+hooks that it does not know. So the choice is made before: each plan gets a PluginManager of its own
+that holds the chosen seams and nothing else, and each plugin is held to its manifest here.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+import pluggy
+
+from megatron_seams import hookspecs
+from megatron_seams.errors import (
+    HookMissing,
+    HookUndeclared,
+    OptionsInvalid,
+    PluginImport,
+    Refusal,
+    SeamsError,
+    Shadowed,
+)
+from megatron_seams.hookspecs import PROJECT, FeatureContext, LayerContext, hookspec
+from megatron_seams.seam import Seam
+from megatron_seams.strict import structure
+
+
+@attrs.frozen(kw_only=True)
+class LoadedSeams:
+    """The plugins of one plan, imported, held to their manifests, options validated.
+
+    Attributes:
+        manager: The plan's own PluginManager.
+        options: Seam name -> the validated options, None for a seam that takes none.
+    """
+
+    manager: pluggy.PluginManager
+    options: Mapping[str, Any]
+
+    def call(self, seam: Seam, context: LayerContext | FeatureContext) -> Any:
+        """Call the one hook of ``seam``.
+
+        Raises:
+            HookMissing: The hook returned nothing.
+        """
+        hook = getattr(self.manager.hook, seam.manifest.hook)
+        (result,) = hook(context=context) or (None,)
+        if result is None:
+            raise HookMissing(
+                asked=f"what hook {seam.manifest.hook!r} of {seam.claim} builds",
+                found="it returned None",
+                next=f"ask {seam.owner}: the hook must return what docs/write-a-seam.md says",
+                subject=seam.name,
+            )
+        return result
+
+
+def load_plugins(
+    seams: Iterable[Seam], options: Mapping[str, Mapping[str, Any]] | None = None
+) -> LoadedSeams:
+    """Import the plugins of the chosen seams and hold each to its manifest.
+
+    Args:
+        seams: The seams of one plan, at most one for each family.
+        options: Seam name -> the recipe's options, as parsed.
+
+    Raises:
+        Refusal: With every fault: an import that fails, a module that comes from elsewhere than the
+            manifest, a hook undeclared or missing, options that the seam does not accept.
+    """
+    faults: list[SeamsError] = []
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs.Hooks)
+    validated: dict[str, Any] = {}
+    for seam in seams:
+        _add_family(manager, seam)
+        module = _import(seam, faults)
+        if module is None:
+            continue
+        held = _held_to_manifest(manager, seam, module)
+        faults.extend(held)
+        if held:
+            continue
+        manager.register(module, name=seam.name)
+        validated[seam.name] = _options(seam, module, (options or {}).get(seam.name, {}), faults)
+    if faults:
+        raise Refusal(faults)
+    manager.check_pending()
+    return LoadedSeams(manager=manager, options=validated)
+
+
+def _add_family(manager: pluggy.PluginManager, seam: Seam) -> None:
+    """Give the seam's family its hooks, where core does not list them already."""
+
+    def layer(context: LayerContext) -> Any:
+        """Build a layer of a family that a manifest introduced."""
+
+    def options() -> type:
+        """Name the attrs class of the seam's options."""
+
+    class Introduced:
+        """The hooks of one family."""
+
+    if not hasattr(manager.hook, seam.manifest.hook):
+        setattr(Introduced, seam.manifest.hook, staticmethod(hookspec(layer)))
+    setattr(Introduced, seam.manifest.options_hook, staticmethod(hookspec(options)))
+    manager.add_hookspecs(Introduced)
+
+
+def _import(seam: Seam, faults: list[SeamsError]) -> ModuleType | None:
+    name = f"{seam.package}.plugin"
+    try:
+        module = importlib.import_module(name)
+    except BaseException as error:  # noqa: BLE001 - SystemExit in a plugin must not end the run
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        faults.append(
+            PluginImport(
+                asked=f"the plugin module {name} of {seam.claim}",
+                found=f"{type(error).__name__}: {error}",
+                next=f'run `python -c "import {name}"` for the traceback, and ask {seam.owner}',
+                subject=seam.name,
+            )
+        )
+        return None
+    found = Path(module.__file__ or "").resolve()
+    if Path(seam.directory).resolve() not in found.parents:
+        faults.append(
+            Shadowed(
+                asked=f"the plugin module {name} from {seam.directory}",
+                found=f"it was imported from {found}",
+                next="remove the other copy, or start from another working directory",
+                subject=seam.name,
+            )
+        )
+        return None
+    return module
+
+
+def _held_to_manifest(
+    manager: pluggy.PluginManager, seam: Seam, module: ModuleType
+) -> list[SeamsError]:
+    """What the plugin implements must be what the manifest declares, and the other way round."""
+    declared = {seam.manifest.hook, seam.manifest.options_hook}
+    implemented = {
+        name for name in dir(module) if manager.parse_hookimpl_opts(module, name) is not None
+    }
+    faults: list[SeamsError] = [
+        HookUndeclared(
+            asked=f"only the hooks that the manifest of {seam.claim} declares",
+            found=f"{module.__name__} also implements {name!r}",
+            next=f"declare it in a manifest of its own, or remove it; ask {seam.owner}",
+            subject=seam.name,
+        )
+        for name in sorted(implemented - declared)
+    ]
+    if seam.manifest.hook not in implemented:
+        faults.append(
+            HookMissing(
+                asked=f"hook {seam.manifest.hook!r}, which the manifest of {seam.claim} declares",
+                found=f"{module.__name__} implements {sorted(implemented) or 'no hook'}",
+                next=f"implement it with @hookimpl (docs/write-a-seam.md); ask {seam.owner}",
+                subject=seam.name,
+            )
+        )
+    return faults
+
+
+def _options(
+    seam: Seam, module: ModuleType, given: Mapping[str, Any], faults: list[SeamsError]
+) -> Any:
+    """Validate the recipe's options by the class that the seam names."""
+    hook = getattr(module, seam.manifest.options_hook, None)
+    if hook is None:
+        if given:
+            faults.append(
+                OptionsInvalid(
+                    asked=f"[seams.{seam.name}] {', '.join(sorted(given))}",
+                    found=f"{seam.claim} takes no options",
+                    next="remove the table from the recipe",
+                    subject=seam.name,
+                )
+            )
+        return None
+    value, wrong = structure(hook(), given)
+    faults.extend(
+        OptionsInvalid(
+            asked=f"valid options for {seam.claim}",
+            found=fault.message,
+            next="mend the key in the recipe",
+            subject=seam.name,
+            key=f"seams.{seam.name}.{fault.key}".rstrip("."),
+        )
+        for fault in wrong
+    )
+    return value

@@ -1,0 +1,204 @@
+"""Recipes: a model as a TOML file. What the file may say, validated without coercion."""
+
+import datetime
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import field, validators
+
+from megatron_seams.dialect import MEGATRON
+from megatron_seams.errors import RecipeInvalid, Refusal
+from megatron_seams.strict import structure
+
+SCHEMA = 1
+
+
+def _positive(_: Any, attribute: Any, value: int) -> None:
+    if value < 1:
+        message = f"expected at least 1, found {value}"
+        raise ValueError(message)
+
+
+def _not_empty(_: Any, __: Any, value: str) -> None:
+    if not value.strip():
+        message = "expected a sentence, found an empty string"
+        raise ValueError(message)
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    """``[model]``: the name and the layers."""
+
+    name: str = field(validator=_not_empty)
+    pattern: str
+    dialect: str = MEGATRON.name
+    depth: int | None = field(default=None, validator=validators.optional(_positive))
+
+
+@attrs.frozen(kw_only=True)
+class DialectTable:
+    """``[dialect]``: tokens added to the named dialect."""
+
+    tokens: dict[str, str] = field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class LayersEntry:
+    """``[[layers]]``: layers that are of another family than their token says.
+
+    Attributes:
+        positions: 1-based global layer numbers.
+        family: What they are.
+        of: The family that the token spells; if given, an entry that hits another one is refused,
+            so that an edited pattern cannot quietly move the specialisation to other layers.
+    """
+
+    positions: tuple[int, ...] = field(validator=validators.min_len(1))
+    family: str
+    of: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class FeatureEntry:
+    """``[[features]]``: a feature family, and where it attaches."""
+
+    family: str
+    placement: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """``[policy]``: choices between seams.
+
+    Attributes:
+        experiments: Names of experiments that this model accepts.
+        pin: Family -> the seam to take where several build it.
+    """
+
+    experiments: tuple[str, ...] = ()
+    pin: dict[str, str] = field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Override:
+    """``[[override]]``: a seam taken over native, for a reason and until a date."""
+
+    family: str
+    seam: str
+    reason: str = field(validator=_not_empty)
+    expires: datetime.date
+
+
+@attrs.frozen(kw_only=True)
+class Parallelism:
+    """``[parallelism]``: how the model is spread over ranks."""
+
+    tensor_parallel: int = field(default=1, validator=_positive)
+    sequence_parallel: bool = False
+    pipeline_parallel: int = field(default=1, validator=_positive)
+    expert_parallel: int = field(default=1, validator=_positive)
+    context_parallel: int = field(default=1, validator=_positive)
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeSettings:
+    """``[runtime]``: how the model is run."""
+
+    packed_sequences: bool = False
+    inference: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Smoke:
+    """``[smoke]``: the toy run that ``registry smoke`` makes of the recipe.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch: Sequences in a step.
+        sequence: Tokens in a sequence.
+        learning_rate: Adam's, at its peak.
+        seed: Of the weights and of the order of the text.
+        megatron: Native settings for the toy model, over those that it derives itself.
+    """
+
+    steps: int = field(default=300, validator=_positive)
+    batch: int = field(default=8, validator=_positive)
+    sequence: int = field(default=128, validator=_positive)
+    learning_rate: float = 3e-3
+    seed: int = 1234
+    megatron: dict[str, Any] = field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """A whole recipe file.
+
+    Attributes:
+        families: Family -> the family that all its layers are instead.
+        seams: Seam name -> options, which the seam's own class validates when the plan is built.
+        megatron: Upstream's own configuration fields, by upstream's names.
+        install: Family -> the distribution to install where nothing builds it; a refusal names it.
+    """
+
+    schema: int
+    model: Model
+    dialect: DialectTable = field(factory=DialectTable)
+    families: dict[str, str] = field(factory=dict)
+    layers: tuple[LayersEntry, ...] = ()
+    features: tuple[FeatureEntry, ...] = ()
+    policy: Policy = field(factory=Policy)
+    override: tuple[Override, ...] = ()
+    seams: dict[str, dict[str, Any]] = field(factory=dict)
+    megatron: dict[str, Any] = field(factory=dict)
+    parallelism: Parallelism = field(factory=Parallelism)
+    runtime: RuntimeSettings = field(factory=RuntimeSettings)
+    install: dict[str, str] = field(factory=dict)
+    smoke: Smoke = field(factory=Smoke)
+
+    def __attrs_post_init__(self) -> None:
+        """Only the schema that this code was written for."""
+        if self.schema != SCHEMA:
+            message = f"schema: expected {SCHEMA}, found {self.schema}"
+            raise ValueError(message)
+
+    @classmethod
+    def of_pattern(cls, pattern: str, *, dialect: str, depth: int | None) -> "Recipe":
+        """The recipe that a bare pattern on the command line stands for."""
+        model = Model(name=pattern or "(empty)", pattern=pattern, dialect=dialect, depth=depth)
+        return cls(schema=SCHEMA, model=model)
+
+
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        Refusal: With every fault of the file.
+    """
+    asked = "a recipe that can be read"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Refusal(
+            [
+                RecipeInvalid(
+                    asked=asked, found=str(error), next="mend the file", file=str(path)
+                )
+            ]
+        ) from error
+    recipe, faults = structure(Recipe, table)
+    if recipe is None:
+        raise Refusal(
+            RecipeInvalid(
+                asked="a valid recipe",
+                found=fault.message,
+                next="mend the key (docs/recipes.md lists them all)",
+                file=str(path),
+                key=fault.key or None,
+            )
+            for fault in faults
+        )
+    return recipe

@@ -1,0 +1,318 @@
+"""A seam's manifest: what ``seam.toml`` may say, validated and frozen.
+
+A seam declares itself in data. Reading a manifest runs no code of the package that carries it, so an
+audit never runs what it audits.
+"""
+
+import datetime
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+from attrs import field, validators
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
+from megatron_seams.families import NAME, Kind
+from megatron_seams.strict import KeyFault, structure
+
+SCHEMA = 1
+#: A manifest is a page of text; something larger is not a manifest.
+MAX_BYTES = 64 * 1024
+
+_OWNER = re.compile(r"@[A-Za-z0-9][A-Za-z0-9-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")
+
+#: What `[supports]` may say, and which recipe setting is held against it.
+CAPABILITIES = (
+    "tensor-parallel",
+    "sequence-parallel",
+    "pipeline-parallel",
+    "expert-parallel",
+    "context-parallel",
+    "packed-sequences",
+    "inference",
+)
+
+
+def _one_of(*choices: str) -> Any:
+    def check(_: Any, __: Any, value: str) -> None:
+        if value not in choices:
+            message = f"expected one of {', '.join(choices)}; found {value!r}"
+            raise ValueError(message)
+
+    return check
+
+
+def _name(_: Any, __: Any, value: str) -> None:
+    if not NAME.match(value):
+        message = f"expected a name like [a-z][a-z0-9_]*, found {value!r}"
+        raise ValueError(message)
+
+
+def _owner(_: Any, __: Any, value: str) -> None:
+    if not _OWNER.match(value):
+        message = f"expected a team handle like @organisation/team, found {value!r}"
+        raise ValueError(message)
+
+
+def _specifier(_: Any, __: Any, value: str) -> None:
+    try:
+        SpecifierSet(value)
+    except InvalidSpecifier:
+        message = f"expected a version range like >=0.17,<0.20; found {value!r}"
+        raise ValueError(message) from None
+
+
+def _text(_: Any, __: Any, value: str) -> None:
+    if not value.strip():
+        message = "expected a sentence, found an empty string"
+        raise ValueError(message)
+
+
+@attrs.frozen(kw_only=True)
+class About:
+    """``[seam]``: who and what."""
+
+    name: str = field(validator=_name)
+    family: str = field(validator=_name)
+    summary: str = field(validator=_text)
+    owner: str = field(validator=_owner)
+    status: str = field(default="seam", validator=_one_of("seam", "experiment"))
+    introduced: datetime.date
+    review_by: datetime.date
+
+
+@attrs.frozen(kw_only=True)
+class Upstream:
+    """``[upstream]``: what retires the seam.
+
+    Attributes:
+        fallback: ``native`` accepts the named upstream surface as the equivalent; ``refuse``
+            accepts nothing.
+        symbol_name: Upstream's constant for the layer (``MLA``).
+        config_field: A field of upstream's configuration that ships the family as an option.
+        flag: A command-line flag that does.
+        tracking: Where the upstream work can be followed.
+    """
+
+    fallback: str = field(validator=_one_of("native", "refuse"))
+    symbol_name: str | None = None
+    config_field: str | None = None
+    flag: str | None = None
+    tracking: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        """A fallback names what it waits for, and only then."""
+        named = [name for name in (self.symbol_name, self.config_field, self.flag) if name]
+        if self.fallback == "native" and len(named) != 1:
+            message = (
+                'with fallback = "native" exactly one of symbol-name, config-field and flag says '
+                f"what retires the seam; found {len(named)}"
+            )
+            raise ValueError(message)
+        if self.fallback == "refuse" and named:
+            message = 'with fallback = "refuse" nothing upstream is accepted, so nothing is named'
+            raise ValueError(message)
+
+    @property
+    def accepts(self) -> str | None:
+        """The upstream name that is accepted as the equivalent, or None."""
+        return self.symbol_name or self.config_field or self.flag
+
+
+@attrs.frozen(kw_only=True)
+class Carrier:
+    """``[carrier]``: the native slots that may carry the seam's layers, the best first.
+
+    Attributes:
+        slots: Fields of upstream's ``HybridStackSubmodules``.
+        part: ``mixer`` if the hook gives the mixer of upstream's own ``MambaLayer``, ``layer`` if
+            it gives the whole layer. Left out, it is the mixer in ``mamba_layer`` and the whole
+            layer everywhere else.
+    """
+
+    slots: tuple[str, ...] = field(validator=validators.min_len(1))
+    part: str | None = field(default=None, validator=validators.optional(_one_of("mixer", "layer")))
+
+    def part_in(self, slot: str) -> Literal["mixer", "layer"]:
+        """What the seam's hook provides when ``slot`` carries it."""
+        if self.part == "layer" or (self.part is None and slot != "mamba_layer"):
+            return "layer"
+        return "mixer"
+
+
+@attrs.frozen(kw_only=True)
+class Placement:
+    """``[feature]``: where a feature attaches."""
+
+    placement: str = field(validator=_one_of("embedding"))
+
+
+@attrs.frozen(kw_only=True)
+class Introduces:
+    """``[family]``: a family that core has never heard of."""
+
+    name: str = field(validator=_name)
+    summary: str = field(validator=_text)
+
+
+@attrs.frozen(kw_only=True)
+class Requires:
+    """``[requires]``: the Megatron releases that the seam was written for."""
+
+    megatron_core: str = field(validator=_specifier)
+
+    @property
+    def range(self) -> SpecifierSet:
+        """The range as packaging compares it."""
+        return SpecifierSet(self.megatron_core)
+
+
+@attrs.frozen(kw_only=True)
+class Supports:
+    """``[supports]``: what the seam does under each setting; unlisted is False, and refused."""
+
+    tensor_parallel: bool = False
+    sequence_parallel: bool = False
+    pipeline_parallel: bool = False
+    expert_parallel: bool = False
+    context_parallel: bool = False
+    packed_sequences: bool = False
+    inference: bool = False
+
+    def __getitem__(self, capability: str) -> bool:
+        """Look up one of :data:`CAPABILITIES` by its dashed name."""
+        return bool(getattr(self, capability.replace("-", "_")))
+
+
+@attrs.frozen(kw_only=True)
+class Manifest:
+    """A whole ``seam.toml``."""
+
+    schema: int
+    seam: About
+    upstream: Upstream
+    requires: Requires
+    carrier: Carrier | None = None
+    feature: Placement | None = None
+    family: Introduces | None = None
+    supports: Supports = field(factory=Supports)
+
+    def __attrs_post_init__(self) -> None:
+        """What no single key can be checked for."""
+        if self.schema != SCHEMA:
+            message = f"schema: expected {SCHEMA}, found {self.schema}"
+            raise ValueError(message)
+        if (self.carrier is None) == (self.feature is None):
+            message = "exactly one of [carrier] (a layer) and [feature] (a feature) is required"
+            raise ValueError(message)
+        if self.family is not None and self.family.name != self.seam.family:
+            message = (
+                f"[family] introduces {self.family.name!r} but the seam builds {self.seam.family!r}"
+            )
+            raise ValueError(message)
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the seam builds layers or a feature."""
+        return "block" if self.feature is None else "feature"
+
+    @property
+    def experiment(self) -> bool:
+        """Whether it is still on trial."""
+        return self.seam.status == "experiment"
+
+    @property
+    def hook(self) -> str:
+        """The hook that the plugin must implement."""
+        suffix = "layer" if self.kind == "block" else "feature"
+        return f"{self.seam.family}_{suffix}"
+
+    @property
+    def options_hook(self) -> str:
+        """The hook that a plugin with options implements beside it."""
+        return f"{self.seam.family}_options"
+
+
+@attrs.frozen(kw_only=True)
+class Seam:
+    """An installed (or unpacked) seam: its manifest and where it was found.
+
+    Attributes:
+        manifest: The validated manifest.
+        package: The dotted package of the entry point, ``megatron_seams_ngram.hash``.
+        distribution: The distribution that provides it.
+        version: That distribution's version.
+        directory: The package's folder.
+        manifest_digest: SHA-256 of the manifest's bytes.
+    """
+
+    manifest: Manifest
+    package: str
+    distribution: str
+    version: str
+    directory: Path
+    manifest_digest: str = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The seam's own name, unique in an environment."""
+        return self.manifest.seam.name
+
+    @property
+    def family(self) -> str:
+        """The family that it builds."""
+        return self.manifest.seam.family
+
+    @property
+    def owner(self) -> str:
+        """The team that answers for it."""
+        return self.manifest.seam.owner
+
+    @property
+    def claim(self) -> str:
+        """How messages name a claimant: seam, distribution, version and owner."""
+        return f"seam {self.name!r} of {self.distribution} {self.version} (owner {self.owner})"
+
+
+def parse_manifest(data: bytes, *, file: str) -> tuple[Manifest | None, tuple[SeamsError, ...]]:
+    """Read the bytes of a ``seam.toml``.
+
+    Args:
+        data: The file's contents.
+        file: Its name, for the messages.
+
+    Returns:
+        The manifest and no fault, or None and every fault.
+    """
+    asked = "a seam manifest that can be read"
+    if len(data) > MAX_BYTES:
+        fault: SeamsError = ManifestUnreadable(
+            asked=asked,
+            found=f"{len(data)} bytes; a manifest has at most {MAX_BYTES}",
+            next="check what was packaged as seam.toml",
+            file=file,
+        )
+        return None, (fault,)
+    try:
+        table: Mapping[str, Any] = tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        fault = ManifestUnreadable(
+            asked=asked, found=str(error), next="mend the file and reinstall the plugin", file=file
+        )
+        return None, (fault,)
+    manifest, faults = structure(Manifest, table)
+    return manifest, tuple(_invalid(fault, file) for fault in faults)
+
+
+def _invalid(fault: KeyFault, file: str) -> ManifestInvalid:
+    return ManifestInvalid(
+        asked="a valid seam manifest",
+        found=fault.message,
+        next="mend the key (docs/write-a-seam.md lists them all) and reinstall the plugin",
+        file=file,
+        key=fault.key or None,
+    )

@@ -1,0 +1,226 @@
+"""Where a megatron-core's source text comes from: the one in hand, a folder, a wheel, an sdist.
+
+Only text is read; nothing of Megatron is imported.
+"""
+
+import ast
+import importlib.machinery
+import importlib.util
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import attrs
+import importlib_metadata
+from packaging.version import InvalidVersion, Version
+
+from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
+
+DISTRIBUTION = "megatron-core"
+_VERSION = "core/package_info.py"
+
+
+@attrs.frozen(kw_only=True)
+class MegatronSource:
+    """The source text of one megatron-core.
+
+    Attributes:
+        origin: The folder or archive, for messages.
+        read: Path inside ``megatron`` -> its bytes, or None if there is no such file.
+    """
+
+    origin: str
+    read: Callable[[str], bytes | None] = attrs.field(repr=False)
+
+    def parse(self, path: str) -> ast.Module | None:
+        """The syntax tree of a file, or None if there is no such file.
+
+        Raises:
+            SurfaceUnknown: It is not Python that this interpreter can read.
+        """
+        data = self.read(path)
+        if data is None:
+            return None
+        try:
+            return ast.parse(data)
+        except (SyntaxError, ValueError) as error:
+            raise unknown_shape(self.origin, f"megatron/{path}: {error}") from error
+
+    def version(self) -> Version:
+        """The version that ``package_info.py`` states.
+
+        Its own ``__version__`` runs git; the four constants are what it is made of.
+
+        Raises:
+            SurfaceUnknown: The file is missing or states no version in the known form.
+        """
+        tree = self.parse(_VERSION)
+        if tree is None:
+            raise unknown_shape(self.origin, f"megatron/{_VERSION} is not there")
+        parts = {
+            target.id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        try:
+            text = f"{parts['MAJOR']}.{parts['MINOR']}.{parts['PATCH']}{parts['PRE_RELEASE']}"
+            return Version(text)
+        except (KeyError, InvalidVersion) as error:
+            raise unknown_shape(
+                self.origin, f"package_info.py states no version that can be read ({error})"
+            ) from error
+
+
+def unknown_shape(origin: str, what: str) -> SurfaceUnknown:
+    """The fault of a source that is not of a known shape."""
+    return SurfaceUnknown(
+        asked=f"the native surface of the megatron-core at {origin}",
+        found=what,
+        next="use a megatron-core whose hybrid stack this version reads (`registry surface`), or a "
+        "newer megatron-seams; until then nothing is native",
+        subject=DISTRIBUTION,
+        file=origin,
+    )
+
+
+def in_hand() -> tuple[MegatronSource | None, tuple[SeamsError, ...]]:
+    """The Megatron that ``import megatron.core`` would load, found without importing it.
+
+    Returns:
+        The source or None, and the finding that an installed distribution is another one.
+    """
+    found = _importable()
+    if found is None:
+        return None, ()
+    source = _folder(found)
+    return source, _differs(source, found)
+
+
+def missing() -> MegatronMissing:
+    """The fault of an environment without any Megatron."""
+    return MegatronMissing(
+        asked="the megatron-core in hand",
+        found="`import megatron.core` would fail: nothing is native",
+        next="install it (pip install 'megatron-seams[megatron]'), or plan against one with "
+        "--megatron WHEEL|PATH",
+        subject=DISTRIBUTION,
+    )
+
+
+def open_source(path: Path) -> MegatronSource:
+    """The megatron-core in a folder (checkout, site-packages, ``--target``), wheel or sdist.
+
+    Raises:
+        MegatronMissing: There is none in it.
+    """
+    if path.is_dir():
+        for folder in (path / "megatron", path, path.parent):
+            if (folder / _VERSION).is_file():
+                return _folder(folder)
+    elif path.is_file() and zipfile.is_zipfile(path):
+        return _zip(path)
+    elif path.is_file() and tarfile.is_tarfile(path):
+        return _tar(path)
+    raise MegatronMissing(
+        asked=f"the megatron-core at {path}",
+        found="no folder, wheel or sdist with megatron/core in it",
+        next="name a wheel, an sdist, a checkout or an installation folder",
+        subject=DISTRIBUTION,
+        file=str(path),
+    )
+
+
+def _importable() -> Path | None:
+    # `megatron` is a namespace package: several folders may contribute, and the first of them that
+    # has `core` is the one an import takes. Asking for "megatron.core" directly would import the
+    # parent; asking the path finder with the parent's locations does not.
+    try:
+        parent = importlib.util.find_spec("megatron")
+    except ValueError:
+        return None
+    if parent is None or parent.submodule_search_locations is None:
+        return None
+    locations = list(parent.submodule_search_locations)
+    spec = importlib.machinery.PathFinder.find_spec("megatron.core", locations)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent.parent
+
+
+def _differs(source: MegatronSource, found: Path) -> tuple[SeamsError, ...]:
+    try:
+        distribution = importlib_metadata.distribution(DISTRIBUTION)
+    except importlib_metadata.PackageNotFoundError:
+        return ()
+    installed = Path(str(distribution.locate_file("megatron")))
+    roots = [installed, *editable_roots(distribution)]
+    if any(found.resolve().is_relative_to(root.resolve()) for root in roots):
+        return ()
+    return (
+        MegatronDiffers(
+            asked="one megatron-core",
+            found=f"`import megatron.core` loads {source.version()} from {found / 'core'}, and the installed "
+            f"distribution is {distribution.version} at {installed}",
+            next="plan and train with the first (it is what runs), or take it off PYTHONPATH",
+            subject=DISTRIBUTION,
+        ),
+    )
+
+
+def editable_roots(distribution: importlib_metadata.Distribution) -> list[Path]:
+    """The project folder of an editable installation, by PEP 610's record; empty for others."""
+    text = distribution.read_text("direct_url.json")
+    if not text:
+        return []
+    record = json.loads(text)
+    if not record.get("dir_info", {}).get("editable"):
+        return []
+    return [Path(unquote(urlsplit(record["url"]).path))]
+
+
+def _folder(folder: Path) -> MegatronSource:
+    def read(path: str) -> bytes | None:
+        file = folder / path
+        return file.read_bytes() if file.is_file() else None
+
+    return MegatronSource(origin=str(folder), read=read)
+
+
+def _zip(path: Path) -> MegatronSource:
+    def read(name: str) -> bytes | None:
+        with zipfile.ZipFile(path) as archive:
+            try:
+                return archive.read(f"megatron/{name}")
+            except KeyError:
+                return None
+
+    if read(_VERSION) is None:
+        raise attrs.evolve(missing(), asked=f"the megatron-core in {path}", found="none is in it")
+    return MegatronSource(origin=str(path), read=read)
+
+
+def _tar(path: Path) -> MegatronSource:
+    with tarfile.open(path) as archive:
+        # An sdist has one top folder, whose name carries the version.
+        members = {
+            str(PurePosixPath(*PurePosixPath(member.name).parts[1:])): member
+            for member in archive.getmembers()
+            if member.isfile()
+        }
+
+    def read(name: str) -> bytes | None:
+        member = members.get(f"megatron/{name}")
+        if member is None:
+            return None
+        with tarfile.open(path) as archive:
+            file = archive.extractfile(member)
+            return file.read() if file else None
+
+    if read(_VERSION) is None:
+        raise attrs.evolve(missing(), asked=f"the megatron-core in {path}", found="none is in it")
+    return MegatronSource(origin=str(path), read=read)

@@ -1,0 +1,132 @@
+"""From tokens to families: the dialect first, then what the recipe says explicitly."""
+
+from collections.abc import Iterable
+
+import attrs
+
+from megatron_seams.dialect import Dialect, built_in
+from megatron_seams.errors import Refusal, SeamsError, SpecialisationInvalid
+from megatron_seams.pattern import Pattern, parse_pattern
+from megatron_seams.recipe import Recipe
+
+
+@attrs.frozen(kw_only=True)
+class Families:
+    """The family of every layer, or the faults that keep some from having one.
+
+    Attributes:
+        layers: The family of each decoder layer; None where it is a fault.
+        mtp: The same for one MTP depth.
+        because: Index of a decoder layer -> how the recipe specialised it.
+        faults: One for each token and each entry at fault.
+    """
+
+    layers: tuple[str | None, ...]
+    mtp: tuple[str | None, ...]
+    because: dict[int, str]
+    faults: tuple[SeamsError, ...]
+
+
+def read_pattern(recipe: Recipe) -> tuple[Pattern, Dialect]:
+    """The recipe's pattern, expanded, and the dialect that it is written in.
+
+    Raises:
+        Refusal: The pattern cannot be read, or there is no such dialect.
+    """
+    faults: list[SeamsError] = []
+    dialect = built_in(recipe.model.dialect)
+    if isinstance(dialect, SeamsError):
+        faults.append(dialect)
+    else:
+        dialect, problems = dialect.extended(recipe.dialect.tokens)
+        faults.extend(problems)
+    try:
+        pattern = parse_pattern(
+            recipe.model.pattern, dialect=recipe.model.dialect, depth=recipe.model.depth
+        )
+    except SeamsError as fault:
+        faults.append(fault)
+    if faults or isinstance(dialect, SeamsError):
+        raise Refusal(faults)
+    return pattern, dialect
+
+
+def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
+    """Give each layer its family; no token and no entry is guessed at or passed over."""
+    faults: list[SeamsError] = []
+    spelled: dict[str, str | None] = {}
+    where = pattern.positions()
+    for token in dict.fromkeys(pattern.tokens + pattern.mtp):
+        family = dialect.family_of(token, tuple(where.get(token, ())))
+        if isinstance(family, SeamsError):
+            faults.append(family)
+            family = None
+        spelled[token] = family
+    base = [spelled[token] for token in pattern.tokens]
+    faults.extend(_strangers(recipe, set(spelled.values())))
+    because: dict[int, str] = {}
+    layers = list(base)
+    for index, family in enumerate(base):
+        if family in recipe.families:
+            layers[index] = recipe.families[family]
+            because[index] = f"the recipe specialises {family} as {layers[index]}"
+    faults.extend(_entries(recipe, base, layers, because))
+    mtp = [spelled[token] for token in pattern.mtp]
+    return Families(
+        layers=tuple(layers),
+        mtp=tuple(recipe.families.get(family, family) if family else None for family in mtp),
+        because=because,
+        faults=tuple(faults),
+    )
+
+
+def _strangers(recipe: Recipe, spelled: Iterable[str | None]) -> list[SeamsError]:
+    present = sorted(family for family in spelled if family)
+    return [
+        _invalid(
+            f"[families] {family} = {target!r}",
+            f"no token of the pattern spells {family}; it spells {', '.join(present) or 'nothing'}",
+            f"families.{family}",
+        )
+        for family, target in recipe.families.items()
+        if family not in present
+    ]
+
+
+def _entries(
+    recipe: Recipe, base: list[str | None], layers: list[str | None], because: dict[int, str]
+) -> list[SeamsError]:
+    """Apply the ``[[layers]]`` entries to ``layers``, and say what is wrong with them."""
+    faults: list[SeamsError] = []
+    taken: dict[int, str] = {}
+    for number, entry in enumerate(recipe.layers):
+        key = f"layers[{number}]"
+        for position in entry.positions:
+            asked = f"layer {position} as {entry.family!r}"
+            if not 1 <= position <= len(layers):
+                faults.append(_invalid(asked, f"the layers are 1 to {len(layers)}", key))
+                continue
+            found = base[position - 1]
+            if entry.of is not None and found != entry.of:
+                problem = f"the entry is for layers of {entry.of}; the pattern spells {found} there"
+                faults.append(_invalid(asked, problem, key, (position,)))
+            elif position in taken:
+                problem = f"another entry makes it {taken[position]!r}"
+                faults.append(_invalid(asked, problem, key, (position,)))
+            else:
+                taken[position] = entry.family
+                layers[position - 1] = entry.family
+                because[position - 1] = f"the recipe makes layer {position} {entry.family}"
+    return faults
+
+
+def _invalid(
+    asked: str, found: str, key: str, positions: tuple[int, ...] = ()
+) -> SpecialisationInvalid:
+    return SpecialisationInvalid(
+        asked=asked,
+        found=found,
+        next="mend the entry in the recipe",
+        key=key,
+        positions=positions,
+    )
