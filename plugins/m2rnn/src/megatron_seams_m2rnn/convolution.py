@@ -1,0 +1,33 @@
+"""The short causal convolution in front of the recurrence."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def causal_convolution(x: Tensor, weight: Tensor, position: Tensor | None = None) -> Tensor:
+    """Convolve each channel over the tokens before it, inside its own document.
+
+    Written as a sum over lags, so that what may reach a token is visible: a token earlier than the
+    document's first counts as zero. It is selected away, not multiplied by zero, so that not even a
+    NaN leaks from one document into the next.
+
+    Args:
+        x: [B, S, C].
+        weight: [C, taps]; the last tap weighs the token itself, the one before it the token before.
+        position: [S] integers, the number of each token inside its document, from 0; None where
+            the row is one document.
+
+    Returns:
+        [B, S, C] in x's dtype, summed in float32 at least.
+    """
+    steps, taps = x.shape[1], weight.shape[1]
+    weight = weight.to(torch.promote_types(torch.float32, weight.dtype))
+    padded = functional.pad(x, (0, 0, taps - 1, 0))
+    total = x * weight[:, -1]
+    for lag in range(1, taps):
+        earlier = padded[:, taps - 1 - lag :][:, :steps]
+        if position is not None:
+            earlier = torch.where((position >= lag)[:, None], earlier, 0)
+        total = total + earlier * weight[:, -1 - lag]
+    return total.to(x.dtype)
