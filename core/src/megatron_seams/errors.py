@@ -348,13 +348,19 @@ class Refusal(Exception):  # noqa: N818 - the design's own word
     Attributes:
         reasons: The faults, in the order of the first layer that each concerns.
         findings: Faults that did not cause the refusal but belong beside it.
+        tokens: The decoder's layers as the pattern spells them, where it could be read at all.
     """
 
     def __init__(
-        self, reasons: Iterable[SeamsError], findings: Iterable[SeamsError] = ()
+        self,
+        reasons: Iterable[SeamsError],
+        findings: Iterable[SeamsError] = (),
+        *,
+        tokens: str = "",
     ) -> None:
-        self.reasons = tuple(reasons)
-        self.findings = tuple(findings)
+        self.reasons = tuple(dict.fromkeys(reasons))
+        self.findings = tuple(f for f in dict.fromkeys(findings) if f not in self.reasons)
+        self.tokens = tokens
         super().__init__(self.reasons, self.findings)
 
     @property

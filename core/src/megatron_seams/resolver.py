@@ -80,7 +80,8 @@ def resolve(
         unused, idle = unused_settings(recipe, present, frozenset(chosen), retired)
         reasons += unused
     if reasons:
-        raise Refusal(sorted(reasons, key=_first_layer), environment.findings)
+        ordered = sorted(reasons, key=_first_layer)
+        raise Refusal(ordered, environment.findings, tokens=pattern.tokens)
     return Plan(
         name=recipe.model.name,
         pattern=pattern,
@@ -113,18 +114,27 @@ def _choose(
     for family, positions in where.items():
         choice = chooser.choose(family)
         if isinstance(choice, SeamsError):
-            reasons.append(_at(choice, pattern, positions))
+            reasons.append(_at(choice, pattern, families, positions))
         else:
             choices[family] = choice
     return choices
 
 
-def _at(fault: SeamsError, pattern: Pattern, positions: list[int]) -> SeamsError:
-    """The fault with the layers that it stops, and the tokens that spell them."""
+def _at(
+    fault: SeamsError, pattern: Pattern, families: Families, positions: list[int]
+) -> SeamsError:
+    """The fault with the layers that it stops, and what their tokens say by themselves."""
     tokens = ", ".join(dict.fromkeys(repr(pattern.tokens[at - 1]) for at in positions))
+    count = f"{len(positions)} layer{'s' if len(positions) > 1 else ''}"
+    found = fault.found
+    other = {families.spelled[at - 1] for at in positions} - {families.layers[positions[0] - 1]}
+    if other:
+        spelled = " and ".join(sorted(str(family) for family in other))
+        because = families.because[positions[0] - 1]
+        found += f"; {because}, so {spelled} is not taken in its place"
     return type(fault)(
-        asked=f"{fault.asked} (token {tokens}, {len(positions)} layers)",
-        found=fault.found,
+        asked=f"{fault.asked} (token {tokens}, {count})",
+        found=found,
         next=fault.next,
         subject=fault.subject,
         file=fault.file,

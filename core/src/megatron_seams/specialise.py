@@ -17,12 +17,14 @@ class Families:
     Attributes:
         layers: The family of each decoder layer; None where it is a fault.
         mtp: The same for one MTP depth.
+        spelled: What the tokens of the decoder's layers say by themselves.
         because: Index of a decoder layer -> how the recipe specialised it.
         faults: One for each token and each entry at fault.
     """
 
     layers: tuple[str | None, ...]
     mtp: tuple[str | None, ...]
+    spelled: tuple[str | None, ...]
     because: dict[int, str]
     faults: tuple[SeamsError, ...]
 
@@ -75,6 +77,7 @@ def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
     return Families(
         layers=tuple(layers),
         mtp=tuple(recipe.families.get(family, family) if family else None for family in mtp),
+        spelled=tuple(base),
         because=because,
         faults=tuple(faults),
     )

@@ -1,0 +1,169 @@
+"""The audit: every family with who builds it, and every seam with who answers for it."""
+
+import datetime
+from typing import Any
+
+import attrs
+
+from megatron_seams.choice import Chooser
+from megatron_seams.environment import Environment
+from megatron_seams.errors import ExperimentNotNamed, NoProvider, OnlyBroken, SeamsError
+from megatron_seams.families import Family
+from megatron_seams.recipe import Recipe
+from megatron_seams.seam import Seam
+from megatron_seams.surface import NativeSymbol
+
+SCHEMA = 1
+#: Who answers for what Megatron builds.
+UPSTREAM = "NVIDIA/Megatron-LM"
+
+#: What a family's row may say, the order of the legend.
+STATES = ("native", "seam", "experiment", "superseded", "broken", "refused")
+
+
+@attrs.frozen(kw_only=True)
+class SeamRow:
+    """One seam in the audit, installed and valid."""
+
+    seam: Seam
+    state: str
+
+
+@attrs.frozen(kw_only=True)
+class FamilyRow:
+    """One family in the audit.
+
+    Attributes:
+        family: The family.
+        state: One of :data:`STATES`.
+        symbol: The native symbol, if Megatron builds it.
+        seams: The seams that claim it.
+        note: One sentence: what it means, or what to do.
+    """
+
+    family: Family
+    state: str
+    symbol: NativeSymbol | None
+    seams: tuple[SeamRow, ...]
+    note: str
+
+    @property
+    def owner(self) -> str:
+        """Who answers for what a layer of the family would get."""
+        if self.state in ("native", "superseded"):
+            return UPSTREAM
+        return ", ".join(dict.fromkeys(row.seam.owner for row in self.seams)) or "nobody"
+
+
+@attrs.frozen(kw_only=True)
+class Audit:
+    """All rows, with the findings of the environment."""
+
+    environment: Environment
+    families: tuple[FamilyRow, ...]
+
+    @property
+    def findings(self) -> tuple[SeamsError, ...]:
+        """What is wrong, the gravest first."""
+        return self.environment.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The audit as ``list --json`` prints it."""
+        surface = self.environment.surface
+        version = str(surface.version) if surface.version else None
+        return {
+            "schema": SCHEMA,
+            "megatron_core": {
+                "version": version,
+                "origin": surface.origin or None,
+                "surface_digest": surface.digest or None,
+            },
+            "families": [_family(row) for row in self.families],
+            "broken": [
+                {
+                    "name": seam.name,
+                    "distribution": seam.distribution,
+                    "version": seam.version,
+                    "family": seam.manifest.seam.family if seam.manifest else None,
+                    "owner": seam.manifest.seam.owner if seam.manifest else None,
+                    "codes": [fault.code for fault in seam.faults],
+                }
+                for seam in self.environment.discovery.broken
+            ],
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def _family(row: FamilyRow) -> dict[str, Any]:
+    return {
+        "family": row.family.name,
+        "kind": row.family.kind,
+        "summary": row.family.summary,
+        "state": row.state,
+        "native_symbol": row.symbol.symbol if row.symbol else None,
+        "owner": row.owner,
+        "note": row.note,
+        "seams": [
+            {
+                "name": entry.seam.name,
+                "state": entry.state,
+                "owner": entry.seam.owner,
+                "upstream_fallback": entry.seam.manifest.upstream.fallback,
+                "accepts": entry.seam.manifest.upstream.accepts,
+                "distribution": entry.seam.distribution,
+                "version": entry.seam.version,
+                "review_by": entry.seam.manifest.seam.review_by.isoformat(),
+            }
+            for entry in row.seams
+        ],
+    }
+
+
+def audit(environment: Environment, *, today: datetime.date | None = None) -> Audit:
+    """Audit an environment: what each family would resolve to if a recipe said nothing about it."""
+    silent = Recipe.of_pattern("", dialect="megatron", depth=None)
+    chooser = Chooser(environment, silent, today or datetime.date.today())
+    rows = tuple(_row(environment, chooser, family) for family in environment.discovery.families)
+    return Audit(environment=environment, families=rows)
+
+
+def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRow:
+    seams = [seam for seam in environment.discovery.seams if seam.family == family.name]
+    choice = chooser.choose(family.name, of_layer=family.kind == "block")
+    symbol: NativeSymbol | None = None
+    if isinstance(choice, NoProvider):
+        state = "refused"
+        note = "nothing builds it here"
+    elif isinstance(choice, SeamsError):
+        states = {OnlyBroken: "broken", ExperimentNotNamed: "experiment"}
+        state = states.get(type(choice), "refused")
+        note = choice.found
+    elif isinstance(choice.provider, Seam):
+        state = "seam"
+        note = family.summary
+    else:
+        symbol = choice.provider
+        retired = [seam for seam in seams if not seam.manifest.experiment]
+        state = "superseded" if retired else "native"
+        note = family.summary
+        if retired:
+            names = " and ".join(f"seam {seam.name} ({seam.distribution})" for seam in retired)
+            note = f"native {symbol.symbol!r} in this Megatron; delete {names}"
+    return FamilyRow(
+        family=family,
+        state=state,
+        symbol=symbol,
+        seams=tuple(SeamRow(seam=seam, state=_state(environment, seam, state)) for seam in seams),
+        note=note,
+    )
+
+
+def _state(environment: Environment, seam: Seam, family_state: str) -> str:
+    """How one seam stands, which is not how its family stands where it has several."""
+    if family_state == "superseded" or environment.superseded_by(seam):
+        return "superseded"
+    if environment.out_of_range(seam) is not None:
+        return "broken"
+    if seam.manifest.experiment:
+        return "experiment"
+    return "refused" if family_state == "refused" else "seam"

@@ -1,0 +1,140 @@
+"""What the commands share: reading their arguments, and showing what went wrong."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from megatron_seams.dialect import BUILT_IN, MEGATRON
+from megatron_seams.environment import Environment, read_environment
+from megatron_seams.errors import RecipeInvalid, Refusal, SeamsError
+from megatron_seams.recipe import Recipe, load_recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: The HF configuration key that holds a hybrid model's layers.
+_HF_PATTERN = "hybrid_override_pattern"
+
+
+def megatron_option(command: F) -> F:
+    """``--megatron``: plan against another Megatron than the one in hand."""
+    return click.option(
+        "--megatron",
+        type=click.Path(path_type=Path),
+        metavar="WHEEL|PATH",
+        help="Use this megatron-core (wheel, sdist or folder) instead of the one in hand.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """``--json``: the same answer for a program."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON (docs/schema) instead of text."
+    )(command)
+
+
+def model_arguments(command: F) -> F:
+    """A recipe or pattern, and how to read a bare pattern."""
+    for decorate in (
+        click.option("--depth", type=int, help="Repeat a bare pattern to this many layers."),
+        click.option(
+            "--dialect",
+            type=click.Choice(sorted(BUILT_IN)),
+            help=f"The dialect of a bare pattern (default: {MEGATRON.name}).",
+        ),
+        click.argument("model", metavar="PATTERN|RECIPE|config.json"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def console(*, error: bool = False) -> Console:
+    """A console that wraps for a terminal and does not for a pipe, where 80 columns would cut."""
+    made = Console(stderr=error, highlight=False, soft_wrap=False)
+    if not made.is_terminal:
+        made = Console(stderr=error, highlight=False, width=160, no_color=True)
+    return made
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON document, keys in the order in which they were put."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def environment_of(megatron: Path | None) -> Environment:
+    """The environment that a command plans in."""
+    return read_environment(megatron)
+
+
+def recipe_of(model: str, dialect: str | None, depth: int | None) -> Recipe:
+    """The recipe that the argument names, or the one that a bare pattern stands for.
+
+    Raises:
+        Refusal: The file cannot be read, or an option has no meaning beside it.
+    """
+    path = Path(model)
+    if path.suffix == ".json":
+        recipe = _of_config(path, dialect, depth)
+    elif path.suffix == ".toml":
+        if dialect is not None or depth is not None:
+            raise Refusal(
+                [
+                    _invalid(
+                        path,
+                        "--dialect and --depth go with a bare pattern; the recipe states both",
+                        "change them in the recipe",
+                    )
+                ]
+            )
+        recipe = load_recipe(path)
+    else:
+        recipe = Recipe.of_pattern(model, dialect=dialect or MEGATRON.name, depth=depth)
+    return recipe
+
+
+def _of_config(path: Path, dialect: str | None, depth: int | None) -> Recipe:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal([_invalid(path, str(error), "mend the file")]) from error
+    pattern = config.get(_HF_PATTERN) if isinstance(config, dict) else None
+    if not isinstance(pattern, str):
+        fault = _invalid(
+            path, f"it has no {_HF_PATTERN}", "name a hybrid model's configuration, or a recipe"
+        )
+        raise Refusal([fault])
+    layers = config.get("num_hidden_layers", len(pattern))
+    if layers != len(pattern):
+        found = f"{_HF_PATTERN} has {len(pattern)} layers and num_hidden_layers is {layers!r}"
+        raise Refusal([_invalid(path, found, "correct one of them")])
+    return Recipe.of_pattern(pattern, dialect=dialect or MEGATRON.name, depth=depth)
+
+
+def _invalid(path: Path, found: str, advice: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        asked="a model that can be read", found=found, next=advice, file=str(path)
+    )
+
+
+def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
+    """Print faults to standard error, one paragraph each."""
+    out = console(error=True)
+    for fault in faults:
+        head, _, rest = str(fault).partition("\n")
+        # Text, not markup: a message may hold brackets of its own.
+        out.print(Text(head, style=style), soft_wrap=True)
+        out.print(Text(rest), soft_wrap=True)
+
+
+def show_refusal(refusal: Refusal) -> None:
+    """Print every reason of a refusal, then what else was found."""
+    show_faults(refusal.reasons, style="bold red")
+    show_faults(refusal.findings, style="yellow")
+    count = len(refusal.reasons)
+    noun = "reason" if count == 1 else "reasons"
+    console(error=True).print(f"refused: {count} {noun}", style="bold red")

@@ -1,0 +1,99 @@
+"""``registry list``: the audit."""
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from megatron_seams.audit import Audit, FamilyRow, audit
+from megatron_seams.cli.common import (
+    console,
+    environment_of,
+    json_option,
+    megatron_option,
+    print_json,
+    show_faults,
+)
+from megatron_seams.errors import ExitCode
+
+_STYLES = {
+    "native": "green",
+    "seam": "magenta",
+    "experiment": "yellow",
+    "superseded": "cyan",
+    "broken": "bold red",
+    "refused": "red",
+}
+
+
+@click.command("list")
+@click.option("--owners", is_flag=True, help="Add who answers for each, and what retires it.")
+@json_option
+@megatron_option
+@click.pass_context
+def list_families(
+    context: click.Context, owners: bool, as_json: bool, megatron: Path | None
+) -> None:
+    """List every block and feature family: native, or whose.
+
+    No plugin is imported: what is listed is what manifests and Megatron's source say.
+    """
+    found = audit(environment_of(megatron))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show_faults(found.environment.faults, style="bold red")
+        _print(found, owners)
+        others = [fault for fault in found.findings if fault not in found.environment.faults]
+        show_faults(others, style="yellow")
+    context.exit(ExitCode.FINDINGS if found.findings else ExitCode.OK)
+
+
+def _print(found: Audit, owners: bool) -> None:
+    surface = found.environment.surface
+    hand = f"megatron-core {surface.version}" if surface.version else "no Megatron: none is native"
+    table = Table(title=hand, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in ("family", "state", "provider"):
+        table.add_column(column, no_wrap=True)
+    if owners:
+        table.add_column("owner", no_wrap=True)
+        table.add_column("upstream fallback", no_wrap=True)
+    table.add_column("what")
+    for row in found.families:
+        cells = [row.family.name, Text(row.state, style=_STYLES[row.state]), _provider(row)]
+        if owners:
+            cells += [_owner(row), _fallback(row)]
+        table.add_row(*cells, row.note)
+    for broken in found.environment.discovery.broken:
+        manifest = broken.manifest
+        cells = [
+            manifest.seam.family if manifest else "?",
+            Text("broken", style=_STYLES["broken"]),
+            f"seam {broken.name} ({broken.distribution} {broken.version})",
+        ]
+        if owners:
+            cells += [manifest.seam.owner if manifest else "unknown"]
+            cells += [manifest.upstream.fallback if manifest else "unknown"]
+        table.add_row(*cells, ", ".join(fault.code for fault in broken.faults))
+    console().print(table)
+
+
+def _provider(row: FamilyRow) -> str:
+    parts = [f"native {row.symbol.symbol}"] if row.symbol else []
+    parts += [f"seam {entry.seam.name} {entry.seam.version}" for entry in row.seams]
+    return ", ".join(parts) or "-"
+
+
+def _owner(row: FamilyRow) -> str:
+    owners = [row.owner] if row.symbol else []
+    owners += [entry.seam.owner for entry in row.seams]
+    return ", ".join(dict.fromkeys(owners)) or "-"
+
+
+def _fallback(row: FamilyRow) -> str:
+    said = []
+    for entry in row.seams:
+        upstream = entry.seam.manifest.upstream
+        said.append(f"native ({upstream.accepts})" if upstream.accepts else upstream.fallback)
+    return ", ".join(said) or "-"

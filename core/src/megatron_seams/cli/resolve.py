@@ -1,0 +1,158 @@
+"""``registry resolve``: a pattern or recipe as a plan, or every reason against it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from megatron_seams.cli.common import (
+    console,
+    environment_of,
+    json_option,
+    megatron_option,
+    model_arguments,
+    print_json,
+    recipe_of,
+    show_faults,
+)
+from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
+from megatron_seams.errors import Refusal
+from megatron_seams.plan import Custom, Layer, Plan
+from megatron_seams.receipt import SCHEMA, describe_plan, make_receipt
+from megatron_seams.resolver import resolve
+
+
+# A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
+@click.command("resolve", context_settings={"ignore_unknown_options": True})
+@model_arguments
+@click.option("--layers", is_flag=True, help="One row for each layer instead of each provider.")
+@click.option(
+    "--receipt",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write the plan with the versions and digests that produced it.",
+)
+@json_option
+@megatron_option
+@click.pass_context
+def resolve_command(
+    context: click.Context,
+    model: str,
+    dialect: str | None,
+    depth: int | None,
+    layers: bool,
+    receipt: Path | None,
+    as_json: bool,
+    megatron: Path | None,
+) -> None:
+    """Resolve every layer: native first, exactly one seam second, refused otherwise."""
+    try:
+        recipe = recipe_of(model, dialect, depth)
+        plan = resolve(recipe, environment_of(megatron))
+    except Refusal as refusal:
+        if as_json:
+            print_json(_refused(refusal))
+            context.exit(refusal.exit_code)
+        _draw_refused(refusal)
+        raise
+    if receipt is not None:
+        receipt.write_text(make_receipt(plan, recipe), encoding="utf-8")
+    if as_json:
+        findings = [finding.to_dict() for finding in plan.findings]
+        print_json(
+            {
+                "schema": SCHEMA,
+                "outcome": "plan",
+                "plan": describe_plan(plan),
+                "findings": findings,
+            }
+        )
+        return
+    _draw(console(), plan, layers)
+    show_faults(plan.findings, style="yellow")
+    if receipt is not None:
+        console(error=True).print(f"receipt: {receipt}", markup=False)
+
+
+def _refused(refusal: Refusal) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "outcome": "refused",
+        "reasons": [reason.to_dict() for reason in refusal.reasons],
+        "findings": [finding.to_dict() for finding in refusal.findings],
+    }
+
+
+def _draw_refused(refusal: Refusal) -> None:
+    if refusal.tokens:
+        positions = {at for reason in refusal.reasons for at in reason.positions}
+        states = refused_states(refusal.tokens, positions)
+        draw_strip(console(), refusal.tokens, states, [0] * len(states))
+
+
+def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
+    pattern = plan.pattern
+    out.print(
+        f"{plan.name}: {pattern.depth} layers, dialect {pattern.dialect}, "
+        f"megatron-core {plan.surface.version}",
+        style="bold",
+        markup=False,
+    )
+    draw_strip(out, pattern.tokens, plan_states(plan), pattern.stage_numbers())
+    table = Table(box=None, pad_edge=False)
+    for column in ("count", "layers", "token", "family", "provider", "owner", "carried by"):
+        table.add_column(column, no_wrap=column != "layers")
+    table.add_column("why")
+    groups = [[layer] for layer in plan.layers] if every_layer else _grouped(plan.layers)
+    for group in groups:
+        _row(table, group, str(len(group)))
+    for group in [[layer] for layer in plan.mtp] if every_layer else _grouped(plan.mtp):
+        _row(table, group, f"{len(group)} x {pattern.mtp_depths} MTP")
+    for feature in plan.features:
+        table.add_row(
+            "1",
+            f"at {feature.placement}",
+            "-",
+            feature.family,
+            f"seam {feature.seam.name}",
+            feature.seam.owner,
+            "-",
+            feature.why,
+        )
+    out.print(table)
+
+
+def _grouped(layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Layers of one token, family and provider together, in the order of the first of each."""
+    groups: dict[tuple[str, str, str], list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault((layer.token, layer.family, layer.provider.label), []).append(layer)
+    return list(groups.values())
+
+
+def _row(table: Table, group: list[Layer], count: str) -> None:
+    first = group[0]
+    provider = first.provider
+    owner = carried = "-"
+    if isinstance(provider, Custom):
+        owner, carried = provider.seam.owner, f"{provider.slot} ({provider.symbol})"
+    table.add_row(
+        count,
+        ", ".join(str(layer.position) for layer in group),
+        first.token,
+        first.family,
+        provider.label if isinstance(provider, Custom) else f"native {provider.symbol}",
+        owner,
+        carried,
+        first.why if len(group) == 1 else _common(group),
+    )
+
+
+def _common(group: list[Layer]) -> str:
+    # Layers specialised one by one say so each in its own words; the provider's reason is shared.
+    reasons = {layer.why for layer in group}
+    if len(reasons) == 1:
+        return group[0].why
+    return group[0].why.rpartition("; ")[2]

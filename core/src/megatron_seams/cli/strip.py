@@ -1,0 +1,77 @@
+"""The layer strip: a model at a glance, one cell for each layer."""
+
+from collections.abc import Collection, Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from megatron_seams.plan import Custom, Plan
+
+_STYLES = {
+    "native": "black on green3",
+    "seam": "bold white on dark_magenta",
+    "experiment": "bold black on orange1",
+    "refused": "bold white on red3",
+}
+#: Below each cell where there is no colour to tell them apart.
+_MARKS = {"native": ".", "seam": "^", "experiment": "?", "refused": "x"}
+_ROW = 60
+
+
+def plan_states(plan: Plan) -> list[str]:
+    """The state of each layer of a plan."""
+    return [
+        ("experiment" if layer.provider.seam.manifest.experiment else "seam")
+        if isinstance(layer.provider, Custom)
+        else "native"
+        for layer in plan.layers
+    ]
+
+
+def refused_states(tokens: str, positions: Collection[int]) -> list[str]:
+    """The state of each layer of a refused pattern: the refused ones, and nothing of the others."""
+    return [
+        "refused" if number in positions else "" for number in range(1, len(tokens) + 1)
+    ]
+
+
+def draw_strip(out: Console, tokens: str, states: list[str], stages: list[int]) -> None:
+    """Draw the strip, numbered at the start of each row, with a gap where a stage begins.
+
+    Args:
+        out: Where to.
+        tokens: One character for each layer.
+        states: A key of the legend for each layer; empty for a layer of which nothing is known.
+        stages: The stage of each layer.
+    """
+    if len(tokens) > 100 * _ROW:
+        out.print(f"({len(tokens)} layers: too many to draw)")
+        return
+    for start in range(0, len(tokens), _ROW):
+        indices = range(start, min(start + _ROW, len(tokens)))
+        row = Text(f"{start + 1:>6} ")
+        marks = " " * 7
+        for index in indices:
+            gap = " " if index > start and stages[index] != stages[index - 1] else ""
+            row.append(gap)
+            row.append(tokens[index], style=_STYLES.get(states[index], "dim"))
+            marks += gap + _MARKS.get(states[index], " ")
+        out.print(row)
+        if not _coloured(out):
+            out.print(marks, markup=False)
+    out.print(Text("       ").append_text(_legend(states, _coloured(out))))
+
+
+def _coloured(out: Console) -> bool:
+    return out.is_terminal and out.color_system is not None
+
+
+def _legend(states: list[str], coloured: bool) -> Text:
+    def entries() -> Iterator[Text]:
+        for state, style in _STYLES.items():
+            count = states.count(state)
+            if count:
+                mark = Text("  ", style=style) if coloured else Text(_MARKS[state])
+                yield mark + Text(f" {state} {count}")
+
+    return Text("   ").join(entries())

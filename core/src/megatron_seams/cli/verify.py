@@ -1,0 +1,23 @@
+"""``registry verify``: hold an environment to a receipt."""
+
+from pathlib import Path
+
+import click
+
+from megatron_seams.cli.common import console, environment_of, megatron_option
+from megatron_seams.errors import Refusal
+from megatron_seams.receipt import verify
+
+
+@click.command("verify")
+@click.argument("receipt", type=click.Path(path_type=Path))
+@megatron_option
+def verify_command(receipt: Path, megatron: Path | None) -> None:
+    """Check that this environment still makes exactly the plan of RECEIPT.
+
+    Every difference is named: the Megatron, each seam's version, owner and code, each layer.
+    """
+    differences = verify(receipt, environment_of(megatron))
+    if differences:
+        raise Refusal(differences)
+    console().print(f"{receipt}: this environment makes the same plan", markup=False)

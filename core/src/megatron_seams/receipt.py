@@ -1,0 +1,277 @@
+"""Receipts: a plan on disk with the versions and digests that produced it, byte for byte the same.
+
+A receipt holds the recipe that was asked, so that holding an environment to it means resolving that
+recipe again and comparing everything: the Megatron, each seam's distribution and code, each layer.
+"""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from megatron_seams import __version__
+from megatron_seams.environment import Environment
+from megatron_seams.errors import ReceiptDiffers, ReceiptUnreadable, Refusal, SeamsError
+from megatron_seams.lowering import lowered_pattern
+from megatron_seams.plan import Custom, Layer, Plan
+from megatron_seams.recipe import Recipe
+from megatron_seams.resolver import resolve
+from megatron_seams.seam import Seam
+from megatron_seams.strict import key_of, structure
+
+SCHEMA = 1
+KIND = "megatron-seams receipt"
+_MAX_BYTES = 256 * 1024 * 1024
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON values; what a receipt holds and what ``resolve --json`` prints."""
+    return {
+        "name": plan.name,
+        "pattern": {
+            "text": plan.pattern.text,
+            "dialect": plan.pattern.dialect,
+            "depth": plan.pattern.depth,
+            "stages": list(plan.pattern.stages),
+            "mtp": plan.pattern.mtp,
+            "mtp_depths": plan.pattern.mtp_depths,
+        },
+        "lowered_pattern": lowered_pattern(plan),
+        "megatron_core": {
+            "version": str(plan.surface.version),
+            "surface_digest": plan.surface.digest,
+        },
+        "layers": [_layer(layer) for layer in plan.layers],
+        "mtp_layers": [_layer(layer) for layer in plan.mtp],
+        "features": [
+            {
+                "family": feature.family,
+                "placement": feature.placement,
+                "seam": feature.seam.name,
+                "owner": feature.seam.owner,
+                "why": feature.why,
+            }
+            for feature in plan.features
+        ],
+        "seams": {seam.name: describe_seam(seam) for seam in plan.seams},
+    }
+
+
+def describe_seam(seam: Seam) -> dict[str, Any]:
+    """A chosen seam, with what ties the plan to exactly this code."""
+    return {
+        "family": seam.family,
+        "status": seam.manifest.seam.status,
+        "owner": seam.owner,
+        "upstream_fallback": seam.manifest.upstream.fallback,
+        "distribution": seam.distribution,
+        "version": seam.version,
+        "manifest_digest": seam.manifest_digest,
+        "code_digest": code_digest(seam),
+    }
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    custom = layer.provider if isinstance(layer.provider, Custom) else None
+    return {
+        "position": layer.position,
+        "token": layer.token,
+        "family": layer.family,
+        "stage": layer.stage,
+        "provider": "native" if custom is None else "seam",
+        "seam": custom.seam.name if custom else None,
+        "owner": custom.seam.owner if custom else None,
+        "symbol": layer.provider.symbol,
+        "slot": layer.provider.slot,
+        "why": layer.why,
+    }
+
+
+def code_digest(seam: Seam) -> str:
+    """SHA-256 over the names and contents of every file of the seam's top-level package.
+
+    The whole package and not the seam's own folder: what a sibling module computes, the seam
+    computes. Byte code is left out, since it depends on who imported what.
+    """
+    digest = hashlib.sha256()
+    top = seam.directory
+    for _ in seam.package.split(".")[1:]:
+        top = top.parent
+    for file in sorted(top.rglob("*"), key=lambda file: file.relative_to(top).as_posix()):
+        if file.is_file() and file.suffix != ".pyc":
+            digest.update(f"{file.relative_to(top).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def make_receipt(plan: Plan, recipe: Recipe) -> str:
+    """The receipt of ``plan`` as text, ending in a newline; the same plan gives the same bytes."""
+    body: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "planner": __version__,
+        "request": _plain(recipe),
+        "plan": describe_plan(plan),
+    }
+    body["digest"] = receipt_digest(body)
+    return json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def receipt_digest(body: Mapping[str, Any]) -> str:
+    """SHA-256 of a receipt without its own digest, in canonical JSON."""
+    rest = {key: value for key, value in body.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A recipe as JSON values, with the keys that its TOML file has."""
+    if attrs.has(type(value)):
+        pairs = attrs.asdict(value, recurse=False).items()
+        return {key_of(name): _plain(part) for name, part in pairs if part is not None}
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+
+
+def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
+    """Read a receipt and the recipe in it.
+
+    Raises:
+        ReceiptUnreadable: It is no receipt, of another schema, or a byte of it was changed.
+    """
+
+    def unreadable(found: str, advice: str) -> ReceiptUnreadable:
+        return ReceiptUnreadable(
+            asked="a receipt that can be read", found=found, next=advice, file=str(path)
+        )
+
+    advice = "write it anew: registry resolve RECIPE --receipt FILE"
+    try:
+        data = path.read_bytes()
+        if len(data) > _MAX_BYTES:
+            raise unreadable(f"{len(data)} bytes", advice)
+        body = json.loads(data.decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(str(error), advice) from error
+    if not isinstance(body, dict) or body.get("kind") != KIND:
+        raise unreadable(f"it is not a {KIND}", advice)
+    if body.get("schema") != SCHEMA:
+        raise unreadable(
+            f"its schema is {body.get('schema')!r}, and this version reads {SCHEMA}", advice
+        )
+    if body.get("digest") != receipt_digest(body):
+        raise unreadable(
+            "its contents do not have the digest that it states: it was edited after it was written",
+            "restore it from version control, or write it anew",
+        )
+    recipe, faults = structure(Recipe, _dated(body.get("request", {})))
+    if recipe is None:
+        listed = "; ".join(f"{fault.key}: {fault.message}" for fault in faults)
+        raise unreadable(f"the recipe in it is not valid: {listed}", advice)
+    return body, recipe
+
+
+def _dated(request: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no dates; an override's expiry is the only one that a recipe's own keys hold.
+    entries = request.get("override", [])
+    return {
+        **request,
+        "override": [
+            {**entry, "expires": datetime.date.fromisoformat(entry["expires"])}
+            for entry in entries
+        ],
+    }
+
+
+def verify(
+    path: Path, environment: Environment, *, today: datetime.date | None = None
+) -> tuple[SeamsError, ...]:
+    """Hold an environment to a receipt.
+
+    Returns:
+        Every difference, none if the environment still makes exactly this plan.
+
+    Raises:
+        ReceiptUnreadable: It cannot be held to anything.
+    """
+    body, recipe = read_receipt(path)
+    old = body["plan"]
+    try:
+        plan = resolve(recipe, environment, today=today)
+    except Refusal as refusal:
+        return (*_environment_differences(old, environment), *refusal.reasons)
+    return tuple(_differences(old, describe_plan(plan)))
+
+
+def _environment_differences(
+    old: dict[str, Any], environment: Environment
+) -> Iterator[ReceiptDiffers]:
+    """What can be compared where no plan can be made any more."""
+    surface = environment.surface
+    megatron = {"version": str(surface.version), "surface_digest": surface.digest}
+    installed = {seam.name: seam for seam in environment.discovery.seams}
+    seams = {name: describe_seam(installed[name]) for name in old["seams"] if name in installed}
+    yield from _compare("megatron_core", old["megatron_core"], megatron)
+    yield from _compare("seams", old["seams"], seams)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[ReceiptDiffers]:
+    for key in sorted(set(old) | set(new)):
+        if key in ("layers", "mtp_layers"):
+            yield from _layer_differences(key, old.get(key, []), new.get(key, []))
+        else:
+            yield from _compare(key, old.get(key), new.get(key))
+
+
+def _compare(path: str, old: Any, new: Any) -> Iterator[ReceiptDiffers]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            yield from _compare(f"{path}.{key}", old.get(key), new.get(key))
+    elif old != new and not path.endswith(".why"):
+        # Why a layer resolves as it does is prose that names versions; what it resolves *to* is
+        # compared in full.
+        yield _differs(path, old, new)
+
+
+def _layer_differences(
+    path: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
+) -> Iterator[ReceiptDiffers]:
+    """One difference for each way in which layers changed, with all its positions."""
+    if len(old) != len(new):
+        yield _differs(f"{path}: number of layers", len(old), len(new))
+        return
+    groups: dict[tuple[str, str], list[int]] = {}
+    for before, after in zip(old, new, strict=True):
+        was, now = _short(before), _short(after)
+        if was != now:
+            groups.setdefault((was, now), []).append(before["position"])
+    for (was, now), positions in groups.items():
+        yield _differs(path, was, now, tuple(positions))
+
+
+def _short(layer: dict[str, Any]) -> str:
+    provider = "native" if layer["seam"] is None else f"seam {layer['seam']} ({layer['owner']})"
+    stage = f", stage {layer['stage']}"
+    return f"{layer['token']} {layer['family']}: {provider}, {layer['slot']} {layer['symbol']}{stage}"
+
+
+def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> ReceiptDiffers:
+    def said(value: Any) -> str:
+        if value is None:
+            return "nothing"
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+    return ReceiptDiffers(
+        asked=f"{path}: {said(old)}",
+        found=said(new),
+        next="restore what the receipt was made with, or resolve again and review the change",
+        key=path,
+        positions=positions,
+    )
