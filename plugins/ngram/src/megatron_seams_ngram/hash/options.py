@@ -1,0 +1,49 @@
+"""What a recipe may say under ``[seams.ngram_hash]``."""
+
+from itertools import pairwise
+from typing import Any
+
+import attrs
+from attrs import field, validators
+
+_token_id = validators.optional(validators.ge(0))
+
+
+def _ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:
+    if not orders:
+        message = "orders: expected at least one, found none"
+        raise ValueError(message)
+    if orders[0] < 2:
+        message = f"orders: expected 2 and above (1 is the word embedding), found {orders}"
+        raise ValueError(message)
+    if any(low >= high for low, high in pairwise(orders)):
+        message = f"orders: expected ascending numbers without repeats, found {orders}"
+        raise ValueError(message)
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """The tables' sizes and their seed. The defaults are NAM56R's: 8 million rows of 16.
+
+    Attributes:
+        orders: How many tokens an n-gram has; ascending, each 2 or more.
+        heads: Tables for each order.
+        table_rows: The least size of a table; the sizes are the primes from there on.
+        width: Columns of a table.
+        seed: What multipliers, biases and the tables' initial weights are derived from.
+        pad_id: The id that stands for missing history; left out, the vocabulary's size, which no
+            token has. A token's own id makes missing history look like that token.
+        end_of_document_id: The token that ends a document; windows stop behind it. Left out, they
+            stop at ``cu_seqlens`` alone.
+
+    Raises:
+        ValueError: A size, id or seed out of range, or orders that do not ascend from 2.
+    """
+
+    orders: tuple[int, ...] = field(default=(2, 3), validator=_ascending_orders)
+    heads: int = field(default=8, validator=validators.ge(1))
+    table_rows: int = field(default=500_000, validator=validators.ge(2))
+    width: int = field(default=16, validator=validators.ge(1))
+    seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**63)])
+    pad_id: int | None = field(default=None, validator=_token_id)
+    end_of_document_id: int | None = field(default=None, validator=_token_id)

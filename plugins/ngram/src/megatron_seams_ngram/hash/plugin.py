@@ -1,0 +1,39 @@
+"""The hooks of the seam ``ngram_hash``."""
+
+from typing import TYPE_CHECKING
+
+from megatron_seams.hookspecs import FeatureContext, hookimpl
+from megatron_seams_ngram.hash.options import Options
+
+if TYPE_CHECKING:
+    from megatron_seams_ngram.hash.module import HashedNgramEmbedding
+
+
+@hookimpl
+def ngram_options() -> type[Options]:
+    """Name the class of ``[seams.ngram_hash]``."""
+    return Options
+
+
+@hookimpl
+def ngram_feature(context: FeatureContext) -> "HashedNgramEmbedding":
+    """Build the embedding of the model in ``context``.
+
+    Raises:
+        FeatureInvalid: An end-of-document id that no token of the model can have.
+    """
+    # Here, so that options are validated on machines without torch.
+    from megatron_seams_ngram.hash.module import HashedNgramEmbedding, check_boundary_id
+
+    options: Options = context.options
+    check_boundary_id(options.end_of_document_id, context.vocab_size)
+    config = context.config
+    return HashedNgramEmbedding(
+        options,
+        hidden_size=config.hidden_size,
+        vocab_size=context.vocab_size,
+        packed_sequences=context.packed_sequences,
+        init_std=config.embedding_init_method_std,
+        dtype=config.params_dtype,
+        use_cpu_initialization=config.use_cpu_initialization,
+    )

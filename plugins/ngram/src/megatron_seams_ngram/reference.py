@@ -1,0 +1,33 @@
+"""The index rule in plain Python, one token at a time: what :mod:`.indices` is tested against."""
+
+from collections.abc import Sequence
+
+from megatron_seams_ngram.tables import HashTables
+
+
+def reference_indices(
+    tables: HashTables, documents: Sequence[Sequence[int]], *, pad_id: int
+) -> list[list[int]]:
+    """Hash each document by itself, in integers without bounds.
+
+    Args:
+        tables: The constants.
+        documents: The token ids of each document.
+        pad_id: The id of missing history.
+
+    Returns:
+        For each token of all documents in order, its row in each table.
+    """
+    return [
+        [_index(tables, j, document, t, pad_id) for j in range(tables.number)]
+        for document in documents
+        for t in range(len(document))
+    ]
+
+
+def _index(tables: HashTables, j: int, document: Sequence[int], t: int, pad_id: int) -> int:
+    hashed = tables.biases[j]
+    for p, multiplier in enumerate(tables.multipliers[j]):
+        token = document[t - p] if t >= p else pad_id
+        hashed ^= multiplier * token % 2**64
+    return hashed % 2**63 % tables.primes[j] + tables.offsets[j]

@@ -1,0 +1,69 @@
+"""The constants of the hash tables: plain numbers, derived from sizes and a seed alone."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import attrs
+
+from megatron_seams_ngram.primes import primes_from
+from megatron_seams_ngram.splitmix64 import splitmix64
+
+
+@attrs.frozen(kw_only=True)
+class HashTables:
+    """What the index rule needs to know of each table j; see :mod:`megatron_seams_ngram.indices`.
+
+    Attributes:
+        orders: o_j, how many tokens an n-gram of table j has.
+        primes: P_j, its rows; all different.
+        multipliers: m[j, p] for p < o_j, odd unsigned 64-bit integers.
+        biases: b_j, unsigned 64-bit integers.
+    """
+
+    orders: tuple[int, ...]
+    primes: tuple[int, ...]
+    multipliers: tuple[tuple[int, ...], ...]
+    biases: tuple[int, ...]
+
+    @property
+    def number(self) -> int:
+        """How many tables."""
+        return len(self.orders)
+
+    @property
+    def rows(self) -> int:
+        """The rows of all tables together."""
+        return sum(self.primes)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """off_j: the first row of each table where all lie in one matrix, table 0 first."""
+        return tuple(accumulate(self.primes[:-1], initial=0))
+
+
+def make_tables(*, orders: Sequence[int], heads: int, table_rows: int, seed: int) -> HashTables:
+    """Derive the constants of ``len(orders) * heads`` tables.
+
+    Nothing but the arguments decides: no global generator is read, so every rank, every copy of the
+    model and every restart hashes alike.
+
+    Args:
+        orders: The orders, each with ``heads`` tables; the tables of the first order come first.
+        heads: Tables for each order.
+        table_rows: The least size of a table; the sizes are the smallest primes from there on.
+        seed: 0 <= seed < 2**64.
+    """
+    table_orders = tuple(order for order in orders for _ in range(heads))
+    draw = splitmix64(seed)
+    multipliers = []
+    biases = []
+    for order in table_orders:
+        # An even multiplier would drop a token's top bits; an odd one is a bijection of 64 bits.
+        multipliers.append(tuple(next(draw) | 1 for _ in range(order)))
+        biases.append(next(draw))
+    return HashTables(
+        orders=table_orders,
+        primes=primes_from(table_rows, len(table_orders)),
+        multipliers=tuple(multipliers),
+        biases=tuple(biases),
+    )
