@@ -1,0 +1,23 @@
+# Two commands on a bare machine: `make demo` and `make test`. Each sets up everything it needs.
+
+.PHONY: demo test lint setup wheels clean
+
+demo: setup  ## The tour: audit, resolution, a refusal, a small hybrid learning text
+	@bash scripts/demo.sh
+
+test: setup lint  ## Everything that CI runs
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: setup
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --quiet --check .
+	@bash scripts/types.sh
+
+setup:
+	@bash scripts/setup.sh
+
+wheels: setup  ## Build the wheel of every distribution into dist/
+	@for package in core plugins/*; do .venv/bin/python -m build --no-isolation --wheel --outdir dist $$package; done
+
+clean:
+	rm -rf .venv .tools dist

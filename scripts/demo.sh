@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The tour of `make demo`. Every command is shown, so that it can be typed again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+show() { # show EXPECTED_EXIT_CODE TITLE COMMAND...
+    local expected=$1 title=$2 code=0
+    shift 2
+    printf '\n\033[1m%s\033[0m\n$ %s\n\n' "$title" "$*"
+    ".venv/bin/$1" "${@:2}" || code=$?
+    if [ "$code" -ne "$expected" ]; then
+        echo "demo: exit code $code where $expected was expected" >&2
+        exit 1
+    fi
+}
+
+show 0 "What is custom here, and whose is it?" \
+    registry list --owners
+show 0 "A real Nemotron: every layer is Megatron's own" \
+    registry resolve recipes/nemotron-3-nano-30b-a3b.toml
+show 0 "NAM56R: native but for four R blocks, each with its seam and owner" \
+    registry resolve recipes/nam56r-mamba2.toml
+show 2 "NAM56R as published: refused, since nothing builds its Mamba-3" \
+    registry resolve recipes/nam56r.toml
+show 0 "The order of NAM56R at laptop size, learning real text" \
+    registry smoke recipes/nam-mini.toml
