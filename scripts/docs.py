@@ -18,8 +18,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 _ERRORS = """\
 # Error codes
 
-Each cause has one code, which does not change. Every message says what was asked, what was found and
-what to do next; a refusal lists all its reasons at once. `--json` carries the same fields.
+Each cause has one code, which does not change. Every message says what was asked, what was found
+and what to do next; a refusal lists all its reasons at once. `--json` carries the same fields.
 
 | code | name | exit code | cause |
 | --- | --- | --- | --- |
@@ -44,15 +44,22 @@ def errors() -> str:
 
 
 def _command(name: str, command: click.Command) -> Iterator[str]:
-    arguments = [p.make_metavar(click.Context(command)) for p in command.params
-                 if isinstance(p, click.Argument)]
+    arguments = [
+        p.make_metavar(click.Context(command))
+        for p in command.params
+        if isinstance(p, click.Argument)
+    ]
     yield f"\n## `registry {' '.join([name, *arguments])}`\n"
     yield " ".join(inspect.cleandoc(command.help or "").split()) + "\n"
     options = [p for p in command.params if isinstance(p, click.Option)]
     if options:
         yield "| option | meaning |\n| --- | --- |"
         for option in options:
-            metavar = "" if option.is_flag else f" {option.metavar or option.make_metavar(click.Context(command))}"
+            metavar = (
+                ""
+                if option.is_flag
+                else f" {option.metavar or option.make_metavar(click.Context(command))}"
+            )
             spelled = f"{option.opts[-1]}{metavar}".replace("|", "\\|")
             yield f"| `{spelled}` | {option.help} |"
 

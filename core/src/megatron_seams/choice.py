@@ -107,9 +107,7 @@ class Chooser:
     def _contested(self, family: str, native: NativeSymbol) -> SeamsError | None:
         """A seam that accepts no equivalent, for a family that upstream now builds."""
         against = [
-            seam
-            for seam in self.installed(family)
-            if seam.manifest.upstream.fallback == "refuse"
+            seam for seam in self.installed(family) if seam.manifest.upstream.fallback == "refuse"
         ]
         if not against:
             return None
@@ -118,8 +116,8 @@ class Chooser:
             asked=f"one provider for family {family!r}",
             found=f"{self._hand()} builds it as {native.symbol!r}, and {claims} accepts no "
             "upstream equivalent",
-            next=f"{against[0].owner} decides in seam.toml: [upstream] fallback = \"native\", "
-            f"symbol-name = \"{native.constant}\"; or the recipe takes the seam for a while with "
+            next=f'{against[0].owner} decides in seam.toml: [upstream] fallback = "native", '
+            f'symbol-name = "{native.constant}"; or the recipe takes the seam for a while with '
             "[[override]]",
             subject=family,
         )

@@ -9,10 +9,11 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import attrs
 import importlib_metadata
-from importlib_metadata import Distribution, EntryPoint
+from importlib_metadata import Distribution
 from packaging.utils import canonicalize_name
 
 from megatron_seams.errors import (
@@ -71,12 +72,32 @@ class Discovery:
         return tuple(fault for seam in self.broken for fault in seam.faults)
 
 
+@attrs.frozen(kw_only=True)
+class _Claim:
+    """An entry point: who says that which package is a seam of which name."""
+
+    name: str
+    package: str
+    distribution: Distribution
+
+    @property
+    def by(self) -> str:
+        return f"{self.distribution.name} {self.distribution.version}"
+
+
+def _claims() -> list[_Claim]:
+    # An entry point that was read from an installation always knows its distribution; the type
+    # allows for one that a program made by hand.
+    claims = [
+        _Claim(name=entry.name, package=entry.value, distribution=cast("Distribution", entry.dist))
+        for entry in importlib_metadata.entry_points(group=GROUP)
+    ]
+    return sorted(claims, key=lambda it: (it.name, canonicalize_name(it.distribution.name)))
+
+
 def discover() -> Discovery:
     """Find every installed seam, in an order that no installation order changes."""
-    claims = sorted(
-        importlib_metadata.entry_points(group=GROUP),
-        key=lambda entry: (entry.name, canonicalize_name(entry.dist.name)),
-    )
+    claims = _claims()
     seams: list[Seam] = []
     broken: list[BrokenSeam] = []
     contested = _contested(claims)
@@ -93,19 +114,17 @@ def discover() -> Discovery:
     return _with_families(seams, broken)
 
 
-def _contested(claims: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
+def _contested(claims: Iterable[_Claim]) -> dict[str, list[_Claim]]:
     # entry_points() lists a distribution once even if it stands on the path twice, so two claims
     # are two distributions, or one that claims a name twice; neither can be chosen between.
-    by_name: dict[str, list[EntryPoint]] = {}
+    by_name: dict[str, list[_Claim]] = {}
     for claim in claims:
         by_name.setdefault(claim.name, []).append(claim)
     return {name: entries for name, entries in by_name.items() if len(entries) > 1}
 
 
-def _duplicate(claim: EntryPoint, claimants: list[EntryPoint]) -> DuplicateName:
-    listed = " and ".join(
-        f"{entry.dist.name} {entry.dist.version} ({entry.value})" for entry in claimants
-    )
+def _duplicate(claim: _Claim, claimants: list[_Claim]) -> DuplicateName:
+    listed = " and ".join(f"{entry.by} ({entry.package})" for entry in claimants)
     return DuplicateName(
         asked=f"one distribution for the seam name {claim.name!r}",
         found=f"it is claimed by {listed}",
@@ -115,18 +134,18 @@ def _duplicate(claim: EntryPoint, claimants: list[EntryPoint]) -> DuplicateName:
 
 
 def _broken(
-    claim: EntryPoint, faults: Iterable[SeamsError], manifest: Manifest | None = None
+    claim: _Claim, faults: Iterable[SeamsError], manifest: Manifest | None = None
 ) -> BrokenSeam:
     return BrokenSeam(
         name=claim.name,
-        distribution=claim.dist.name,
-        version=claim.dist.version,
+        distribution=claim.distribution.name,
+        version=claim.distribution.version,
         faults=tuple(faults),
         manifest=manifest,
     )
 
 
-def _read(claim: EntryPoint) -> Seam | BrokenSeam:
+def _read(claim: _Claim) -> Seam | BrokenSeam:
     """One claim, as a seam or as what is wrong with it."""
     located = _locate(claim)
     if isinstance(located, SeamsError):
@@ -143,7 +162,7 @@ def _read(claim: EntryPoint) -> Seam | BrokenSeam:
         return _broken(claim, faults)
     if manifest.seam.name != claim.name:
         fault = EntryPointInvalid(
-            asked=f"seam {claim.name!r}, as {claim.dist.name} {claim.dist.version} names it",
+            asked=f"seam {claim.name!r}, as {claim.by} names it",
             found=f"its manifest calls itself {manifest.seam.name!r}",
             next="use one name in [project.entry-points.megatron_seams] and in seam.toml; "
             f"ask {manifest.seam.owner}",
@@ -154,31 +173,31 @@ def _read(claim: EntryPoint) -> Seam | BrokenSeam:
         return _broken(claim, [fault], manifest)
     return Seam(
         manifest=manifest,
-        package=claim.value,
-        distribution=claim.dist.name,
-        version=claim.dist.version,
+        package=claim.package,
+        distribution=claim.distribution.name,
+        version=claim.distribution.version,
         directory=located,
         manifest_digest=hashlib.sha256(data).hexdigest(),
     )
 
 
-def _unreadable(claim: EntryPoint, file: Path, found: str) -> SeamsError:
+def _unreadable(claim: _Claim, file: Path, found: str) -> SeamsError:
     return ManifestUnreadable(
-        asked=f"the manifest of seam {claim.name!r} ({claim.dist.name} {claim.dist.version})",
+        asked=f"the manifest of seam {claim.name!r} ({claim.by})",
         found=found,
-        next=f"reinstall {claim.dist.name}",
+        next=f"reinstall {claim.distribution.name}",
         subject=claim.name,
         file=str(file),
     )
 
 
-def _locate(claim: EntryPoint) -> Path | SeamsError:
+def _locate(claim: _Claim) -> Path | SeamsError:
     """The folder of the claimed package, if it belongs to the claiming distribution."""
-    parts = claim.value.split(".")
+    parts = claim.package.split(".")
     if not all(part.isidentifier() for part in parts):
         return EntryPointInvalid(
-            asked=f"the package of seam {claim.name!r} ({claim.dist.name} {claim.dist.version})",
-            found=f"the entry point names {claim.value!r}, which is not a package",
+            asked=f"the package of seam {claim.name!r} ({claim.by})",
+            found=f"the entry point names {claim.package!r}, which is not a package",
             next="name the package that holds seam.toml, without an attribute",
             subject=claim.name,
         )
@@ -191,12 +210,12 @@ def _locate(claim: EntryPoint) -> Path | SeamsError:
         return _missing(claim, f"there is no package {parts[0]!r}")
     folder = Path(next(iter(spec.submodule_search_locations))).joinpath(*parts[1:])
     file = folder / MANIFEST
-    if not _belongs(file, claim.dist, "/".join([*parts, MANIFEST])):
+    if not _belongs(file, claim.distribution, "/".join([*parts, MANIFEST])):
         return Shadowed(
-            asked=f"package {claim.value!r} from {claim.dist.name} {claim.dist.version}",
+            asked=f"package {claim.package!r} from {claim.by}",
             found=f"an import would load it from {folder}, which is not part of that distribution",
             next="start from another working directory, take the folder off PYTHONPATH, or "
-            f"reinstall {claim.dist.name}",
+            f"reinstall {claim.distribution.name}",
             subject=claim.name,
             file=str(folder),
         )
@@ -207,11 +226,11 @@ def _locate(claim: EntryPoint) -> Path | SeamsError:
     return folder
 
 
-def _missing(claim: EntryPoint, found: str) -> ManifestMissing:
+def _missing(claim: _Claim, found: str) -> ManifestMissing:
     return ManifestMissing(
-        asked=f"the manifest of seam {claim.name!r} ({claim.dist.name} {claim.dist.version})",
+        asked=f"the manifest of seam {claim.name!r} ({claim.by})",
         found=found,
-        next=f"reinstall {claim.dist.name}, or uninstall what is left of it",
+        next=f"reinstall {claim.distribution.name}, or uninstall what is left of it",
         subject=claim.name,
     )
 
@@ -240,7 +259,9 @@ def _with_families(seams: list[Seam], broken: list[BrokenSeam]) -> Discovery:
     for name, claims in meanings.items():
         if name not in BUILT_IN and len(claims) == 1:
             ((summary, kind),) = claims
-            families[name] = Family(name=name, summary=summary, kind="feature" if kind == "feature" else "block")
+            families[name] = Family(
+                name=name, summary=summary, kind="feature" if kind == "feature" else "block"
+            )
     kept: list[Seam] = []
     for seam in seams:
         fault = _family_fault(seam, meanings.get(seam.family, {}), families)

@@ -51,8 +51,7 @@ class SeamsError(Exception):
         where = "".join(f"\n  in: {part}" for part in (self._location(),) if part)
         layers = f"\n  layers: {', '.join(map(str, self.positions))}" if self.positions else ""
         return (
-            f"[{self.code}] {self.asked}{where}{layers}"
-            f"\n  found: {self.found}\n  next: {self.next}"
+            f"[{self.code}] {self.asked}{where}{layers}\n  found: {self.found}\n  next: {self.next}"
         )
 
     def _location(self) -> str:
@@ -109,7 +108,7 @@ class RecipeInvalid(SeamsError):
 
 
 class SpecialisationInvalid(SeamsError):
-    """A ``[families]`` or ``[[layers]]`` entry that fits no layer of the pattern, or contradicts."""
+    """A ``[families]`` or ``[[layers]]`` entry that fits no layer, or contradicts another."""
 
     code = "SEAM-C02"
 
@@ -342,7 +341,7 @@ class ReceiptDiffers(SeamsError):
     code = "SEAM-V02"
 
 
-class Refusal(Exception):  # noqa: N818 - the design's own word
+class Refusal(Exception):
     """A plan that could not be made, with every reason at once.
 
     Attributes:

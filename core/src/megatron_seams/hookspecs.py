@@ -131,7 +131,7 @@ class Hooks:
         """Build a non-linear recurrent mixer."""
 
     @hookspec
-    def ngram_feature(self, context: FeatureContext) -> "nn.Module":
+    def ngram_feature(self, context: FeatureContext) -> "nn.Module":  # type: ignore[empty-body] # a spec
         """Build a hashed n-gram enrichment of the input embedding.
 
         At ``embedding`` the module is called as ``module(input_ids, cu_seqlens=...)`` with
@@ -140,5 +140,5 @@ class Hooks:
         """
 
     @hookspec
-    def engram_feature(self, context: FeatureContext) -> "nn.Module":
+    def engram_feature(self, context: FeatureContext) -> "nn.Module":  # type: ignore[empty-body] # a spec
         """Build a gated n-gram memory for chosen layers."""

@@ -1,4 +1,4 @@
-"""Lowering: which native slot carries each seam's layers, and the pattern that Megatron is given."""
+"""Lowering: which native slot carries each seam's layers, and the pattern Megatron is given."""
 
 import itertools
 from collections.abc import Iterable, Mapping

@@ -119,8 +119,8 @@ class Plan:
     features: tuple[PlannedFeature, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     megatron: Mapping[str, Any] = MappingProxyType({})
-    parallelism: Parallelism = Parallelism()
-    runtime: RuntimeSettings = RuntimeSettings()
+    parallelism: Parallelism = attrs.field(factory=Parallelism)
+    runtime: RuntimeSettings = attrs.field(factory=RuntimeSettings)
     findings: tuple[SeamsError, ...] = ()
 
     @property

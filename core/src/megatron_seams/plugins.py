@@ -99,7 +99,7 @@ def _add_family(manager: pluggy.PluginManager, seam: Seam) -> None:
     def layer(context: LayerContext) -> Any:
         """Build a layer of a family that a manifest introduced."""
 
-    def options() -> type:
+    def options() -> type:  # type: ignore[empty-body] # a spec has no body
         """Name the attrs class of the seam's options."""
 
     class Introduced:
@@ -115,7 +115,7 @@ def _import(seam: Seam, faults: list[SeamsError]) -> ModuleType | None:
     name = f"{seam.package}.plugin"
     try:
         module = importlib.import_module(name)
-    except BaseException as error:  # noqa: BLE001 - SystemExit in a plugin must not end the run
+    except BaseException as error:  # SystemExit in a plugin must not end the run
         if isinstance(error, KeyboardInterrupt):
             raise
         faults.append(

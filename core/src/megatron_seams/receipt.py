@@ -168,7 +168,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         )
     if body.get("digest") != receipt_digest(body):
         raise unreadable(
-            "its contents do not have the digest that it states: it was edited after it was written",
+            "its contents do not have the digest that it states: it was edited since it was written",
             "restore it from version control, or write it anew",
         )
     recipe, faults = structure(Recipe, _dated(body.get("request", {})))
@@ -184,8 +184,7 @@ def _dated(request: dict[str, Any]) -> dict[str, Any]:
     return {
         **request,
         "override": [
-            {**entry, "expires": datetime.date.fromisoformat(entry["expires"])}
-            for entry in entries
+            {**entry, "expires": datetime.date.fromisoformat(entry["expires"])} for entry in entries
         ],
     }
 
@@ -259,7 +258,9 @@ def _layer_differences(
 def _short(layer: dict[str, Any]) -> str:
     provider = "native" if layer["seam"] is None else f"seam {layer['seam']} ({layer['owner']})"
     stage = f", stage {layer['stage']}"
-    return f"{layer['token']} {layer['family']}: {provider}, {layer['slot']} {layer['symbol']}{stage}"
+    return (
+        f"{layer['token']} {layer['family']}: {provider}, {layer['slot']} {layer['symbol']}{stage}"
+    )
 
 
 def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> ReceiptDiffers:

@@ -15,7 +15,7 @@ from megatron_seams.strict import structure
 SCHEMA = 1
 
 
-def _positive(_: Any, attribute: Any, value: int) -> None:
+def _positive(_: Any, __: Any, value: int) -> None:
     if value < 1:
         message = f"expected at least 1, found {value}"
         raise ValueError(message)
@@ -170,8 +170,6 @@ class Recipe:
         return cls(schema=SCHEMA, model=model)
 
 
-
-
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe file.
 
@@ -183,11 +181,7 @@ def load_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Refusal(
-            [
-                RecipeInvalid(
-                    asked=asked, found=str(error), next="mend the file", file=str(path)
-                )
-            ]
+            [RecipeInvalid(asked=asked, found=str(error), next="mend the file", file=str(path))]
         ) from error
     recipe, faults = structure(Recipe, table)
     if recipe is None:

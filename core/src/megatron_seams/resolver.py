@@ -14,6 +14,7 @@ from megatron_seams.errors import (
     Unsupported,
     UpstreamForbids,
 )
+from megatron_seams.families import BUILT_IN
 from megatron_seams.lowering import Carriers, choose_carriers
 from megatron_seams.pattern import Pattern
 from megatron_seams.plan import Custom, Layer, Native, Plan, PlannedFeature, Provider
@@ -129,7 +130,7 @@ def _at(
     found = fault.found
     other = {families.spelled[at - 1] for at in positions} - {families.layers[positions[0] - 1]}
     if other:
-        spelled = " and ".join(sorted(str(family) for family in other))
+        spelled = " and ".join(sorted(_described(family) for family in other if family))
         because = families.because[positions[0] - 1]
         found += f"; {because}, so {spelled} is not taken in its place"
     return type(fault)(
@@ -141,6 +142,11 @@ def _at(
         key=fault.key,
         positions=tuple(positions),
     )
+
+
+def _described(family: str) -> str:
+    known = BUILT_IN.get(family)
+    return f"{family} ({known.summary.rstrip('.')})" if known else family
 
 
 def _choose_mtp(
@@ -287,9 +293,7 @@ def _stages(recipe: Recipe, pattern: Pattern) -> list[SeamsError]:
     ]
 
 
-def _native_keys(
-    recipe: Recipe, environment: Environment, carriers: Carriers
-) -> list[SeamsError]:
+def _native_keys(recipe: Recipe, environment: Environment, carriers: Carriers) -> list[SeamsError]:
     """Every key of ``[megatron]`` is one that this Megatron has and that no other table decides."""
     faults: list[SeamsError] = []
     keys = [f"megatron.{key}" for key in recipe.megatron]
@@ -352,9 +356,7 @@ def _mtp_layers(
     pattern: Pattern, families: Families, mtp: dict[str, NativeSymbol]
 ) -> Iterable[Layer]:
     last = len(pattern.stages) - 1
-    for number, (token, family) in enumerate(
-        zip(pattern.mtp, families.mtp, strict=True), start=1
-    ):
+    for number, (token, family) in enumerate(zip(pattern.mtp, families.mtp, strict=True), start=1):
         if family is not None:
             symbol = mtp[family]
             yield Layer(

@@ -1,7 +1,7 @@
 """A seam's manifest: what ``seam.toml`` may say, validated and frozen.
 
-A seam declares itself in data. Reading a manifest runs no code of the package that carries it, so an
-audit never runs what it audits.
+A seam declares itself in data. Reading a manifest runs no code of the package that carries it, so
+an audit never runs what it audits.
 """
 
 import datetime

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -68,8 +69,8 @@ class MegatronSource:
             if isinstance(target, ast.Name)
         }
         try:
-            text = f"{parts['MAJOR']}.{parts['MINOR']}.{parts['PATCH']}{parts['PRE_RELEASE']}"
-            return Version(text)
+            text = ".".join(str(parts[name]) for name in ("MAJOR", "MINOR", "PATCH"))
+            return Version(text + str(parts["PRE_RELEASE"]))
         except (KeyError, InvalidVersion) as error:
             raise unknown_shape(
                 self.origin, f"package_info.py states no version that can be read ({error})"
@@ -154,7 +155,10 @@ def _importable() -> Path | None:
 
 def _differs(source: MegatronSource, found: Path) -> tuple[SeamsError, ...]:
     try:
-        distribution = importlib_metadata.distribution(DISTRIBUTION)
+        # What is read from an installation is a Distribution; the annotation is its interface.
+        distribution = cast(
+            "importlib_metadata.Distribution", importlib_metadata.distribution(DISTRIBUTION)
+        )
     except importlib_metadata.PackageNotFoundError:
         return ()
     installed = Path(str(distribution.locate_file("megatron")))
@@ -164,8 +168,8 @@ def _differs(source: MegatronSource, found: Path) -> tuple[SeamsError, ...]:
     return (
         MegatronDiffers(
             asked="one megatron-core",
-            found=f"`import megatron.core` loads {source.version()} from {found / 'core'}, and the installed "
-            f"distribution is {distribution.version} at {installed}",
+            found=f"`import megatron.core` loads {source.version()} from {found / 'core'}, and the "
+            f"installed distribution is {distribution.version} at {installed}",
             next="plan and train with the first (it is what runs), or take it off PYTHONPATH",
             subject=DISTRIBUTION,
         ),

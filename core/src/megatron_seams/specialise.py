@@ -59,17 +59,16 @@ def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
     spelled: dict[str, str | None] = {}
     where = pattern.positions()
     for token in dict.fromkeys(pattern.tokens + pattern.mtp):
-        family = dialect.family_of(token, tuple(where.get(token, ())))
-        if isinstance(family, SeamsError):
-            faults.append(family)
-            family = None
-        spelled[token] = family
+        said = dialect.family_of(token, tuple(where.get(token, ())))
+        if isinstance(said, SeamsError):
+            faults.append(said)
+        spelled[token] = None if isinstance(said, SeamsError) else said
     base = [spelled[token] for token in pattern.tokens]
     faults.extend(_strangers(recipe, set(spelled.values())))
     because: dict[int, str] = {}
     layers = list(base)
     for index, family in enumerate(base):
-        if family in recipe.families:
+        if family is not None and family in recipe.families:
             layers[index] = recipe.families[family]
             because[index] = f"the recipe specialises {family} as {layers[index]}"
     faults.extend(_entries(recipe, base, layers, because))

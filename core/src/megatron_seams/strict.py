@@ -6,7 +6,7 @@ the declared type or it is a fault, every fault is reported at once, and each na
 """
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -69,12 +69,15 @@ def _describe(value: Any) -> str:
 
 def _dashed(cls: type, converter: cattrs.Converter) -> Any:
     """Structure an attrs class from a table whose keys use dashes and hold nothing else."""
-    structure = make_dict_structure_fn(
+    renamed: dict[str, Any] = {
+        field.name: override(rename=key_of(field.name)) for field in attrs.fields(cls)
+    }
+    structure: Callable[[Any, Any], Any] = make_dict_structure_fn(
         cls,
         converter,
         _cattrs_forbid_extra_keys=True,
         _cattrs_detailed_validation=True,
-        **{field.name: override(rename=key_of(field.name)) for field in attrs.fields(cls)},
+        **renamed,
     )
 
     def checked(value: Any, kind: Any) -> Any:

@@ -253,13 +253,14 @@ class _Reader:
 
     def branches(self, tree: ast.Module) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Constant, slot and keywords of each branch that builds a layer."""
-        chains = [node for node in ast.walk(tree) if _constant_of(node) is not None]
+        conditions = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+        chains = [node for node in conditions if _constant_of(node) is not None]
         inner = {id(part) for node in chains for part in node.orelse if isinstance(part, ast.If)}
         builders = [
             node for node in chains if id(node) not in inner and _built(node.body[0]) is not None
         ]
         self.hold(len(builders) == 1, f"{len(builders)} chains of branches that build layers")
-        node: ast.If = builders[0]
+        node = builders[0]
         while True:
             constant = _constant_of(node)
             built = _built(node.body[0]) if len(node.body) == 1 else None
@@ -289,13 +290,15 @@ class _Reader:
                 if not _mentions_presence(node.test):
                     continue
                 rule = _rule(node.test, _said(node))
-                self.hold(rule is not None, f"the condition at line {node.lineno} is not understood")
+                self.hold(
+                    rule is not None, f"the condition at line {node.lineno} is not understood"
+                )
                 if rule is not None:
                     rules[rule] = None
         return tuple(rules)
 
 
-def _constant_of(node: ast.AST) -> str | None:
+def _constant_of(node: ast.If) -> str | None:
     """``MAMBA`` of ``if layer_type == LayerSymbols.MAMBA:``, else None."""
     match node:
         case ast.If(

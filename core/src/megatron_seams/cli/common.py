@@ -116,9 +116,7 @@ def _of_config(path: Path, dialect: str | None, depth: int | None) -> Recipe:
 
 
 def _invalid(path: Path, found: str, advice: str) -> RecipeInvalid:
-    return RecipeInvalid(
-        asked="a model that can be read", found=found, next=advice, file=str(path)
-    )
+    return RecipeInvalid(asked="a model that can be read", found=found, next=advice, file=str(path))
 
 
 def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:

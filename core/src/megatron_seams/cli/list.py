@@ -61,7 +61,11 @@ def _print(found: Audit, owners: bool) -> None:
         table.add_column("upstream fallback", no_wrap=True)
     table.add_column("what")
     for row in found.families:
-        cells = [row.family.name, Text(row.state, style=_STYLES[row.state]), _provider(row)]
+        cells: list[str | Text] = [
+            row.family.name,
+            Text(row.state, style=_STYLES[row.state]),
+            _provider(row),
+        ]
         if owners:
             cells += [_owner(row), _fallback(row)]
         table.add_row(*cells, row.note)

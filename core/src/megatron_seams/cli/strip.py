@@ -30,9 +30,7 @@ def plan_states(plan: Plan) -> list[str]:
 
 def refused_states(tokens: str, positions: Collection[int]) -> list[str]:
     """The state of each layer of a refused pattern: the refused ones, and nothing of the others."""
-    return [
-        "refused" if number in positions else "" for number in range(1, len(tokens) + 1)
-    ]
+    return ["refused" if number in positions else "" for number in range(1, len(tokens) + 1)]
 
 
 def draw_strip(out: Console, tokens: str, states: list[str], stages: list[int]) -> None:
