@@ -168,14 +168,30 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         )
     if body.get("digest") != receipt_digest(body):
         raise unreadable(
-            "its contents do not have the digest that it states: it was edited since it was written",
+            "its contents do not have the digest that it states: it was edited once written",
             "restore it from version control, or write it anew",
         )
-    recipe, faults = structure(Recipe, _dated(body.get("request", {})))
+    try:
+        request = _dated(body["request"])
+        whole = _is_whole(body["plan"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise unreadable(f"it lacks what a receipt holds ({error!r})", advice) from error
+    if not whole:
+        raise unreadable("it lacks what a receipt holds", advice)
+    recipe, faults = structure(Recipe, request)
     if recipe is None:
         listed = "; ".join(f"{fault.key}: {fault.message}" for fault in faults)
         raise unreadable(f"the recipe in it is not valid: {listed}", advice)
     return body, recipe
+
+
+def _is_whole(plan: dict[str, Any]) -> bool:
+    """Whether a plan from a file holds everything that a comparison reads; raises if not."""
+    layers = [*plan["layers"], *plan["mtp_layers"]]
+    parts = (plan["seams"], plan["megatron_core"])
+    return all(isinstance(part, dict) for part in parts) and all(
+        _short(layer) and isinstance(layer["position"], int) for layer in layers
+    )
 
 
 def _dated(request: dict[str, Any]) -> dict[str, Any]:
