@@ -1,0 +1,230 @@
+"""The layer against the native one of Megatron 0.19: same parts, same keys, same numbers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from megatron_seams.errors import CannotRunHere, SettingsInvalid, Unsupported
+from megatron_seams.hookspecs import LayerContext
+from megatron_seams_mla.plugin import mla_layer
+
+pytestmark = pytest.mark.megatron
+
+SIZES = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_head_dim": 8,
+    "qk_pos_emb_head_dim": 4,
+    "v_head_dim": 8,
+    "rope_type": "rope",
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+
+@pytest.fixture
+def pg_collection() -> Iterator[Any]:
+    from megatron_seams.runtime.cpu import cpu_world
+
+    with cpu_world() as groups:
+        yield groups
+
+
+def settings(**changes: Any) -> Any:
+    from megatron.core.transformer.transformer_config import MLATransformerConfig
+
+    from megatron_seams.runtime.local import LocalBackend
+
+    return MLATransformerConfig(**{**SIZES, **LocalBackend().settings(), **changes})
+
+
+def te_settings(**changes: Any) -> Any:
+    return settings(transformer_impl="transformer_engine", **changes)
+
+
+def local_backend() -> Any:
+    from megatron_seams.runtime.local import LocalBackend
+
+    return LocalBackend().provider
+
+
+def te_backend() -> Any:
+    # Upstream's provider names Transformer Engine's classes; where it is not installed, upstream
+    # puts a stand-in in the place of each. Specs can be compared by either.
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+    return TESpecProvider()
+
+
+def layer(
+    config: Any,
+    backend: Any,
+    *,
+    slot: str = "attention_layer",
+    version: str = "0.19.2",
+    pg_collection: Any = None,
+) -> Any:
+    return mla_layer(
+        LayerContext(
+            config=config,
+            options=None,
+            megatron_version=Version(version),
+            backend=backend,
+            pg_collection=pg_collection,
+            slot=slot,
+            layer_numbers=(1,),
+        )
+    )
+
+
+def stack(config: Any, pg_collection: Any, *, symbol: str, offset: int = 0, **slot: Any) -> Any:
+    from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
+
+    return HybridStack(
+        config,
+        HybridStackSubmodules(**slot),
+        layer_type_list=[symbol],
+        pp_layer_offset=offset,
+        post_layer_norm=False,
+        pg_collection=pg_collection,
+    )
+
+
+def native_stack(config: Any, pg_collection: Any) -> Any:
+    from megatron_seams.runtime.local import LocalBackend
+
+    native = LocalBackend().submodules(config).mla_layer
+    return stack(config, pg_collection, symbol="+", mla_layer=native)
+
+
+@pytest.mark.parametrize("q_lora_rank", [12, None])
+def test_the_spec_is_the_native_one_of_upstreams_hybrid_stack(q_lora_rank: int | None) -> None:
+    from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
+
+    config = te_settings(q_lora_rank=q_lora_rank)
+    assert layer(config, te_backend()) == hybrid_stack_spec.submodules.mla_layer
+
+
+@pytest.mark.parametrize("q_lora_rank", [12, None])
+def test_qk_norms_are_where_the_native_layer_resolves_them_to(q_lora_rank: int | None) -> None:
+    from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
+    from megatron.core.transformer.mla_qk_norm_config import QKNormConfigResolver
+
+    config = te_settings(qk_layernorm=True, q_lora_rank=q_lora_rank)
+    native = hybrid_stack_spec.submodules.mla_layer.submodules.self_attention.submodules
+    resolved = QKNormConfigResolver(config, native).resolve()
+    chosen = layer(config, te_backend()).submodules.self_attention.submodules
+    # The resolver names projections that are not built (those of the other kind of query) Identity.
+    built = {"linear_kv_up_proj", "kv_layernorm"}
+    built |= {"linear_q_proj"} if q_lora_rank is None else {"linear_q_up_proj", "q_layernorm"}
+    assert {name: getattr(chosen, name) for name in built} == {
+        name: resolved[name] for name in built
+    }
+
+
+@pytest.mark.parametrize("version", ["0.18.2", "0.19.2"])
+@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None}, {"qk_layernorm": True}], ids=str)
+@pytest.mark.parametrize(
+    ("slot", "symbol"), [("attention_layer", "*"), ("mamba_layer", "M")], ids=["*", "M"]
+)
+def test_a_checkpoint_of_the_seam_continues_natively_with_the_same_numbers(
+    pg_collection: Any, version: str, changes: dict[str, Any], slot: str, symbol: str
+) -> None:
+    import torch
+
+    config = settings(**changes)
+    spec = layer(config, local_backend(), slot=slot, version=version, pg_collection=pg_collection)
+    ours = stack(config, pg_collection, symbol=symbol, **{slot: spec})
+    native = native_stack(config, pg_collection)
+
+    def shapes(module: Any) -> dict[str, Any]:
+        return {key: getattr(value, "shape", None) for key, value in module.state_dict().items()}
+
+    def sharded(module: Any) -> dict[str, Any]:
+        entries = module.sharded_state_dict().items()
+        return {key: (entry.key, entry.global_shape) for key, entry in entries}
+
+    assert shapes(ours) == shapes(native)
+    assert sharded(ours) == sharded(native)
+    native.load_state_dict(ours.state_dict(), strict=True)
+    hidden = torch.randn(6, 2, config.hidden_size)
+    outputs = [module(hidden, attention_mask=None) for module in (ours, native)]
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], hidden)
+
+
+@pytest.mark.parametrize(
+    ("slot", "symbol"), [("attention_layer", "*"), ("mamba_layer", "M")], ids=["*", "M"]
+)
+def test_the_layer_keeps_the_global_number_that_the_stack_gives_it(
+    pg_collection: Any, slot: str, symbol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron.core.transformer import transformer_layer
+
+    # A second pipeline stage, as far as the layer could tell.
+    monkeypatch.setattr(transformer_layer, "get_transformer_layer_offset", lambda *_: 100)
+    config = settings()
+    spec = layer(config, local_backend(), slot=slot, pg_collection=pg_collection)
+    built = stack(config, pg_collection, symbol=symbol, offset=3, **{slot: spec})
+    assert [part.layer_number for part in built.layers] == [4]
+
+
+def test_before_0_19_the_layer_takes_a_stage_offset_and_is_never_sparse(
+    pg_collection: Any,
+) -> None:
+    from megatron.core.transformer.spec_utils import build_module
+
+    config = settings(experimental_attention_variant="dsa")
+    spec = layer(config, local_backend(), version="0.18.2", pg_collection=pg_collection)
+    built = build_module(
+        spec,
+        config=config,
+        layer_number=4,
+        pg_collection=pg_collection,
+        add_layer_offset=False,
+        pp_layer_offset=3,
+    )
+    assert built.self_attention.config.experimental_attention_variant is None
+    assert config.experimental_attention_variant == "dsa"
+
+
+def test_gradients_reach_every_parameter(pg_collection: Any) -> None:
+    import torch
+
+    config = settings(qk_layernorm=True)
+    spec = layer(config, local_backend(), version="0.18.2", pg_collection=pg_collection)
+    built = stack(config, pg_collection, symbol="*", attention_layer=spec)
+    built(torch.randn(6, 2, config.hidden_size), attention_mask=None).square().sum().backward()
+    without = [
+        name
+        for name, parameter in built.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert without == []
+
+
+def test_a_configuration_without_latents_is_refused() -> None:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    config = TransformerConfig(num_layers=2, hidden_size=32, num_attention_heads=4)
+    with pytest.raises(SettingsInvalid, match="set multi_latent_attention = true"):
+        layer(config, local_backend())
+
+
+@pytest.mark.parametrize("setting", ["mla_down_proj_fusion", "qk_l2_norm"])
+def test_a_setting_that_the_layer_does_not_have_is_refused(setting: str) -> None:
+    with pytest.raises(Unsupported, match=f"unset {setting}") as caught:
+        layer(te_settings(**{setting: True}), te_backend())
+    assert caught.value.key == f"megatron.{setting}"
+
+
+def test_a_query_norm_that_only_transformer_engine_has_is_refused_without_it() -> None:
+    with pytest.raises(CannotRunHere, match="install transformer-engine, or set q_lora_rank"):
+        layer(settings(qk_layernorm=True, q_lora_rank=None), local_backend())
