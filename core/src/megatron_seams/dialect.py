@@ -89,7 +89,7 @@ class Dialect:
         return attrs.evolve(self, tokens=added, ambiguous=left), tuple(faults)
 
     def _problem(self, token: str, family: str) -> str | None:
-        if len(token) != 1 or token.isspace():
+        if len(token) != 1 or token.isspace() or not token.isprintable():
             return "a token is one visible character"
         if token in RESERVED:
             return f"{token!r} separates stages and MTP depths"
