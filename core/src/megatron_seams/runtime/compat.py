@@ -1,0 +1,56 @@
+"""What differs between Megatron-Core releases: the only module that may know.
+
+Every name or rule here answers to one fact of upstream, says which, and says when it can go. The
+rest of the runtime imports from this module whatever moved or will move.
+"""
+
+import dataclasses
+from typing import Any, Final
+
+from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
+from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
+from megatron.core.models.hybrid.hybrid_model import HybridModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+
+__all__ = [
+    "ALWAYS_PASSED",
+    "GLOBAL_NUMBERS",
+    "HybridModel",
+    "HybridStack",
+    "HybridStackSubmodules",
+    "build_hybrid_model",
+    "hybrid_stack_spec",
+    "native_submodules",
+]
+
+# Fact: the hybrid classes live in `models/hybrid` under these names since 0.18 (before: `Mamba...`
+# in `ssm` and `models/mamba`). Goes: with 0.17.
+
+#: Fact: since 0.17 every slot is built with these keywords; what else is passed differs from slot
+#: to slot and from release to release (`name` and `pp_layer_offset` come and go, `mla_layer` has no
+#: `name` in 0.19). Goes: when upstream passes the same keywords to every slot.
+ALWAYS_PASSED: Final = frozenset({"config", "layer_number", "pg_collection", "submodules"})
+
+#: Fact: `TransformerLayer` adds its stage's offset to `layer_number` unless it is told not to, and
+#: the `mamba_layer` slot does not tell it, because a `MambaLayer` never adds one; the stack's own
+#: numbers are global. Goes: when no layer of upstream's takes the keyword.
+GLOBAL_NUMBERS: Final = "add_layer_offset"
+
+
+def native_submodules(**slots: Any) -> HybridStackSubmodules:
+    """Upstream's submodules with the given slots, less those that this release does not have.
+
+    Fact: `mla_layer` exists since 0.19, `dsa_layer` since 0.18. Goes: when 0.19 is the oldest
+    release supported.
+    """
+    known = {field.name for field in dataclasses.fields(HybridStackSubmodules)}
+    return HybridStackSubmodules(**{slot: spec for slot, spec in slots.items() if slot in known})
+
+
+def build_hybrid_model(config: Any, stack_spec: ModuleSpec, **arguments: Any) -> HybridModel:
+    """Upstream's hybrid model around ``stack_spec``.
+
+    Fact: the model's argument for its stack is `hybrid_stack_spec` since 0.18 (before:
+    `mamba_stack_spec`). Goes: with 0.17.
+    """
+    return HybridModel(config=config, hybrid_stack_spec=stack_spec, **arguments)

@@ -1,0 +1,185 @@
+"""From a plan's native settings to Megatron's own configuration and model arguments."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+import torch
+from megatron.core.activations import quick_gelu, squared_relu
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from torch.nn import functional
+
+from megatron_seams.errors import Refusal, SeamsError, SettingsInvalid
+from megatron_seams.plan import Plan
+from megatron_seams.runtime.compat import HybridModel
+
+#: Families whose layers need Megatron's configuration for latent attention.
+LATENT: Final = frozenset({"mla", "dsa"})
+
+_DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+#: Fields whose values are Python objects, spelled in a recipe by name.
+_SPELLED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "params_dtype": _DTYPES,
+    "pipeline_dtype": _DTYPES,
+    "autocast_dtype": _DTYPES,
+    "activation_func": {
+        "gelu": functional.gelu,
+        "quick_gelu": quick_gelu,
+        "relu": functional.relu,
+        "silu": functional.silu,
+        "squared_relu": squared_relu,
+    },
+}
+
+#: Model arguments that the builder passes itself.
+_OURS: Final = frozenset(
+    {
+        "self",
+        "config",
+        "hybrid_stack_spec",
+        "hybrid_layer_pattern",
+        "pg_collection",
+        "pre_process",
+        "post_process",
+        "vp_stage",
+    }
+)
+
+
+@attrs.frozen(kw_only=True)
+class ModelSettings:
+    """What upstream's model is built from.
+
+    Attributes:
+        config: Megatron's configuration, checked by itself.
+        arguments: The arguments of the model's constructor that a recipe may set.
+    """
+
+    config: TransformerConfig
+    arguments: Mapping[str, Any]
+
+
+def model_settings(
+    plan: Plan, settings: Mapping[str, Any], backend: Mapping[str, Any]
+) -> ModelSettings:
+    """Sort native settings into Megatron's configuration and its model's arguments.
+
+    The number of layers, MTP depths, the parallel sizes and ``multi_latent_attention`` follow from
+    the plan. A setting that both take (``rotary_base``) goes to both.
+
+    Args:
+        plan: The model.
+        settings: Upstream's field and argument names -> values; dtypes and activations by name.
+        backend: Fields that the backend decides, over ``settings``.
+
+    Raises:
+        Refusal: With a :class:`SettingsInvalid` for each setting that is unknown or misspelled, or
+            for what Megatron's own checks say.
+    """
+    latent = any(layer.family in LATENT for layer in (*plan.layers, *plan.mtp))
+    kind = MLATransformerConfig if latent else TransformerConfig
+    fields = {field.name for field in dataclasses.fields(kind) if field.init}
+    arguments = frozenset(inspect.signature(HybridModel.__init__).parameters) - _OURS
+    faults: list[SeamsError] = []
+    wanted = {key: _value(key, value, faults) for key, value in settings.items()}
+    for key in sorted(wanted.keys() - fields - arguments):
+        faults.append(_unknown(key, kind, plan))
+    if "vocab_size" not in wanted:
+        faults.append(_missing("vocab_size"))
+    if "max_sequence_length" not in wanted:
+        faults.append(_missing("max_sequence_length"))
+    if faults:
+        raise Refusal(faults)
+    config = {key: value for key, value in wanted.items() if key in fields}
+    config |= _derived(plan, latent) | {k: v for k, v in backend.items() if k in fields}
+    config.setdefault("params_dtype", _dtype(config))
+    config.setdefault("pipeline_dtype", config["params_dtype"])
+    try:
+        checked = kind(**config)
+    except Exception as error:  # noqa: BLE001 - whatever upstream's checks raise is their verdict
+        raise Refusal([rejected(error, plan)]) from error
+    return ModelSettings(
+        config=checked,
+        arguments={key: value for key, value in wanted.items() if key in arguments},
+    )
+
+
+def rejected(error: BaseException, plan: Plan) -> SettingsInvalid:
+    """The fault that Megatron's own checks raised ``error``."""
+    return SettingsInvalid(
+        asked=f"Megatron's configuration for {plan.name}",
+        found=f"{type(error).__name__}: {error}",
+        next="mend the recipe's [megatron] (its keys are upstream's own)",
+        subject=plan.name,
+        key="megatron",
+    )
+
+
+def _derived(plan: Plan, latent: bool) -> dict[str, Any]:
+    spread = plan.parallelism
+    stages = len(plan.pattern.stages)
+    virtual = stages // spread.pipeline_parallel if spread.pipeline_parallel > 1 else 1
+    return {
+        "num_layers": len(plan.layers),
+        "mtp_num_layers": plan.pattern.mtp_depths or None,
+        "is_hybrid_model": True,
+        "multi_latent_attention": latent,
+        "tensor_model_parallel_size": spread.tensor_parallel,
+        "sequence_parallel": spread.sequence_parallel,
+        "pipeline_model_parallel_size": spread.pipeline_parallel,
+        "virtual_pipeline_model_parallel_size": virtual if virtual > 1 else None,
+        "expert_model_parallel_size": spread.expert_parallel,
+        "context_parallel_size": spread.context_parallel,
+    }
+
+
+def _dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """The parameters' type as upstream's own arguments derive it."""
+    if config.get("bf16"):
+        return torch.bfloat16
+    return torch.float16 if config.get("fp16") else torch.float32
+
+
+def _value(key: str, value: Any, faults: list[SeamsError]) -> Any:
+    names = _SPELLED.get(key)
+    if names is None or not isinstance(value, str):
+        return value
+    if value not in names:
+        faults.append(
+            SettingsInvalid(
+                asked=f"[megatron] {key} = {value!r}",
+                found=f"it is one of {', '.join(names)}",
+                next="correct the value",
+                subject=key,
+                key=f"megatron.{key}",
+            )
+        )
+    return names.get(value)
+
+
+def _unknown(key: str, kind: type, plan: Plan) -> SettingsInvalid:
+    return SettingsInvalid(
+        asked=f"[megatron] {key}",
+        found=f"neither {kind.__name__} nor {HybridModel.__name__} has it, for the layers of "
+        f"{plan.name}",
+        next="correct the key, or remove it",
+        subject=key,
+        key=f"megatron.{key}",
+    )
+
+
+def _missing(key: str) -> SettingsInvalid:
+    return SettingsInvalid(
+        asked=f"[megatron] {key}",
+        found="the recipe does not set it and Megatron has no default",
+        next="set it",
+        subject=key,
+        key=f"megatron.{key}",
+    )

@@ -1,0 +1,104 @@
+"""One native slot, several kinds of layer: the class that picks by layer number.
+
+Upstream builds every layer of one symbol from one slot of its submodules. Where a seam's layers ride
+on a slot that also builds native ones, the slot holds a spec of :class:`Dispatcher`, whose
+``__new__`` returns the chosen layer itself: the module tree and the checkpoint keys know no wrapper.
+It has to be a class, since ``build_module`` returns plain functions without calling them.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module, get_module
+
+from megatron_seams.runtime import compat
+
+
+@attrs.frozen(kw_only=True)
+class Choice:
+    """Which spec builds which layer of one slot.
+
+    Attributes:
+        slot: The field of upstream's submodules.
+        native: Upstream's own spec for the slot; None where the backend builds none.
+        seams: Global layer number -> the seam's spec for that layer.
+    """
+
+    slot: str
+    native: Any
+    seams: Mapping[int, ModuleSpec]
+
+    def of(self, layer_number: int) -> Any:
+        """The spec of one layer.
+
+        Raises:
+            ValueError: It is native and the backend builds no native layer of this slot.
+        """
+        spec = self.seams.get(layer_number, self.native)
+        if spec is None:
+            message = f"layer {layer_number} is native {self.slot}, which this backend cannot build"
+            raise ValueError(message)
+        return spec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Choice":
+        """Itself: upstream copies submodules, and a seam's spec may hold process groups."""
+        return self
+
+
+class Dispatcher:
+    """Builds the layer that :class:`Choice` names for ``layer_number``."""
+
+    def __new__(cls, *, choice: Choice, layer_number: int, **keywords: Any) -> Any:
+        """Return the layer itself, never an instance of this class.
+
+        Args:
+            choice: From the spec's params.
+            layer_number: 1-based and global: upstream's stack counts over all pipeline stages.
+            **keywords: What upstream's loop passes to the slot.
+        """
+        spec = choice.of(layer_number)
+        if layer_number in choice.seams:
+            keywords = accepted(spec, keywords)
+        return build_module(spec, layer_number=layer_number, **keywords)
+
+
+def dispatching_spec(choice: Choice) -> ModuleSpec:
+    """The spec that takes the slot's place."""
+    return ModuleSpec(module=Dispatcher, params={"choice": choice})
+
+
+def accepted(spec: ModuleSpec | type, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that the spec's class takes, of those that the slot passes.
+
+    Slots differ in what they pass, and a seam's class is written for none of them in particular. A
+    class that adds its stage's offset to ``layer_number`` on its own is told not to.
+    """
+    target = get_module(spec)
+    taken = {
+        name: value
+        for name, value in keywords.items()
+        if name in compat.ALWAYS_PASSED or takes(target, name)
+    }
+    if takes(target, compat.GLOBAL_NUMBERS):
+        taken[compat.GLOBAL_NUMBERS] = False
+    return taken
+
+
+def takes(target: type, keyword: str) -> bool:
+    """Whether a constructor of ``target`` names ``keyword``.
+
+    ``**kwargs`` alone is no answer, since most layers hand theirs on to a base class that names
+    what it takes: the bases are asked in their order for as long as keywords flow on.
+    """
+    for base in target.__mro__:
+        constructor = base.__dict__.get("__init__")
+        if constructor is None:
+            continue
+        parameters = inspect.signature(constructor).parameters
+        if keyword in parameters:
+            return True
+        if all(part.kind is not part.VAR_KEYWORD for part in parameters.values()):
+            return False
+    return False

@@ -1,0 +1,113 @@
+"""What the runtime's tests share: test seams, plans over them, and one process's Megatron."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_seams.discovery import Discovery
+from megatron_seams.environment import Environment
+from megatron_seams.families import BUILT_IN, Family
+from megatron_seams.plan import Plan
+from megatron_seams.recipe import FeatureEntry, Model, Parallelism, Recipe
+from megatron_seams.resolver import resolve
+from megatron_seams.seam import Seam, parse_manifest
+from megatron_seams.sources import in_hand
+from megatron_seams.surface import read_surface
+
+SEAMS = Path(__file__).parent / "seams"
+
+#: A model small enough to build in no time. Every test that needs other sizes says so.
+TINY = {
+    "vocab_size": 64,
+    "max_sequence_length": 32,
+    "hidden_size": 32,
+    "ffn_hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+MOE = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 32}
+MLA = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_head_dim": 8,
+    "qk_pos_emb_head_dim": 8,
+    "v_head_dim": 12,
+    "rope_type": "rope",
+}
+
+PlanOf = Callable[..., Plan]
+
+
+def seam(name: str) -> Seam:
+    """One of the test seams beside this file."""
+    directory = SEAMS / name
+    data = (directory / "seam.toml").read_bytes()
+    manifest, faults = parse_manifest(data, file=str(directory / "seam.toml"))
+    assert manifest is not None, faults
+    return Seam(
+        manifest=manifest,
+        package=name,
+        distribution=f"test-{name}",
+        version="0.1",
+        directory=directory,
+        manifest_digest="",
+    )
+
+
+@pytest.fixture(scope="session")
+def plan_of() -> Iterator[PlanOf]:
+    """Resolve a pattern over the Megatron in hand and the named test seams."""
+    source, _ = in_hand()
+    assert source is not None
+    surface = read_surface(source)
+
+    def plan(
+        pattern: str,
+        *,
+        seams: tuple[str, ...] = (),
+        megatron: dict[str, Any] | None = None,
+        features: tuple[str, ...] = (),
+        parallelism: Parallelism | None = None,
+        tokens: dict[str, str] | None = None,
+        dialect: str = "megatron",
+        families: dict[str, str] | None = None,
+    ) -> Plan:
+        installed = tuple(seam(name) for name in seams)
+        introduced = tuple(
+            Family(name=one.manifest.family.name, summary=one.manifest.family.summary)
+            for one in installed
+            if one.manifest.family is not None
+        )
+        discovery = Discovery(seams=installed, families=(*BUILT_IN.values(), *introduced))
+        recipe = Recipe.of_pattern(pattern, dialect=dialect, depth=None)
+        recipe = Recipe(
+            schema=recipe.schema,
+            model=Model(name=pattern, pattern=pattern, dialect=dialect),
+            dialect=type(recipe.dialect)(tokens=tokens or {}),
+            families=families or {},
+            features=tuple(FeatureEntry(family=family) for family in features),
+            megatron=TINY | (megatron or {}),
+            parallelism=parallelism or Parallelism(),
+        )
+        return resolve(recipe, Environment(surface=surface, discovery=discovery, source=source))
+
+    sys.path.insert(0, str(SEAMS))
+    yield plan
+    sys.path.remove(str(SEAMS))
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Any]:
+    """One process's process groups over gloo, for the time of a test module."""
+    from megatron_seams.runtime.cpu import cpu_world
+
+    with cpu_world() as pg_collection:
+        yield pg_collection

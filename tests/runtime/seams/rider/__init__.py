@@ -1,0 +1,1 @@
+"""A test seam: a recurrent mixer inside upstream's MambaLayer."""

@@ -1,0 +1,1 @@
+"""A test seam: a whole layer that may ride on any of three slots."""
