@@ -141,9 +141,9 @@ class Chooser:
             )
         if usable:
             (seam,) = usable
-            why = f"{self._no_native(family)}; {seam.claim} is the only seam for it"
+            why = f"{self._no_native(family)}; the only seam for it"
             if pin is not None:
-                why = f"{self._no_native(family)}; the recipe pins {seam.claim}"
+                why = f"{self._no_native(family)}; the recipe pins this seam"
             return Choice(provider=seam, why=why)
         if pin is not None and candidates:
             return self._pin_misses(family, pin, candidates)
@@ -255,7 +255,7 @@ class Chooser:
                 subject=family,
                 key="override",
             )
-        why = f"the recipe takes {seam.claim} over native until {entry.expires}: {entry.reason}"
+        why = f"the recipe takes it over native until {entry.expires}: {entry.reason}"
         return Choice(provider=seam, why=why)
 
 
