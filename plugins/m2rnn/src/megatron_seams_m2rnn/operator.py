@@ -139,6 +139,7 @@ class _Recurrence(torch.autograd.Function):
         run = _Run(q, k, v, f, W, h0, ctx.every)
         dq, dk, dv, df = (torch.empty_like(x) for x in (q, k, v, f))
         dW = torch.zeros_like(run.W)
+        gradients, slopes = torch.empty_like(run.z), torch.empty_like(run.z)
         dh0 = None if h0 is None else torch.empty_like(h0)
         slot = len(kept)
         for document, (start, stop) in reversed(list(enumerate(ctx.spans))):
@@ -152,13 +153,14 @@ class _Recurrence(torch.autograd.Function):
                 states, z = run.advance(h, t0, t1)
                 error = run.steps(dy, t0, t1)
                 query, key, value = (run.steps(x, t0, t1) for x in (q, k, v))
-                G = query.unsqueeze(-1) * error.unsqueeze(-2)
-                dx, carry = run.retreat(G, carry, z, t0, t1, ctx.clip)
+                G, dx = gradients[: t1 - t0], slopes[: t1 - t0]
+                torch.mul(query.unsqueeze(-1), error.unsqueeze(-2), out=G)
+                carry = run.retreat(G, dx, carry, z, t0, t1, ctx.clip)
 
                 dq[:, t0:t1] = _gathered((states[1:] @ error.unsqueeze(-1)).squeeze(-1), q)
                 dk[:, t0:t1] = _gathered((dx @ value.unsqueeze(-1)).squeeze(-1), k)
                 dv[:, t0:t1] = _gathered((key.unsqueeze(-2) @ dx).squeeze(-2), v)
-                df[:, t0:t1] = _gathered(((states[:-1] - z) * G).sum((-2, -1)), f)
+                df[:, t0:t1] = _gathered(z.sub_(states[:-1]).mul_(G).sum((-2, -1)).neg_(), f)
                 dW += (states[:-1].flatten(2, 3).mT @ dx.flatten(2, 3)).sum(0)
             if dh0 is not None:
                 dh0[document] = carry.transpose(0, 1)
@@ -184,6 +186,12 @@ class _Run:
         self.W = W.to(self.dtype).repeat_interleave(self.N // W.shape[0], dim=0)
         self.k, self.v, self.f, self.h0 = k, v, f, h0
         self.every = every
+        # Scratch for one interval, taken once: fresh pages for each chunk would cost more time than
+        # the arithmetic on them.
+        longest = min(every, q.shape[1])
+        shape = (self.N, q.shape[0], q.shape[-1], v.shape[-1])
+        self.states = self.W.new_empty(longest + 1, *shape)
+        self.z = self.W.new_empty(longest, *shape)
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Cut a document at the steps whose states are kept."""
@@ -218,8 +226,8 @@ class _Run:
         """
         gate = self.gate(t0, t1)
         key, value = self.steps(self.k, t0, t1), self.steps(self.v, t0, t1)
-        z = key.unsqueeze(-1) * value.unsqueeze(-2)
-        states = z.new_empty(t1 - t0 + 1, *h.shape)
+        states = self.states[: t1 - t0 + 1]
+        z = torch.mul(key.unsqueeze(-1), value.unsqueeze(-2), out=self.z[: t1 - t0])
         states[0] = h
         for before, after, z_t, f_t in zip(states, states[1:], z, gate, strict=False):
             rows = z_t.view(self.N, -1, z_t.shape[-1])
@@ -229,12 +237,13 @@ class _Run:
         return states, z
 
     def retreat(
-        self, G: Tensor, carry: Tensor, z: Tensor, t0: int, t1: int, clip: float | None
-    ) -> tuple[Tensor, Tensor]:
+        self, G: Tensor, dx: Tensor, carry: Tensor, z: Tensor, t0: int, t1: int, clip: float | None
+    ) -> Tensor:
         """Carry the state's gradient back from t1 to t0.
 
         Args:
-            G: q dyᵀ, [s, N, B, K, V]; becomes the gradients of the states, in place.
+            G: q dyᵀ, [s, N, B, K, V]; becomes the gradients of the states.
+            dx: [s, N, B, K, V]; becomes the gradients of h W + k vᵀ.
             carry: What step t1 hands back, [N, B, K, V].
             z: As :meth:`advance` returned it.
             t0: The first step of the chunk.
@@ -242,19 +251,19 @@ class _Run:
             clip: The bound on what a step hands back.
 
         Returns:
-            dx, [s, N, B, K, V], and what step t0 hands back.
+            What step t0 hands back, [N, B, K, V].
         """
         gate = self.gate(t0, t1)
-        dx = (1 - gate) * (1 - z * z)
         transposed = self.W.mT
-        backwards = (reversed(x.unbind()) for x in (G, dx, gate))
-        for G_t, dx_t, f_t in zip(*backwards, strict=True):
+        backwards = (reversed(x.unbind()) for x in (G, dx, z, gate, 1 - gate))
+        for G_t, dx_t, z_t, kept, taken in zip(*backwards, strict=True):
             G_t += carry if clip is None else carry.clamp(-clip, clip)
-            dx_t *= G_t
-            carry = f_t * G_t
+            torch.mul(G_t, taken, out=dx_t)
+            dx_t -= dx_t * z_t * z_t
+            carry = kept * G_t
             rows = carry.view(self.N, -1, carry.shape[-1])
             rows.baddbmm_(dx_t.view_as(rows), transposed)
-        return dx, carry
+        return carry
 
 
 def _gathered(gradient: Tensor, x: Tensor) -> Tensor:

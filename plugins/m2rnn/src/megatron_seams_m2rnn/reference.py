@@ -70,7 +70,7 @@ def m2rnn_reference(
             h = gate * h + (1 - gate) * z
             y.append(torch.einsum("bk,bkv->bv", head(q[:, t], 1), h))
             h = _clip_gradient(h, clip)  # y has read h already: only what step t + 1 hands back
-        outputs.append(torch.stack(y, dim=1))
+        outputs.append(torch.stack(y, dim=1) if y else q.new_zeros(batch, 0, v.shape[-1]))
         states.append(h)
     return torch.stack(outputs, dim=2), torch.stack(states, dim=1)
 

@@ -1,0 +1,127 @@
+"""What the operator promises beside its numbers: gradients, memory, dtypes, refusals."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_seams_m2rnn.operator import m2rnn
+from megatron_seams_m2rnn.reference import m2rnn_reference
+
+
+def draw(
+    layout: tuple[int, ...], *lead: int, K: int = 3, V: int = 2, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """Random q, k, v, W and f with the leading dimensions B, S or T."""
+    torch.manual_seed(0)
+    Nq, Nk, Nv, Nw, Nf = layout
+    shapes = [(*lead, Nq, K), (*lead, Nk, K), (*lead, Nv, V), (Nw, V, V)]
+    drawn = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    return [*drawn, torch.rand(*lead, Nf, dtype=dtype)]
+
+
+@pytest.mark.parametrize("with_h0", [True, False])
+@pytest.mark.parametrize("layout", [(2, 2, 2, 2, 2), (1, 2, 4, 2, 4)])
+@pytest.mark.parametrize("function", [m2rnn, m2rnn_reference])
+def test_the_gradients_are_the_derivatives(
+    function: Callable[..., Any], layout: tuple[int, ...], with_h0: bool
+) -> None:
+    inputs = draw(layout, 2, 5)
+    if with_h0:
+        inputs.append(torch.randn(2, max(layout), 3, 2, dtype=torch.float64))
+    assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("function", [m2rnn, m2rnn_reference])
+def test_the_gradients_of_packed_documents_are_the_derivatives(
+    function: Callable[..., Any],
+) -> None:
+    inputs = [*draw((1, 1, 2, 2, 2), 6), torch.randn(2, 2, 3, 2, dtype=torch.float64)]
+    cu_seqlens = torch.tensor([0, 1, 6])
+    assert torch.autograd.gradcheck(
+        lambda *x: function(*x, cu_seqlens=cu_seqlens), [x.requires_grad_() for x in inputs]
+    )
+
+
+def kept_for_backward(steps: int) -> int:
+    """Elements that autograd keeps, beyond the inputs."""
+    inputs = [x.requires_grad_() for x in draw((1, 1, 2, 2, 2), 1, steps)]
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        m2rnn(*inputs)
+    return sum(kept.values()) - sum(x.numel() for x in inputs)
+
+
+def test_one_state_in_thirty_two_is_kept_and_not_every_state() -> None:
+    state = 2 * 3 * 2
+    assert kept_for_backward(32) == 0
+    assert kept_for_backward(256) == 7 * state
+    assert kept_for_backward(257) == 8 * state
+
+
+def test_the_state_stays_float32_under_autocast() -> None:
+    inputs = draw((1, 1, 2, 2, 2), 1, 40, dtype=torch.float32)
+    y, last = m2rnn(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        under, last_under = m2rnn(*inputs)
+    assert torch.equal(y, under)
+    assert torch.equal(last, last_under)
+
+
+def test_an_empty_sequence_returns_its_initial_state() -> None:
+    h0 = torch.randn(2, 2, 3, 2, dtype=torch.float64)
+    y, last = m2rnn(*draw((1, 1, 2, 2, 2), 2, 0), h0)
+    assert y.shape == (2, 0, 2, 2)
+    assert torch.equal(last, h0)
+
+
+def test_a_sixteen_bit_gate_is_refused() -> None:
+    *inputs, f = draw((1, 1, 2, 2, 2), 1, 4, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="gate near 1 rounds to 1"):
+        m2rnn(*inputs, f)
+
+
+def test_mixed_dtypes_are_refused() -> None:
+    q, *others = draw((1, 1, 2, 2, 2), 1, 4)
+    with pytest.raises(TypeError, match="share one dtype"):
+        m2rnn(q.float(), *others)
+
+
+@pytest.mark.parametrize(
+    ("index", "shape"),
+    [(0, (1, 4, 1, 2)), (1, (1, 5, 1, 3)), (2, (1, 4, 2)), (3, (2, 2, 3)), (4, (2, 4, 2))],
+)
+def test_a_shape_that_does_not_fit_is_refused(index: int, shape: tuple[int, ...]) -> None:
+    inputs = draw((1, 1, 2, 2, 2), 1, 4)
+    inputs[index] = torch.zeros(shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"expected .*; found"):
+        m2rnn(*inputs)
+
+
+def test_an_initial_state_of_another_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="h0"):
+        m2rnn(*draw((1, 1, 2, 2, 2), 2, 4), torch.zeros(1, 2, 3, 2, dtype=torch.float64))
+
+
+def test_head_counts_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="W has 2 heads, which does not divide the 3"):
+        m2rnn(*draw((1, 1, 3, 2, 3), 1, 4))
+
+
+@pytest.mark.parametrize("cu_seqlens", [[1, 6], [0, 5], [0, 4, 3, 6], [0]])
+def test_boundaries_that_do_not_describe_the_row_are_refused(cu_seqlens: list[int]) -> None:
+    with pytest.raises(ValueError, match="cu_seqlens"):
+        m2rnn(*draw((1, 1, 2, 2, 2), 6), cu_seqlens=torch.tensor(cu_seqlens))
+
+
+@pytest.mark.parametrize("settings", [{"clip": 0.0}, {"clip": -1.0}, {"checkpoint_every": 0}])
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="found"):
+        m2rnn(*draw((1, 1, 2, 2, 2), 1, 4), **settings)
