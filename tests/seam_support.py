@@ -159,7 +159,7 @@ SYMBOLS = tuple(
 def surface(
     version: str = "0.19.2", *, without: Iterable[str] = (), exclusive: bool = True
 ) -> NativeSurface:
-    """A surface like 0.19's, less the constants ``without``, and with ``*`` exclusive of the rest."""
+    """A surface like 0.19, less the constants ``without``; ``exclusive`` keeps ``*`` apart."""
     symbols = tuple(symbol for symbol in SYMBOLS if symbol.constant not in set(without))
     said = "Not supported to have both Attention and MLA/DSA in one model"
     beside = tuple(

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from seam_support import environment, make_seam, plan, reasons, recipe, surface
 
 from megatron_seams.dialect import BUILT_IN, MEGATRON, NAM
 from megatron_seams.errors import (
@@ -17,6 +16,7 @@ from megatron_seams.errors import (
 )
 from megatron_seams.pattern import MAX_DEPTH, parse_pattern
 from megatron_seams.plan import Plan
+from seam_support import environment, make_seam, plan, reasons, recipe, surface
 
 #: Builds every family that any recipe below can spell, and forbids nothing.
 EVERYTHING = environment(

@@ -27,6 +27,12 @@ def _not_empty(_: Any, __: Any, value: str) -> None:
         raise ValueError(message)
 
 
+def _schema(_: Any, __: Any, value: int) -> None:
+    if value != SCHEMA:
+        message = f"expected {SCHEMA}, found {value}"
+        raise ValueError(message)
+
+
 @attrs.frozen(kw_only=True)
 class Model:
     """``[model]``: the name and the layers."""
@@ -142,7 +148,7 @@ class Recipe:
         install: Family -> the distribution to install where nothing builds it; a refusal names it.
     """
 
-    schema: int
+    schema: int = field(validator=_schema)
     model: Model
     dialect: DialectTable = field(factory=DialectTable)
     families: dict[str, str] = field(factory=dict)
@@ -157,16 +163,12 @@ class Recipe:
     install: dict[str, str] = field(factory=dict)
     smoke: Smoke = field(factory=Smoke)
 
-    def __attrs_post_init__(self) -> None:
-        """Only the schema that this code was written for."""
-        if self.schema != SCHEMA:
-            message = f"schema: expected {SCHEMA}, found {self.schema}"
-            raise ValueError(message)
-
     @classmethod
     def of_pattern(cls, pattern: str, *, dialect: str, depth: int | None) -> "Recipe":
         """The recipe that a bare pattern on the command line stands for."""
-        model = Model(name=pattern or "(empty)", pattern=pattern, dialect=dialect, depth=depth)
+        model = Model(
+            name=pattern.strip() or "(empty)", pattern=pattern, dialect=dialect, depth=depth
+        )
         return cls(schema=SCHEMA, model=model)
 
 
@@ -179,7 +181,7 @@ def load_recipe(path: Path) -> Recipe:
     asked = "a recipe that can be read"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refusal(
             [RecipeInvalid(asked=asked, found=str(error), next="mend the file", file=str(path))]
         ) from error

@@ -72,6 +72,12 @@ def _text(_: Any, __: Any, value: str) -> None:
         raise ValueError(message)
 
 
+def _schema(_: Any, __: Any, value: int) -> None:
+    if value != SCHEMA:
+        message = f"expected {SCHEMA}, found {value}"
+        raise ValueError(message)
+
+
 @attrs.frozen(kw_only=True)
 class About:
     """``[seam]``: who and what."""
@@ -192,7 +198,7 @@ class Supports:
 class Manifest:
     """A whole ``seam.toml``."""
 
-    schema: int
+    schema: int = field(validator=_schema)
     seam: About
     upstream: Upstream
     requires: Requires
@@ -203,9 +209,6 @@ class Manifest:
 
     def __attrs_post_init__(self) -> None:
         """What no single key can be checked for."""
-        if self.schema != SCHEMA:
-            message = f"schema: expected {SCHEMA}, found {self.schema}"
-            raise ValueError(message)
         if (self.carrier is None) == (self.feature is None):
             message = "exactly one of [carrier] (a layer) and [feature] (a feature) is required"
             raise ValueError(message)
@@ -299,7 +302,8 @@ def parse_manifest(data: bytes, *, file: str) -> tuple[Manifest | None, tuple[Se
         return None, (fault,)
     try:
         table: Mapping[str, Any] = tomllib.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not only its own two errors: tomllib lets Python's limits on digits and depth through.
         fault = ManifestUnreadable(
             asked=asked, found=str(error), next="mend the file and reinstall the plugin", file=file
         )

@@ -70,7 +70,8 @@ def _describe(value: Any) -> str:
 def _dashed(cls: type, converter: cattrs.Converter) -> Any:
     """Structure an attrs class from a table whose keys use dashes and hold nothing else."""
     renamed: dict[str, Any] = {
-        field.name: override(rename=key_of(field.name)) for field in attrs.fields(cls)
+        field.name: override(rename=key_of(field.name), struct_hook=_validated(field, converter))
+        for field in attrs.fields(cls)
     }
     structure: Callable[[Any, Any], Any] = make_dict_structure_fn(
         cls,
@@ -87,6 +88,22 @@ def _dashed(cls: type, converter: cattrs.Converter) -> Any:
         return structure(value, kind)
 
     return checked
+
+
+def _validated(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> Any:
+    """Structure one field and run its validator at once.
+
+    Left to ``__init__``, a validator speaks only when every type is right, only the first of them
+    speaks, and what it says names the table and not the key.
+    """
+
+    def hook(value: Any, kind: Any) -> Any:
+        structured = converter.structure(value, kind)
+        if field.validator is not None:
+            field.validator(None, field, structured)
+        return structured
+
+    return hook
 
 
 def key_of(field: str) -> str:
