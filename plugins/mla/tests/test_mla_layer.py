@@ -1,6 +1,10 @@
 """The layer against the native one of Megatron 0.19: same parts, same keys, same numbers."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,9 @@ from megatron_seams.hookspecs import LayerContext
 from megatron_seams_mla.plugin import mla_layer
 
 pytestmark = pytest.mark.megatron
+
+#: Names a folder with a Megatron-Core whose hybrid stack has no MLA.
+OLDER = "MEGATRON_BEFORE_MLA"
 
 SIZES = {
     "num_layers": 2,
@@ -193,6 +200,29 @@ def test_before_0_19_the_layer_takes_a_stage_offset_and_is_never_sparse(
     )
     assert built.self_attention.config.experimental_attention_variant is None
     assert config.experimental_attention_variant == "dsa"
+
+
+def test_checkpoints_of_an_older_release_continue_natively_with_the_same_numbers(
+    pg_collection: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    older = os.environ.get(OLDER)
+    if older is None:
+        pytest.skip(f"set {OLDER} to a folder that holds a Megatron-Core before 0.19")
+    file = tmp_path / "trained.pt"
+    script = Path(__file__).with_name("older_megatron.py")
+    path = os.pathsep.join([older, *sys.path])
+    subprocess.run(
+        [sys.executable, str(script), str(file)], check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    saved = torch.load(file, weights_only=False)
+    assert Version(saved["version"]) < Version("0.19")
+    native = native_stack(settings(**saved["settings"]), pg_collection)
+    assert len(saved["runs"]) == 4
+    for run in saved["runs"].values():
+        native.load_state_dict(run["state"], strict=True)
+        assert torch.equal(native(run["hidden"], attention_mask=None), run["output"])
 
 
 def test_gradients_reach_every_parameter(pg_collection: Any) -> None:
