@@ -282,19 +282,20 @@ class _Reader:
 
     def exclusions(self, tree: ast.Module) -> tuple[Exclusion, ...]:
         """The combinations that the allocation module's functions raise on."""
+        functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+        plain = {id(node) for function in functions for node in function.body}
         rules: dict[Exclusion, None] = {}
-        for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
-            for node in function.body:
-                if not isinstance(node, ast.If) or not _raises(node):
-                    continue
-                if not _mentions_presence(node.test):
-                    continue
-                rule = _rule(node.test, _said(node))
-                self.hold(
-                    rule is not None, f"the condition at line {node.lineno} is not understood"
-                )
-                if rule is not None:
-                    rules[rule] = None
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.If) or not _mentions_presence(node.test):
+                continue
+            if not any(isinstance(part, ast.Raise) for part in ast.walk(node)):
+                continue
+            # One that hides in a loop or a branch holds under conditions that are not read.
+            stands_alone = id(node) in plain and _raises(node)
+            rule = _rule(node.test, _said(node)) if stands_alone else None
+            self.hold(rule is not None, f"the condition at line {node.lineno} is not understood")
+            if rule is not None:
+                rules[rule] = None
         return tuple(rules)
 
 
