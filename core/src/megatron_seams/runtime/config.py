@@ -91,6 +91,8 @@ def model_settings(
     wanted = {key: _value(key, value, faults) for key, value in settings.items()}
     for key in sorted(wanted.keys() - fields - arguments):
         faults.append(_unknown(key, kind, plan))
+    if len(plan.pattern.stages) > 1 and plan.parallelism.pipeline_parallel == 1:
+        faults.append(_one_stage(plan))
     if "vocab_size" not in wanted:
         faults.append(_missing("vocab_size"))
     if "max_sequence_length" not in wanted:
@@ -172,6 +174,19 @@ def _unknown(key: str, kind: type, plan: Plan) -> SettingsInvalid:
         next="correct the key, or remove it",
         subject=key,
         key=f"megatron.{key}",
+    )
+
+
+def _one_stage(plan: Plan) -> SettingsInvalid:
+    # Upstream picks a segment by pipeline rank: one rank would get the first stage and no word of
+    # the others.
+    stages = len(plan.pattern.stages)
+    return SettingsInvalid(
+        asked=f"the {stages} stages of pattern {plan.pattern.text!r}",
+        found="pipeline-parallel is 1, and one rank builds one stage",
+        next=f"set pipeline-parallel to {stages} or one of its divisors above 1, or leave out '|'",
+        subject=plan.name,
+        key="parallelism.pipeline-parallel",
     )
 
 
