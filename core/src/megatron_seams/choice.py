@@ -7,6 +7,7 @@ import attrs
 from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     ExperimentNotNamed,
+    FeatureInvalid,
     NativeContested,
     NativeOption,
     NoProvider,
@@ -16,6 +17,7 @@ from megatron_seams.errors import (
     TwoSeams,
     UnusedSetting,
 )
+from megatron_seams.families import Family
 from megatron_seams.recipe import Override, Recipe
 from megatron_seams.seam import Seam
 from megatron_seams.surface import NativeSymbol
@@ -49,6 +51,9 @@ class Chooser:
 
     def choose(self, family: str, *, of_layer: bool = True) -> Choice | SeamsError:
         """The provider of ``family``, or the one reason that it has none."""
+        known = self._environment.families.get(family)
+        if of_layer and known is not None and known.kind == "feature":
+            return self._no_layer(known)
         overrides = [entry for entry in self._recipe.override if entry.family == family]
         if overrides:
             return self._override(family, overrides)
@@ -154,6 +159,15 @@ class Chooser:
             return f"there is no Megatron that builds {family}"
         return f"{self._hand()} has no {family}"
 
+    def _no_layer(self, family: Family) -> FeatureInvalid:
+        return FeatureInvalid(
+            asked=f"a layer of family {family.name!r}",
+            found=f"{family.name} is a feature, which attaches beside the layers: {family.summary}",
+            next=f"spell the layer by a block family, and ask for the feature with [[features]] "
+            f'family = "{family.name}"',
+            subject=family.name,
+        )
+
     def _option(self, family: str, seam: Seam) -> NativeOption:
         by = self._environment.superseded_by(seam)
         return NativeOption(
@@ -164,30 +178,41 @@ class Chooser:
         )
 
     def _pin_misses(self, family: str, pin: str, candidates: list[Seam]) -> SeamsError:
-        faults = [fault for seam in candidates if (fault := self._environment.out_of_range(seam))]
-        if any(seam.name == pin for seam in candidates) and faults:
-            return attrs.evolve(faults[0], subject=family)
+        asked = f"seam {pin!r} for family {family!r}, as the recipe pins it"
+        broken = [text for name, text in self._broken(family, candidates) if name == pin]
+        if broken:
+            return OnlyBroken(
+                asked=asked,
+                found=f"it is broken: {'; '.join(broken)}",
+                next="mend or reinstall it, or correct [policy.pin]",
+                subject=family,
+                key=f"policy.pin.{family}",
+            )
         return NoProvider(
-            asked=f"seam {pin!r} for family {family!r}, as the recipe pins it",
+            asked=asked,
             found=f"the seams for it are {', '.join(seam.name for seam in candidates)}",
             next="correct [policy.pin], or install the distribution that provides that seam",
             subject=family,
             key=f"policy.pin.{family}",
         )
 
-    def _nobody(self, family: str, candidates: list[Seam]) -> SeamsError:
-        """Nothing can build it: say what is broken, what is on trial, or what to install."""
-        broken = [
-            f"{seam.distribution} {seam.version}: [{fault.code}] {fault.found}"
+    def _broken(self, family: str, candidates: list[Seam]) -> list[tuple[str, str]]:
+        """Name and fault of each seam that may be the family's and cannot be used."""
+        unread = [
+            (seam.name, f"{seam.distribution} {seam.version}: [{fault.code}] {fault.found}")
             for seam in self._environment.discovery.broken
             if self._may_be(seam.name, seam.manifest.seam.family if seam.manifest else None, family)
             for fault in seam.faults
         ]
-        broken += [
-            f"{seam.claim}: [{fault.code}] {fault.found}"
+        return unread + [
+            (seam.name, f"{seam.claim}: [{fault.code}] {fault.found}")
             for seam in candidates
             if (fault := self._environment.out_of_range(seam))
         ]
+
+    def _nobody(self, family: str, candidates: list[Seam]) -> SeamsError:
+        """Nothing can build it: say what is broken, what is on trial, or what to install."""
+        broken = [text for _, text in self._broken(family, candidates)]
         trial = [
             seam
             for seam in self._environment.discovery.seams

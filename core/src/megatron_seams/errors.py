@@ -227,7 +227,7 @@ class NativeContested(SeamsError):
 
 
 class OnlyBroken(SeamsError):
-    """The only seams for the family are broken."""
+    """The only seams for the family are broken, or the one that the recipe pins is."""
 
     code = "SEAM-R04"
 

@@ -1,7 +1,7 @@
 """Lowering: which native slot carries each seam's layers, and the pattern Megatron is given."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
@@ -50,21 +50,20 @@ def choose_carriers(
         constant for seam in seams if (constant := _constant(seam, families)) is not None
     }
     forbidden = surface.forbidden(meant)
-    if forbidden:
-        return Carriers(faults=tuple(_forbidden(text, sorted(meant)) for text in forbidden))
     offered = [
         [symbol for slot in _slots(seam) if (symbol := surface.of_slot(slot)) is not None]
         for seam in seams
     ]
     absent = [seam for seam, slots in zip(seams, offered, strict=True) if not slots]
-    if absent:
-        return Carriers(faults=tuple(_no_slot(seam, surface) for seam in absent))
+    if forbidden or absent:
+        said = [_forbidden(text, sorted(meant)) for text in forbidden]
+        return Carriers(faults=(*said, *(_no_slot(seam, surface) for seam in absent)))
     # Product order tries every seam's first choice before anyone's second.
     for combination in itertools.product(*offered):
         if not surface.forbidden(constants | {symbol.constant for symbol in combination}):
             chosen = zip(seams, combination, strict=True)
             return Carriers(slots={seam.name: symbol for seam, symbol in chosen})
-    return Carriers(faults=tuple(_illegal(seam, surface, constants) for seam in seams))
+    return Carriers(faults=tuple(_illegal(seams, offered, surface, constants)))
 
 
 def lowered_pattern(plan: Plan) -> str:
@@ -108,15 +107,34 @@ def _no_slot(seam: Seam, surface: NativeSurface) -> NoCarrier:
     )
 
 
-def _illegal(seam: Seam, surface: NativeSurface, constants: set[str]) -> NoCarrier:
-    tried = [
-        f"{slot}: {' '.join(surface.forbidden(constants | {symbol.constant}))}"
-        for slot in _slots(seam)
-        if (symbol := surface.of_slot(slot)) is not None
+def _illegal(
+    seams: list[Seam],
+    offered: list[list[NativeSymbol]],
+    surface: NativeSurface,
+    native: set[str],
+) -> Iterator[NoCarrier]:
+    """One fault for each seam that upstream's rules leave no slot, by itself or by the others."""
+    alone = [
+        (seam, symbols, native)
+        for seam, symbols in zip(seams, offered, strict=True)
+        if all(surface.forbidden(native | {symbol.constant}) for symbol in symbols)
     ]
-    return NoCarrier(
-        asked=f"a carrier for {seam.claim} beside {', '.join(sorted(constants))}",
-        found="; ".join(tried),
-        next=f"change the pattern, or ask {seam.owner} for another carrier slot",
-        subject=seam.family,
-    )
+    together = [
+        (
+            seam,
+            symbols,
+            native | {others[0].constant for others in offered if others is not symbols},
+        )
+        for seam, symbols in zip(seams, offered, strict=True)
+    ]
+    for seam, symbols, beside in alone or together:
+        tried = [
+            f"{symbol.slot}: {' '.join(surface.forbidden(beside | {symbol.constant})) or 'legal'}"
+            for symbol in symbols
+        ]
+        yield NoCarrier(
+            asked=f"a carrier for {seam.claim} beside {', '.join(sorted(beside))}",
+            found="; ".join(tried),
+            next=f"change the pattern, or ask {seam.owner} for another carrier slot",
+            subject=seam.family,
+        )

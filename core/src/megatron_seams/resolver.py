@@ -16,12 +16,12 @@ from megatron_seams.errors import (
 )
 from megatron_seams.families import BUILT_IN
 from megatron_seams.lowering import Carriers, choose_carriers
-from megatron_seams.pattern import Pattern
+from megatron_seams.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
 from megatron_seams.plan import Custom, Layer, Native, Plan, PlannedFeature, Provider
 from megatron_seams.recipe import Recipe
 from megatron_seams.seam import Seam
 from megatron_seams.specialise import Families, families_of, read_pattern
-from megatron_seams.surface import NativeSymbol
+from megatron_seams.surface import NativeSurface, NativeSymbol
 
 #: `[megatron]` keys that another table of the recipe decides.
 _ELSEWHERE = {
@@ -68,6 +68,7 @@ def resolve(
     chosen = {seam.name: seam for seam in (*_seams(choices.values()), *(f.seam for f in features))}
     reasons += _supported(recipe, pattern, chosen.values())
     reasons += _stages(recipe, pattern)
+    reasons += _separators(pattern, environment.surface)
     reasons += _native_keys(recipe, environment, carriers)
     present = frozenset({*choices, *(feature.family for feature in recipe.features)})
     retired = frozenset(
@@ -290,6 +291,27 @@ def _stages(recipe: Recipe, pattern: Pattern) -> list[SeamsError]:
             next="change pipeline-parallel, or write the stages into the pattern with '|'",
             key="parallelism.pipeline-parallel",
         )
+    ]
+
+
+def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:
+    """Stages and MTP depths are spelled with characters that an older Megatron does not have."""
+    wanted = {
+        STAGE_BREAK: (len(pattern.stages) > 1, "stages"),
+        MTP_SEPARATOR: (pattern.mtp_depths > 0, "MTP depths"),
+    }
+    if surface.version is None:  # nothing is native, which has been said already
+        return []
+    return [
+        UpstreamForbids(
+            asked=f"{what} in the pattern, by {character!r}",
+            found=f"the patterns of megatron-core {surface.version} have "
+            f"{' and '.join(surface.separators) or 'no separators'}",
+            next="write the pattern without them, or take a Megatron that has them",
+            key="model.pattern",
+        )
+        for character, (asked, what) in wanted.items()
+        if asked and character not in surface.separators
     ]
 
 
