@@ -3,7 +3,7 @@
     python older_megatron.py FILE
 
 Writes to FILE, for each slot and variant, the state dict after a few steps, an input and its
-output. The variant is ``dsa`` in a configuration that also holds native sparse attention, else None.
+output. The variant is ``dsa`` where the configuration also holds native sparse attention, or None.
 """
 
 import sys
