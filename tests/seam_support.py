@@ -372,5 +372,6 @@ def listed(*, path: Iterable[Path] = (), cwd: Path | None = None) -> Table:
     """``registry list --json``, parsed."""
     done = registry("list", "--json", path=path, cwd=cwd)
     assert done.returncode in (0, 1, 3), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     found: Table = json.loads(done.stdout)
     return found

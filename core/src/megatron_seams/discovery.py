@@ -9,11 +9,8 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
 import attrs
-import importlib_metadata
-from importlib_metadata import Distribution
 from packaging.utils import canonicalize_name
 
 from megatron_seams.errors import (
@@ -26,8 +23,8 @@ from megatron_seams.errors import (
     Shadowed,
 )
 from megatron_seams.families import BUILT_IN, Family
+from megatron_seams.installed import Installed, editable_roots, installed
 from megatron_seams.seam import MAX_BYTES, Manifest, Seam, parse_manifest
-from megatron_seams.sources import editable_roots
 
 GROUP = "megatron_seams"
 MANIFEST = "seam.toml"
@@ -78,28 +75,20 @@ class _Claim:
 
     name: str
     package: str
-    distribution: Distribution
+    distribution: str
+    version: str
+    project: Installed
 
     @property
     def by(self) -> str:
-        return f"{self.distribution.name} {self.distribution.version}"
-
-
-def _claims() -> list[_Claim]:
-    # An entry point that was read from an installation always knows its distribution; the type
-    # allows for one that a program made by hand.
-    claims = [
-        _Claim(name=entry.name, package=entry.value, distribution=cast("Distribution", entry.dist))
-        for entry in importlib_metadata.entry_points(group=GROUP)
-    ]
-    return sorted(claims, key=lambda it: (it.name, canonicalize_name(it.distribution.name)))
+        return f"{self.distribution} {self.version}".strip()
 
 
 def discover() -> Discovery:
     """Find every installed seam, in an order that no installation order changes."""
-    claims = _claims()
     seams: list[Seam] = []
     broken: list[BrokenSeam] = []
+    claims = _claims(broken)
     contested = _contested(claims)
     for claim in claims:
         seam = _read(claim)
@@ -114,9 +103,49 @@ def discover() -> Discovery:
     return _with_families(seams, broken)
 
 
+def _claims(broken: list[BrokenSeam]) -> list[_Claim]:
+    """All claims, by name and distribution; those of damaged installations go to ``broken``."""
+    claims: list[_Claim] = []
+    for project in installed():
+        entries = project.entry_points(GROUP)
+        if not entries:
+            continue
+        name, version = project.identity or (project.record, "")
+        if isinstance(entries, str):
+            claim = _Claim(
+                name=name, package="", distribution=name, version=version, project=project
+            )
+            found = f"its entry_points.txt cannot be read: {entries}"
+            broken.append(_broken(claim, [_damaged(claim, found)]))
+            continue
+        for entry in entries:
+            claim = _Claim(
+                name=entry.name,
+                package=entry.value,
+                distribution=name,
+                version=version,
+                project=project,
+            )
+            if version:
+                claims.append(claim)
+            else:
+                fault = _damaged(claim, f"{name} has no METADATA that says what it is")
+                broken.append(_broken(claim, [fault]))
+    return sorted(claims, key=lambda it: (it.name, canonicalize_name(it.distribution), it.version))
+
+
+def _damaged(claim: _Claim, found: str) -> EntryPointInvalid:
+    return EntryPointInvalid(
+        asked=f"the seams of {claim.by}",
+        found=found,
+        next="reinstall the distribution, or delete what is left of it",
+        subject=claim.name,
+    )
+
+
 def _contested(claims: Iterable[_Claim]) -> dict[str, list[_Claim]]:
-    # entry_points() lists a distribution once even if it stands on the path twice, so two claims
-    # are two distributions, or one that claims a name twice; neither can be chosen between.
+    # A distribution that stands on the path twice is given once, so two claims are two
+    # distributions, or one with a stale record or a name twice; none can be chosen between.
     by_name: dict[str, list[_Claim]] = {}
     for claim in claims:
         by_name.setdefault(claim.name, []).append(claim)
@@ -138,8 +167,8 @@ def _broken(
 ) -> BrokenSeam:
     return BrokenSeam(
         name=claim.name,
-        distribution=claim.distribution.name,
-        version=claim.distribution.version,
+        distribution=claim.distribution,
+        version=claim.version,
         faults=tuple(faults),
         manifest=manifest,
     )
@@ -159,7 +188,11 @@ def _read(claim: _Claim) -> Seam | BrokenSeam:
         return _broken(claim, [_unreadable(claim, file, str(error))])
     manifest, faults = parse_manifest(data, file=str(file))
     if manifest is None:
-        return _broken(claim, faults)
+        asked = f"of seam {claim.name!r} ({claim.by})"
+        return _broken(
+            claim,
+            [attrs.evolve(it, asked=f"{it.asked}, {asked}", subject=claim.name) for it in faults],
+        )
     if manifest.seam.name != claim.name:
         fault = EntryPointInvalid(
             asked=f"seam {claim.name!r}, as {claim.by} names it",
@@ -174,8 +207,8 @@ def _read(claim: _Claim) -> Seam | BrokenSeam:
     return Seam(
         manifest=manifest,
         package=claim.package,
-        distribution=claim.distribution.name,
-        version=claim.distribution.version,
+        distribution=claim.distribution,
+        version=claim.version,
         directory=located,
         manifest_digest=hashlib.sha256(data).hexdigest(),
     )
@@ -185,7 +218,7 @@ def _unreadable(claim: _Claim, file: Path, found: str) -> SeamsError:
     return ManifestUnreadable(
         asked=f"the manifest of seam {claim.name!r} ({claim.by})",
         found=found,
-        next=f"reinstall {claim.distribution.name}",
+        next=f"reinstall {claim.distribution}",
         subject=claim.name,
         file=str(file),
     )
@@ -206,19 +239,18 @@ def _locate(claim: _Claim) -> Path | SeamsError:
         spec = importlib.util.find_spec(parts[0])
     except (ValueError, ImportError):
         spec = None
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None:
         return _missing(claim, f"there is no package {parts[0]!r}")
-    folder = Path(next(iter(spec.submodule_search_locations))).joinpath(*parts[1:])
+    if not spec.submodule_search_locations:
+        if claim.project.file(parts[0]).is_dir():
+            return _shadowed(claim, Path(spec.origin or parts[0]))
+        return _missing(claim, f"{parts[0]!r} is a module and not a package")
+    # A namespace package has several folders; an import takes the first that holds the package.
+    folders = [Path(place).joinpath(*parts[1:]) for place in spec.submodule_search_locations]
+    folder = next((it for it in folders if (it / "__init__.py").is_file()), folders[0])
     file = folder / MANIFEST
-    if not _belongs(file, claim.distribution, "/".join([*parts, MANIFEST])):
-        return Shadowed(
-            asked=f"package {claim.package!r} from {claim.by}",
-            found=f"an import would load it from {folder}, which is not part of that distribution",
-            next="start from another working directory, take the folder off PYTHONPATH, or "
-            f"reinstall {claim.distribution.name}",
-            subject=claim.name,
-            file=str(folder),
-        )
+    if not _belongs(file, claim.project, "/".join(parts)):
+        return _shadowed(claim, folder)
     if not file.is_file():
         return _missing(claim, f"{folder} holds no {MANIFEST}")
     if not file.resolve().is_relative_to(folder.resolve()):
@@ -226,26 +258,38 @@ def _locate(claim: _Claim) -> Path | SeamsError:
     return folder
 
 
+def _shadowed(claim: _Claim, found: Path) -> Shadowed:
+    return Shadowed(
+        asked=f"package {claim.package!r} from {claim.by}",
+        found=f"an import would load it from {found}, which is not part of that distribution",
+        next="start from another working directory, take the folder off PYTHONPATH, or "
+        f"reinstall {claim.distribution}",
+        subject=claim.name,
+        file=str(found),
+    )
+
+
 def _missing(claim: _Claim, found: str) -> ManifestMissing:
     return ManifestMissing(
         asked=f"the manifest of seam {claim.name!r} ({claim.by})",
         found=found,
-        next=f"reinstall {claim.distribution.name}, or uninstall what is left of it",
+        next=f"reinstall {claim.distribution}, or uninstall what is left of it",
         subject=claim.name,
     )
 
 
-def _belongs(file: Path, distribution: Distribution, relative: str) -> bool:
-    """Whether a distribution installed ``file``, by its record or as an editable project."""
+def _belongs(file: Path, project: Installed, package: str) -> bool:
+    """Whether a distribution installed the manifest, by its record or as an editable project."""
     real = file.parent.resolve()
-    if any(real.is_relative_to(root.resolve()) for root in editable_roots(distribution)):
+    if any(real.is_relative_to(root.resolve()) for root in editable_roots(project.distribution)):
         return True
-    installed = Path(str(distribution.locate_file(relative)))
-    if installed.parent.resolve() != real:
+    if project.file(package).resolve() != real:
         return False
-    record = distribution.read_text("RECORD")
-    # Without a record (an egg-info in a source tree) the place is all there is to go by.
-    return record is None or any(line.startswith(f"{relative},") for line in record.splitlines())
+    record = project.recorded()
+    # Without a record (an egg-info in a source tree) the place is all there is to go by. A package
+    # that was built without its manifest is still this distribution's, and its manifest missing.
+    wanted = f"{package}/{MANIFEST}," if file.is_file() else f"{package}/"
+    return record is None or any(line.startswith(wanted) for line in record)
 
 
 def _with_families(seams: list[Seam], broken: list[BrokenSeam]) -> Discovery:

@@ -101,7 +101,9 @@ def read_environment(megatron: Path | None = None) -> Environment:
         surface = read_surface(source)
     except SurfaceUnknown as fault:
         surface = NativeSurface(origin=source.origin)
-        return Environment(surface=surface, discovery=discovery, source=source, faults=(fault,))
+        return Environment(
+            surface=surface, discovery=discovery, source=source, faults=(fault,), notes=notes
+        )
     claimed = {seam.manifest.upstream.symbol_name for seam in discovery.seams}
     unmapped = tuple(note for note in surface.unmapped() if note.subject not in claimed)
     return Environment(

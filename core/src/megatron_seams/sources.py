@@ -6,19 +6,16 @@ Only text is read; nothing of Megatron is imported.
 import ast
 import importlib.machinery
 import importlib.util
-import json
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import cast
-from urllib.parse import unquote, urlsplit
 
 import attrs
-import importlib_metadata
 from packaging.version import InvalidVersion, Version
 
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
+from megatron_seams.installed import editable_roots, installed
 
 DISTRIBUTION = "megatron-core"
 _VERSION = "core/package_info.py"
@@ -154,37 +151,26 @@ def _importable() -> Path | None:
 
 
 def _differs(source: MegatronSource, found: Path) -> tuple[SeamsError, ...]:
-    try:
-        # What is read from an installation is a Distribution; the annotation is its interface.
-        distribution = cast(
-            "importlib_metadata.Distribution", importlib_metadata.distribution(DISTRIBUTION)
-        )
-    except importlib_metadata.PackageNotFoundError:
+    known = next((it for it in installed(DISTRIBUTION) if it.identity), None)
+    if known is None or known.identity is None:
         return ()
-    installed = Path(str(distribution.locate_file("megatron")))
-    roots = [installed, *editable_roots(distribution)]
+    folder = known.file("megatron")
+    roots = [folder, *editable_roots(known.distribution)]
     if any(found.resolve().is_relative_to(root.resolve()) for root in roots):
         return ()
+    try:
+        version = str(source.version())
+    except SurfaceUnknown:  # said by itself, when its surface is read
+        version = "a version that cannot be read"
     return (
         MegatronDiffers(
             asked="one megatron-core",
-            found=f"`import megatron.core` loads {source.version()} from {found / 'core'}, and the "
-            f"installed distribution is {distribution.version} at {installed}",
+            found=f"`import megatron.core` loads {version} from {found / 'core'}, and the "
+            f"installed distribution is {known.identity[1]} at {folder}",
             next="plan and train with the first (it is what runs), or take it off PYTHONPATH",
             subject=DISTRIBUTION,
         ),
     )
-
-
-def editable_roots(distribution: importlib_metadata.Distribution) -> list[Path]:
-    """The project folder of an editable installation, by PEP 610's record; empty for others."""
-    text = distribution.read_text("direct_url.json")
-    if not text:
-        return []
-    record = json.loads(text)
-    if not record.get("dir_info", {}).get("editable"):
-        return []
-    return [Path(unquote(urlsplit(record["url"]).path))]
 
 
 def _folder(folder: Path) -> MegatronSource:
