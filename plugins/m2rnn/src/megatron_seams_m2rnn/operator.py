@@ -180,8 +180,8 @@ class _Run:
         self, q: Tensor, k: Tensor, v: Tensor, f: Tensor, W: Tensor, h0: Tensor | None, every: int
     ) -> None:
         self.N = max(q.shape[2], k.shape[2], v.shape[2], f.shape[2], W.shape[0])
-        self.dtype = torch.float32
-        for x in (q, k, v, f, W) if h0 is None else (q, k, v, f, W, h0):
+        self.dtype = f.dtype  # float32 at least
+        for x in (q, k, v, W) if h0 is None else (q, k, v, W, h0):
             self.dtype = torch.promote_types(self.dtype, x.dtype)
         self.W = W.to(self.dtype).repeat_interleave(self.N // W.shape[0], dim=0)
         self.k, self.v, self.f, self.h0 = k, v, f, h0
