@@ -118,6 +118,10 @@ def make_receipt(plan: Plan, recipe: Recipe) -> str:
         "plan": describe_plan(plan),
     }
     body["digest"] = receipt_digest(body)
+    return _text(body)
+
+
+def _text(body: Mapping[str, Any]) -> str:
     return json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -157,8 +161,9 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         data = path.read_bytes()
         if len(data) > _MAX_BYTES:
             raise unreadable(f"{len(data)} bytes", advice)
-        body = json.loads(data.decode("utf-8"))
-    except (OSError, ValueError) as error:
+        text = data.decode("utf-8")
+        body = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(str(error), advice) from error
     if not isinstance(body, dict) or body.get("kind") != KIND:
         raise unreadable(f"it is not a {KIND}", advice)
@@ -166,7 +171,8 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         raise unreadable(
             f"its schema is {body.get('schema')!r}, and this version reads {SCHEMA}", advice
         )
-    if body.get("digest") != receipt_digest(body):
+    # The digest covers the values; that a value has one spelling here covers every other byte.
+    if body.get("digest") != receipt_digest(body) or text != _text(body):
         raise unreadable(
             "its contents do not have the digest that it states: it was edited once written",
             "restore it from version control, or write it anew",
