@@ -175,11 +175,14 @@ def test_the_layer_keeps_the_global_number_that_the_stack_gives_it(
 ) -> None:
     from megatron.core.transformer import transformer_layer
 
+    from megatron_seams.runtime.dispatch import Choice, dispatching_spec
+
     # A second pipeline stage, as far as the layer could tell.
     monkeypatch.setattr(transformer_layer, "get_transformer_layer_offset", lambda *_: 100)
     config = settings()
     spec = layer(config, local_backend(), slot=slot, pg_collection=pg_collection)
-    built = stack(config, pg_collection, symbol=symbol, offset=3, **{slot: spec})
+    carried = dispatching_spec(Choice(slot=slot, native=None, seams={4: spec}))
+    built = stack(config, pg_collection, symbol=symbol, offset=3, **{slot: carried})
     assert [part.layer_number for part in built.layers] == [4]
 
 

@@ -61,8 +61,6 @@ def layer_spec(context: LayerContext) -> ModuleSpec:
     standing_norms = submodules.kv_layernorm is not IdentityOp
     return ModuleSpec(
         module=TransformerLayer,
-        # The mamba slot passes the global number like the attention slot, but does not say so.
-        params={"add_layer_offset": False} if context.slot == "mamba_layer" else {},
         submodules=TransformerLayerSubmodules(
             input_layernorm=context.backend.layer_norm(rms_norm=rms_norm),
             self_attention=ModuleSpec(
