@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_seams_m2rnn.contract import check_dtypes, check_settings, check_shapes
 from megatron_seams_m2rnn.documents import document_spans
-from megatron_seams_m2rnn.heads import HeadCounts
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -79,8 +79,8 @@ def m2rnn(
         ValueError: Shapes or head counts that do not fit, a bound that is not positive, or a
             ``cu_seqlens`` that does not describe the row.
     """
-    _check_settings(clip, checkpoint_every)
-    _check_dtypes(q, k, v, f)
+    check_settings(clip, checkpoint_every)
+    check_dtypes(q, k, v, f)
     spans: Spans = ((0, q.shape[1]),)
     if cu_seqlens is not None:
         spans = document_spans(cu_seqlens, q.shape[0])
@@ -88,7 +88,7 @@ def m2rnn(
     # Documents come first in the initial states, so that both layouts are the same loop: packed is
     # D documents of batch 1, not packed is one document of batch B.
     initial = None if h0 is None else h0.unsqueeze(0 if cu_seqlens is None else 1)
-    _check_shapes(q, k, v, f, W, initial, len(spans))
+    check_shapes(q, k, v, f, W, initial, len(spans))
     # Autocast would take the products of the state down to 16 bits.
     with torch.autocast(q.device.type, enabled=False):
         y, last = _Recurrence.apply(q, k, v, f, W, initial, spans, clip, checkpoint_every)
@@ -269,53 +269,3 @@ class _Run:
 def _gathered(gradient: Tensor, x: Tensor) -> Tensor:
     """Sum [s, N, B, ...] over the heads that each head of ``x`` served, as [B, s, Nx, ...]."""
     return torch.unflatten(gradient, 1, (x.shape[2], -1)).sum(2).movedim(2, 0)
-
-
-def _check_settings(clip: float | None, every: int) -> None:
-    if clip is not None and not clip > 0:
-        message = f"clip bounds the size of a gradient's elements and is above 0; found {clip}"
-        raise ValueError(message)
-    if every < 1:
-        message = f"checkpoint_every counts steps and is at least 1; found {every}"
-        raise ValueError(message)
-
-
-def _check_dtypes(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> None:
-    if not q.dtype == k.dtype == v.dtype:
-        message = f"q, k and v share one dtype; found {q.dtype}, {k.dtype} and {v.dtype}"
-        raise TypeError(message)
-    if f.dtype not in (torch.float32, torch.float64):
-        message = (
-            f"the gate is float32 or float64, since in 16 bits a gate near 1 rounds to 1 and its "
-            f"state never moves; found {f.dtype}. Compute the gate in float32"
-        )
-        raise TypeError(message)
-
-
-def _check_shapes(
-    q: Tensor, k: Tensor, v: Tensor, f: Tensor, W: Tensor, h0: Tensor | None, documents: int
-) -> None:
-    """Hold everything to the [B, S, heads, ...] layout and [D, B, N, K, V] states."""
-    found = {name: tuple(x.shape) for name, x in zip("qkvfW", (q, k, v, f, W), strict=True)}
-    dims = {"q": 4, "k": 4, "v": 4, "f": 3, "W": 3}
-    if any(len(shape) != dims[name] for name, shape in found.items()):
-        message = f"expected [B, S, heads, dim], f without dim and W [heads, V, V]; found {found}"
-        raise ValueError(message)
-    K, V = q.shape[-1], v.shape[-1]
-    expected = {
-        "q": (*q.shape[:2], q.shape[2], K),
-        "k": (*q.shape[:2], k.shape[2], K),
-        "v": (*q.shape[:2], v.shape[2], V),
-        "f": (*q.shape[:2], f.shape[2]),
-        "W": (W.shape[0], V, V),
-    }
-    heads = HeadCounts(q=q.shape[2], k=k.shape[2], v=v.shape[2], W=W.shape[0], f=f.shape[2])
-    if h0 is not None:
-        found["h0"] = tuple(h0.shape)
-        expected["h0"] = (documents, q.shape[0], heads.state, K, V)
-    if found != expected:
-        message = (
-            f"expected shapes that fit q and v, {expected} (packed inputs with B = 1, h0 as "
-            f"[documents, B, N, K, V]); found {found}"
-        )
-        raise ValueError(message)
