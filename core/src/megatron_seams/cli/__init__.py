@@ -3,6 +3,7 @@
 Nothing here imports torch, Megatron or a plugin; ``smoke`` does so when it is called.
 """
 
+import io
 import sys
 from typing import Any
 
@@ -47,6 +48,10 @@ for command in (list_families, resolve_command, explain, surface, verify_command
 
 def main() -> None:
     """Run the command line."""
+    # A pattern is shown even where the terminal cannot spell it; an argument may hold any bytes.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="registry")
     except BrokenPipeError:

@@ -41,7 +41,12 @@ def json_option(command: F) -> F:
 def model_arguments(command: F) -> F:
     """A recipe or pattern, and how to read a bare pattern."""
     for decorate in (
-        click.option("--depth", type=int, help="Repeat a bare pattern to this many layers."),
+        click.option(
+            "--depth",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Repeat a bare pattern to N layers.",
+        ),
         click.option(
             "--dialect",
             type=click.Choice(sorted(BUILT_IN)),
@@ -100,7 +105,7 @@ def recipe_of(model: str, dialect: str | None, depth: int | None) -> Recipe:
 def _of_config(path: Path, dialect: str | None, depth: int | None) -> Recipe:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refusal([_invalid(path, str(error), "mend the file")]) from error
     pattern = config.get(_HF_PATTERN) if isinstance(config, dict) else None
     if not isinstance(pattern, str):

@@ -18,9 +18,10 @@ from megatron_seams.cli.common import (
     show_faults,
 )
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
-from megatron_seams.errors import Refusal
+from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.plan import Custom, Layer, Plan
 from megatron_seams.receipt import SCHEMA, describe_plan, make_receipt
+from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
 
 
@@ -49,8 +50,7 @@ def resolve_command(
 ) -> None:
     """Resolve every layer: native first, exactly one seam second, refused otherwise."""
     try:
-        recipe = recipe_of(model, dialect, depth)
-        plan = resolve(recipe, environment_of(megatron))
+        recipe, plan = _planned(model, dialect, depth, megatron)
     except Refusal as refusal:
         if as_json:
             print_json(_refused(refusal))
@@ -58,7 +58,10 @@ def resolve_command(
         _draw_refused(refusal)
         raise
     if receipt is not None:
-        receipt.write_text(make_receipt(plan, recipe), encoding="utf-8")
+        try:
+            receipt.write_text(make_receipt(plan, recipe), encoding="utf-8")
+        except OSError as error:
+            raise click.BadParameter(str(error), param_hint="--receipt") from error
     if as_json:
         findings = [finding.to_dict() for finding in plan.findings]
         print_json(
@@ -74,6 +77,16 @@ def resolve_command(
     show_faults(plan.findings, style="yellow")
     if receipt is not None:
         console(error=True).print(f"receipt: {receipt}", markup=False)
+
+
+def _planned(
+    model: str, dialect: str | None, depth: int | None, megatron: Path | None
+) -> tuple[Recipe, Plan]:
+    try:
+        recipe = recipe_of(model, dialect, depth)
+        return recipe, resolve(recipe, environment_of(megatron))
+    except SeamsError as fault:  # one that stops everything, such as --megatron without a Megatron
+        raise Refusal([fault]) from fault
 
 
 def _refused(refusal: Refusal) -> dict[str, object]:

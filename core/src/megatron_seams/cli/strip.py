@@ -52,12 +52,17 @@ def draw_strip(out: Console, tokens: str, states: list[str], stages: list[int]) 
         for index in indices:
             gap = " " if index > start and stages[index] != stages[index - 1] else ""
             row.append(gap)
-            row.append(tokens[index], style=_STYLES.get(states[index], "dim"))
+            row.append(_cell(tokens[index]), style=_STYLES.get(states[index], "dim"))
             marks += gap + _MARKS.get(states[index], " ")
         out.print(row)
         if not _coloured(out):
             out.print(marks, markup=False)
     out.print(Text("       ").append_text(_legend(states, _coloured(out))))
+
+
+def _cell(token: str) -> str:
+    # A refused pattern may hold anything, and what moves the cursor would redraw the screen.
+    return token if token.isprintable() else "\N{REPLACEMENT CHARACTER}"
 
 
 def _coloured(out: Console) -> bool:
