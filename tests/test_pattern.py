@@ -1,5 +1,7 @@
 """Patterns and dialects: from text to one family for each layer, or a refusal."""
 
+import tomllib
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -121,6 +123,14 @@ def test_an_unknown_token_is_refused_with_its_positions_and_never_the_nearest_on
     (fault,) = reasons(recipe("mMm", dialect="megatron"), EVERYTHING)
     assert isinstance(fault, UnknownToken)
     assert (fault.subject, fault.positions) == ("m", (1, 3))
+
+
+@pytest.mark.parametrize("token", ['"', "\\", "?", "é", "Q", "7", "\x1b"])
+def test_the_advice_for_an_unknown_token_is_toml_that_can_be_pasted(token: str) -> None:
+    (fault,) = reasons(recipe(token), EVERYTHING)
+    advice = fault.next.partition("[dialect.tokens] ")[2].replace("<family>", "kda")
+    assert fault.next.isprintable()
+    assert tomllib.loads(advice) == {token: "kda"}
 
 
 def test_a_token_of_the_other_dialect_is_unknown_in_this_one() -> None:

@@ -1,5 +1,6 @@
 """Dialects: which family each token of a pattern spells."""
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -102,7 +103,9 @@ class Dialect:
 
 def _quoted(token: str) -> str:
     # A bare TOML key is alphanumeric; every other token must be quoted in the advice we give.
-    return token if token.isascii() and token.isalnum() else f'"{token}"'
+    # JSON's strings are TOML's: a quote is escaped, and so is what would move a terminal's cursor.
+    bare = token.isascii() and token.isalnum()
+    return token if bare else json.dumps(token, ensure_ascii=not token.isprintable())
 
 
 MEGATRON: Final = Dialect(
