@@ -1,0 +1,192 @@
+"""The recipes that come with the project, each with the outcome that it should have."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from megatron_seams.environment import Environment, read_environment
+from megatron_seams.errors import NoProvider
+from megatron_seams.lowering import lowered_pattern
+from megatron_seams.plan import Custom, Native
+from megatron_seams.recipe import Recipe, load_recipe
+from megatron_seams.surface import NativeSurface
+from seam_support import environment, plan, recipe, refusal
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+#: Recipes with layers that no Megatron builds; every other one is native from end to end.
+CUSTOM = {"nam56r", "nam56r-mamba2", "nam-mini"}
+#: NAM56R's thirteen attention blocks, ranks 0 to 12, and the ranks that run sparse attention.
+ATTENTION = tuple(range(1, 53, 4))
+SPARSE_RANKS = (1, 2, 3, 5, 6, 7, 9, 10, 11)
+RECURRENT = (12, 24, 36, 48)
+
+
+def named(name: str) -> Recipe:
+    return load_recipe(ROOT / "recipes" / f"{name}.toml")
+
+
+@pytest.fixture(scope="module")
+def here() -> Environment:
+    """The environment that the tests run in: the installed Megatron and the installed seams."""
+    found = read_environment()
+    assert found.surface.version is not None
+    assert found.surface.version.release[:2] == (0, 19)
+    return found
+
+
+@pytest.fixture(scope="module")
+def without_seams(here: Environment) -> Environment:
+    """The installed Megatron alone, with everything that its source says."""
+    bare = environment(native=here.surface)
+    return Environment(surface=here.surface, discovery=bare.discovery, source=here.source)
+
+
+def test_there_are_recipes_and_the_tests_below_speak_of_each() -> None:
+    assert len(RECIPES) >= 10
+    assert {path.stem for path in RECIPES} >= CUSTOM
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path.stem not in CUSTOM], ids=lambda path: path.stem
+)
+def test_a_published_model_is_native_from_end_to_end(
+    path: Path, without_seams: Environment
+) -> None:
+    asked = load_recipe(path)
+    made = plan(asked, without_seams)
+    assert all(isinstance(layer.provider, Native) for layer in (*made.layers, *made.mtp))
+    assert made.seams == ()
+    assert made.findings == ()
+    assert len(made.layers) == made.pattern.depth
+    if asked.model.depth is not None:
+        assert made.pattern.depth == asked.model.depth
+
+
+def test_nam56r_with_mamba_2_is_native_but_for_its_four_recurrent_layers(
+    here: Environment,
+) -> None:
+    made = plan(named("nam56r-mamba2"), here)
+    assert Counter(layer.family for layer in made.layers) == {
+        "dsa": 9,
+        "mla": 4,
+        "moe": 22,
+        "mamba": 13,
+        "recurrent": 4,
+    }
+    custom = made.custom_layers()
+    assert tuple(custom) == RECURRENT
+    for layer in made.layers:
+        if layer.position in RECURRENT:
+            assert isinstance(layer.provider, Custom)
+            assert (layer.token, layer.family) == ("R", "recurrent")
+            assert layer.provider.seam.owner.startswith("@")
+            assert layer.provider.seam.distribution == named("nam56r-mamba2").install["recurrent"]
+        else:
+            assert isinstance(layer.provider, Native)
+
+
+def test_nam56r_runs_sparse_attention_at_the_ranks_that_were_published(here: Environment) -> None:
+    families = [layer.family for layer in plan(named("nam56r-mamba2"), here).layers]
+    assert tuple(i for i, f in enumerate(families, start=1) if f in ("mla", "dsa")) == ATTENTION
+    ranks = tuple(rank for rank, at in enumerate(ATTENTION) if families[at - 1] == "dsa")
+    assert ranks == SPARSE_RANKS
+
+
+def test_nam56r_without_the_recurrent_seam_says_what_is_missing_where_and_what_to_install(
+    without_seams: Environment,
+) -> None:
+    (fault,) = refusal(named("nam56r-mamba2"), without_seams).reasons
+    assert isinstance(fault, NoProvider)
+    assert fault.positions == RECURRENT
+    assert fault.subject == "recurrent"
+    said = str(fault)
+    assert "'R'" in said
+    assert "12, 24, 36, 48" in said
+    assert "recurrent" in said
+    assert f"pip install {named('nam56r-mamba2').install['recurrent']}" in said
+
+
+def test_nam56r_as_published_is_refused_at_its_mamba_3_layers_in_one_message(
+    here: Environment,
+) -> None:
+    (fault,) = refusal(named("nam56r"), here).reasons
+    assert isinstance(fault, NoProvider)
+    assert fault.positions == tuple(range(3, 53, 4))
+    assert len(fault.positions) == 13
+    assert "mamba3" in fault.asked
+    assert "'M'" in fault.asked
+    assert "is not taken in its place" in fault.found
+
+
+def test_nam56r_as_published_is_refused_at_both_without_the_recurrent_seam(
+    without_seams: Environment,
+) -> None:
+    found = refusal(named("nam56r"), without_seams).reasons
+    assert [(fault.subject, len(fault.positions)) for fault in found] == [
+        ("mamba3", 13),
+        ("recurrent", 4),
+    ]
+
+
+def test_the_small_model_has_the_order_of_the_large_one_without_its_m_blocks() -> None:
+    large, small = named("nam56r").model, named("nam-mini").model
+    assert small.pattern == large.pattern.replace("M", "")
+    assert small.dialect == large.dialect
+
+
+def test_the_small_model_is_planned_with_its_feature(here: Environment) -> None:
+    made = plan(named("nam-mini"), here)
+    assert Counter(layer.family for layer in made.layers) == {"mla": 3, "moe": 5, "recurrent": 1}
+    assert [(it.family, it.placement) for it in made.features] == [("ngram", "embedding")]
+    assert {seam.distribution for seam in made.seams} == set(named("nam-mini").install.values())
+
+
+# --- the published patterns -------------------------------------------------------------------
+
+
+def published() -> list[dict[str, str]]:
+    with (ROOT / "tests" / "data" / "patterns.tsv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+NATIVE_PATTERNS = [row for row in published() if row["dialect"] == "megatron"]
+
+
+def test_the_table_of_patterns_is_whole() -> None:
+    assert len(published()) == 11
+    assert len(NATIVE_PATTERNS) == 10
+
+
+@pytest.mark.parametrize("row", NATIVE_PATTERNS, ids=lambda row: f"{row['model']} {row['depth']}")
+def test_a_published_pattern_is_native_at_its_stated_depth(
+    row: dict[str, str], without_seams: Environment
+) -> None:
+    depth = int(row["depth"])
+    made = plan(recipe(row["pattern"], depth=depth), without_seams)
+    assert len(made.layers) == depth
+    assert all(isinstance(layer.provider, Native) for layer in (*made.layers, *made.mtp))
+    # The plan asks Megatron for exactly what the model's own launcher asks it for.
+    assert lowered_pattern(made) == row["pattern"]
+
+
+def test_every_published_model_in_the_table_that_has_a_recipe_agrees_with_it() -> None:
+    patterns = {row["pattern"] for row in published()}
+    for path in RECIPES:
+        if path.stem not in {"nam-mini"}:
+            assert load_recipe(path).model.pattern in patterns, path.name
+
+
+def test_a_seam_adds_nothing_to_a_model_that_needs_none(
+    here: Environment, without_seams: Environment
+) -> None:
+    asked = named("nemotron-h-8b")
+    assert plan(asked, here).layers == plan(asked, without_seams).layers
+
+
+def test_nothing_is_native_where_the_surface_is_empty() -> None:
+    bare = environment(native=NativeSurface())
+    found = refusal(recipe(NATIVE_PATTERNS[0]["pattern"]), bare)
+    assert all(isinstance(reason, NoProvider) for reason in found.reasons)
