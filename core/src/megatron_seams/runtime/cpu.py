@@ -48,7 +48,7 @@ def _is_cuda(device: object) -> bool:
 _IN_PLACE_OF: dict[str, Callable[..., Any]] = {
     "current_device": lambda: _CPU,
     "is_available": lambda: False,
-    "synchronize": lambda device=None: None,
+    "synchronize": lambda *_: None,
 }
 
 
@@ -63,7 +63,9 @@ def cuda_on_cpu() -> Iterator[None]:
     try:
         for name, replacement in _IN_PLACE_OF.items():
             setattr(torch.cuda, name, replacement)
-        with _CudaMeansCpu():
+        # Upstream's fused functions are compiled by torch on their first call, which takes longer
+        # on a CPU than a toy run, and needs a C++ compiler.
+        with _CudaMeansCpu(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for name, original in originals.items():

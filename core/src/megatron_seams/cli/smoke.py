@@ -1,0 +1,99 @@
+"""``registry smoke``: build a recipe at toy width and train it a little, before the cluster does."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Final
+
+import click
+
+from megatron_seams.cli.common import (
+    console,
+    environment_of,
+    model_arguments,
+    recipe_of,
+    show_faults,
+)
+from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
+from megatron_seams.receipt import make_receipt
+from megatron_seams.resolver import resolve
+
+#: What the runtime imports, and what to install for it.
+_NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}
+
+
+# A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
+@click.command("smoke", context_settings={"ignore_unknown_options": True})
+@model_arguments
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=True),
+    metavar="FILE",
+    help="Train on this file's bytes instead of the standard library's sources.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="Optimizer steps (default: the recipe's)."
+)
+@click.option(
+    "--receipt",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write the receipt of the plan that was trained.",
+)
+@click.pass_context
+def smoke_command(
+    context: click.Context,
+    model: str,
+    dialect: str | None,
+    depth: int | None,
+    data: Path | None,
+    steps: int | None,
+    receipt: Path | None,
+) -> None:
+    """Build every layer at toy width and train it on text, on this machine's CPU.
+
+    Exits with 1 if the loss on held-back text does not fall below that text's unigram entropy.
+    """
+    recipe = recipe_of(model, dialect, depth)
+    plan = resolve(recipe, environment_of(None))
+    show_faults(plan.findings, style="yellow")
+    _require_runtime()
+    out = console()
+    with warnings.catch_warnings():
+        # Upstream warns of every optional package that is absent, which here is the normal case.
+        warnings.simplefilter("ignore")
+        from megatron_seams.runtime.smoke import run_smoke
+
+        report = run_smoke(plan, recipe.smoke, data, steps, out)
+    if receipt is not None:
+        receipt.write_text(make_receipt(plan, recipe), encoding="utf-8")
+        console(error=True).print(f"receipt: {receipt}", markup=False)
+    if not report.learned:
+        context.exit(ExitCode.FINDINGS)
+
+
+def _require_runtime() -> None:
+    """Refuse, before anything heavy is imported, where torch or Megatron cannot be.
+
+    Raises:
+        Refusal: Naming every package that is missing.
+    """
+    missing: list[SeamsError] = [
+        RuntimeMissing(
+            asked=f"{module}, to build a model",
+            found=f"no {module} can be imported here",
+            next=f"install {package}, or megatron-seams with its extra [megatron]",
+            subject=package,
+        )
+        for module, package in _NEEDED.items()
+        if not _importable(module)
+    ]
+    if missing:
+        raise Refusal(missing)
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False  # the parent package is missing

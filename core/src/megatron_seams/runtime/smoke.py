@@ -1,0 +1,226 @@
+"""The smoke run: build a plan's model at toy width and train it a little, on a CPU, before the
+cluster does.
+"""
+
+import itertools
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from megatron_seams.plan import Plan
+from megatron_seams.recipe import Parallelism, Smoke
+from megatron_seams.runtime.build import build_model
+from megatron_seams.runtime.cpu import cpu_world
+from megatron_seams.runtime.curve import plot
+from megatron_seams.runtime.text import (
+    Text,
+    draw_windows,
+    read_text,
+    spread_windows,
+    unigram_entropy,
+)
+from megatron_seams.runtime.toy import toy_settings
+
+if TYPE_CHECKING:
+    from megatron_seams.runtime.compat import HybridModel
+
+#: Windows of the held-back text that the final loss is taken over.
+_HELD_BACK_WINDOWS: Final = 256
+#: The gradient's norm is cut here, as every published recipe does.
+_CLIP: Final = 1.0
+#: Share of the steps over which the learning rate rises; then it falls as a cosine to a tenth.
+_WARM_UP: Final = 0.05
+
+
+@attrs.frozen(kw_only=True)
+class SmokeReport:
+    """What came out.
+
+    Attributes:
+        parameters: Of the toy model.
+        losses: The training loss of each step, nats per byte.
+        held_back_loss: On text that no step saw, nats per byte.
+        unigram_entropy: What no model that ignores the context can go below there, nats per byte.
+        tokens_per_second: Over the training steps.
+        seconds: The training steps' wall time.
+    """
+
+    parameters: int
+    losses: tuple[float, ...]
+    held_back_loss: float
+    unigram_entropy: float
+    tokens_per_second: float
+    seconds: float
+
+    @property
+    def learned(self) -> bool:
+        """Whether the model uses the context."""
+        return self.held_back_loss < self.unigram_entropy
+
+
+def run_smoke(
+    plan: Plan, smoke: Smoke, data: Path | None, steps: int | None, console: Console
+) -> SmokeReport:
+    """Train the plan's model at toy width, in this process, and say how it went.
+
+    Every layer of the plan is there and built by its own provider; only the widths are small, and
+    neither stages nor ranks divide the model.
+
+    Args:
+        plan: The model.
+        smoke: The recipe's ``[smoke]``.
+        data: A text file; None for the standard library's sources.
+        steps: Instead of the recipe's.
+        console: Where progress and result are shown.
+
+    Returns:
+        The losses and the speed.
+
+    Raises:
+        Refusal: The model cannot be built here.
+        SettingsInvalid: The text is too short.
+    """
+    smoke = smoke if steps is None else attrs.evolve(smoke, steps=steps)
+    text = read_text(data, sequence=smoke.sequence)
+    with _one_thread(), cpu_world(seed=smoke.seed):
+        model = build_model(on_one_rank(plan), settings=toy_settings(plan, smoke))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        console.print(
+            f"{plan.name}: {len(plan.layers)} layers at toy width, {parameters:,} parameters; "
+            f"{smoke.steps} steps of {smoke.batch} x {smoke.sequence} bytes of {text.source}",
+            markup=False,
+        )
+        started = time.perf_counter()
+        losses = tuple(_train(model, text, smoke, console))
+        seconds = time.perf_counter() - started
+        report = SmokeReport(
+            parameters=parameters,
+            losses=losses,
+            held_back_loss=_evaluate(model, text, smoke),
+            unigram_entropy=unigram_entropy(text.held_back),
+            tokens_per_second=smoke.steps * smoke.batch * smoke.sequence / seconds,
+            seconds=seconds,
+        )
+    show_report(report, console)
+    return report
+
+
+def on_one_rank(plan: Plan) -> Plan:
+    """The plan with neither ranks nor stages, which a single process could not all build."""
+    layers = tuple(attrs.evolve(layer, stage=0) for layer in plan.layers)
+    pattern = attrs.evolve(plan.pattern, stages=(len(layers),))
+    return attrs.evolve(plan, layers=layers, pattern=pattern, parallelism=Parallelism())
+
+
+def show_report(report: SmokeReport, console: Console) -> None:
+    """Print the loss curve and the figures."""
+    verdict = "below" if report.learned else "NOT below"
+    console.print("training loss, nats per byte", style="bold")
+    console.print(plot(report.losses), markup=False)
+    console.print(
+        f"held-back loss {report.held_back_loss:.3f} | unigram entropy "
+        f"{report.unigram_entropy:.3f} nats per byte: {verdict} what a model without context "
+        "can reach",
+        markup=False,
+        style="bold green" if report.learned else "bold red",
+    )
+    console.print(
+        f"{len(report.losses)} steps in {report.seconds:.1f} s, "
+        f"{report.tokens_per_second:,.0f} tokens/s",
+        markup=False,
+    )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread.
+
+    Matrices of this size gain little from a second one, lose much where other work shares the
+    cores (a thread that waits at a barrier spins), and the figures of one thread do not depend on
+    the machine's number of cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(model: "HybridModel", text: Text, smoke: Smoke, console: Console) -> Iterator[float]:
+    """Take the steps; yield the loss of each."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=smoke.learning_rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _share_of_peak(step, smoke.steps)
+    )
+    generator = torch.Generator().manual_seed(smoke.seed)
+    progress = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        # Without a terminal, a bar is a line of noise in a log.
+        disable=not console.is_terminal,
+    )
+    model.train()
+    with progress:
+        bar = progress.add_task("", total=smoke.steps, loss=math.nan, speed=0.0)
+        started = time.perf_counter()
+        for step in range(1, smoke.steps + 1):
+            tokens = draw_windows(
+                text.training, batch=smoke.batch, length=smoke.sequence + 1, generator=generator
+            )
+            loss = _loss(model, tokens)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+            optimizer.step()
+            schedule.step()
+            value = float(loss.detach())
+            speed = step * smoke.batch * smoke.sequence / (time.perf_counter() - started)
+            progress.update(bar, advance=1, loss=value, speed=speed)
+            yield value
+
+
+def _share_of_peak(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to a tenth."""
+    rising = max(1, round(_WARM_UP * steps))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    return 0.55 + 0.45 * math.cos(math.pi * done)
+
+
+def _loss(model: "HybridModel", tokens: Tensor) -> Tensor:
+    """The mean loss of predicting each next byte; tokens are [b, s + 1]."""
+    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    positions = torch.arange(inputs.size(1)).expand_as(inputs)
+    losses: Tensor = model(
+        input_ids=inputs,
+        position_ids=positions,
+        attention_mask=None,
+        labels=labels,
+        loss_mask=torch.ones(labels.shape),  # read where there are MTP depths
+    )
+    return losses.mean()
+
+
+@torch.no_grad()
+def _evaluate(model: "HybridModel", text: Text, smoke: Smoke) -> float:
+    model.eval()
+    windows = spread_windows(text.held_back, count=_HELD_BACK_WINDOWS, length=smoke.sequence + 1)
+    losses = [float(_loss(model, batch)) * batch.size(0) for batch in windows.split(smoke.batch)]
+    return sum(losses) / len(windows)

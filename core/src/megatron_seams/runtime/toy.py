@@ -1,0 +1,112 @@
+"""A model of the same layers at toy width: the settings with which ``registry smoke`` builds it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from megatron_seams.plan import Plan
+from megatron_seams.recipe import Smoke
+
+#: One byte, one token.
+VOCABULARY: Final = 256
+
+_WIDTH: Final = 128
+_HEADS: Final = 4
+_HEAD_WIDTH: Final = _WIDTH // _HEADS
+
+#: What every toy model has, whatever the recipe says: small, in fp32, without dropout.
+_SMALL: Final = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": _WIDTH,
+    "ffn_hidden_size": 2 * _WIDTH,
+    "num_attention_heads": _HEADS,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "bf16": False,
+    "fp16": False,
+    "params_dtype": "float32",
+}
+
+#: What a recipe that says nothing on it gets, as published hybrid models have it.
+_USUAL: Final = {"normalization": "RMSNorm", "add_bias_linear": False}
+
+#: Sizes of one family's layers.
+_OF_FAMILY: Final[Mapping[str, Mapping[str, Any]]] = {
+    "moe": {"moe_ffn_hidden_size": _WIDTH},
+    "mla": {
+        "q_lora_rank": _WIDTH // 2,
+        "kv_lora_rank": _WIDTH // 2,
+        "qk_head_dim": _HEAD_WIDTH,
+        "qk_pos_emb_head_dim": _HEAD_WIDTH // 2,
+        "v_head_dim": _HEAD_WIDTH,
+    },
+    "dsa": {
+        "dsa_indexer_n_heads": _HEADS,
+        "dsa_indexer_head_dim": _HEAD_WIDTH,
+        "dsa_indexer_topk": 32,
+        # A Hadamard rotation of queries and keys alike leaves their products as they are; it is
+        # there for the range of a low-precision kernel, which the toy does not use.
+        "dsa_indexer_rotate_activation": False,
+    },
+    "mamba": {"mamba_head_dim": _HEAD_WIDTH, "mamba_state_dim": 32, "mamba_num_groups": 2},
+    "gdn": {
+        "linear_key_head_dim": _HEAD_WIDTH,
+        "linear_value_head_dim": _HEAD_WIDTH,
+        "linear_num_key_heads": _HEADS,
+        "linear_num_value_heads": _HEADS,
+    },
+}
+
+#: The same where the recipe has no value of its own.
+_USUAL_OF_FAMILY: Final[Mapping[str, Mapping[str, Any]]] = {
+    "mla": {"rope_type": "rope"},
+    "dsa": {"rope_type": "rope", "dsa_indexer_loss_coeff": 0.01},
+    "gdn": {"linear_conv_kernel_dim": 4},
+}
+
+#: Sizes that many models do not have: cut where the recipe has them, never introduced.
+_IF_ASKED: Final = {
+    "kv_channels": _HEAD_WIDTH,
+    "mamba_num_heads": 2 * _HEADS,
+    "moe_latent_size": _WIDTH // 2,
+    "moe_shared_expert_intermediate_size": _WIDTH,
+}
+
+#: Settings that divide what the toy no longer has enough of, or spread it over ranks.
+_DROPPED: Final = (
+    "moe_router_group_topk",
+    "moe_router_num_groups",
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+)
+
+
+def toy_settings(plan: Plan, smoke: Smoke) -> dict[str, Any]:
+    """The plan's native settings, with every size cut down to a toy's.
+
+    What is no size (norms, activations, routing, position embeddings) stays the recipe's.
+
+    Args:
+        plan: The model.
+        smoke: The recipe's ``[smoke]``; its ``[smoke.megatron]`` has the last word.
+
+    Returns:
+        Upstream's field and argument names -> values.
+    """
+    asked = {key: value for key, value in plan.megatron.items() if key not in _DROPPED}
+    families = {layer.family for layer in (*plan.layers, *plan.mtp)}
+    if "dsa" in families:
+        families.add("mla")  # sparse attention selects for a latent one
+    usual: dict[str, Any] = dict(_USUAL)
+    small: dict[str, Any] = dict(_SMALL)
+    for family in sorted(families):
+        usual |= _USUAL_OF_FAMILY.get(family, {})
+        small |= _OF_FAMILY.get(family, {})
+    small |= {key: size for key, size in _IF_ASKED.items() if asked.get(key)}
+    if asked.get("num_query_groups"):
+        shared = asked["num_query_groups"] < asked.get("num_attention_heads", _HEADS)
+        small["num_query_groups"] = _HEADS // 2 if shared else _HEADS
+    if "moe" in families:
+        small["num_moe_experts"] = min(4, asked.get("num_moe_experts") or 4)
+        small["moe_router_topk"] = min(2, asked.get("moe_router_topk") or 2)
+    small["max_sequence_length"] = smoke.sequence
+    return usual | asked | small | smoke.megatron
