@@ -246,7 +246,7 @@ class Seam:
 
     Attributes:
         manifest: The validated manifest.
-        package: The dotted package of the entry point, ``megatron_seams_ngram.hash``.
+        package: The dotted package of the entry point, ``acme_seams.kda``.
         distribution: The distribution that provides it.
         version: That distribution's version.
         directory: The package's folder.

@@ -1,0 +1,169 @@
+"""The documentation keeps up: what a user can meet is written down, and tables are generated."""
+
+import inspect
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import pytest
+
+from megatron_seams.cli import cli
+from megatron_seams.errors import SeamsError, causes
+from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
+from megatron_seams.recipe import Recipe
+from megatron_seams.seam import Manifest
+from megatron_seams.strict import key_of, structure
+from seam_support import run_python
+
+
+def page(repository: Path, name: str) -> str:
+    return (repository / "docs" / name).read_text(encoding="utf-8")
+
+
+def all_keys(cls: type) -> set[str]:
+    """Every key that an attrs class is read from, at any depth, without its path."""
+    found: set[str] = set()
+    for field in attrs.fields(attrs.resolve_types(cls)):
+        found.add(key_of(field.name))
+        for part in [field.type, *getattr(field.type, "__args__", ())]:
+            if isinstance(part, type) and attrs.has(part):
+                found |= all_keys(part)
+    return found
+
+
+def missing_from(text: str, words: set[str]) -> list[str]:
+    """The words that do not stand in a text by themselves."""
+    return sorted(w for w in words if not re.search(rf"(?<![\w-]){re.escape(w)}(?![\w-])", text))
+
+
+def test_the_generated_pages_are_current(repository: Path) -> None:
+    done = run_python(repository / "scripts" / "docs.py", "--check", cwd=repository)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_cause_has_one_code_and_stands_in_the_table(repository: Path) -> None:
+    text = page(repository, "errors.md")
+    codes = [cause.code for cause in causes()]
+    assert len(codes) == len(set(codes))
+    for cause in causes():
+        assert re.fullmatch(r"SEAM-[A-Z]\d\d", cause.code)
+        assert f"| `{cause.code}` | {cause.__name__} | {int(cause.exit_code)} |" in text
+        assert inspect.cleandoc(cause.__doc__ or "") != inspect.cleandoc(SeamsError.__doc__ or "")
+    # A cause of a cause would be no subclass that the table is made from.
+    assert not [cause for cause in causes() if cause.__subclasses__()]
+
+
+def test_every_command_and_option_stands_in_the_command_line_page(repository: Path) -> None:
+    text = page(repository, "cli.md")
+    for name, command in cli.commands.items():
+        section = re.search(
+            rf"^## `registry {name}\b.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+        )
+        assert section, name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert f"`{parameter.opts[-1]}" in section[0], (name, parameter.opts)
+                assert parameter.help, (name, parameter.opts)
+    for code in ("0 fine", "1 findings", "2 refused or bad input", "3 the environment is broken"):
+        assert code in text
+
+
+def test_every_command_explains_itself() -> None:
+    for name, command in cli.commands.items():
+        assert command.help, name
+
+
+def test_every_hook_and_what_it_is_given_stands_in_the_page_for_authors(repository: Path) -> None:
+    text = page(repository, "write-a-seam.md")
+    hooks = {name for name in vars(Hooks) if not name.startswith("_")}
+    assert len(hooks) >= 10
+    assert missing_from(text, hooks) == []
+    for rule in ("<family>_layer", "<family>_feature", "<family>_options"):
+        assert rule in text
+    given = {field.name for cls in (LayerContext, FeatureContext) for field in attrs.fields(cls)}
+    assert missing_from(text, given) == []
+
+
+def test_every_hook_has_a_sentence_of_its_own() -> None:
+    sentences = [inspect.getdoc(hook) for name, hook in vars(Hooks).items() if name[0] != "_"]
+    assert all(sentences)
+    assert len(set(sentences)) == len(sentences)
+
+
+def test_every_key_of_a_manifest_stands_in_the_page_for_authors(repository: Path) -> None:
+    assert missing_from(page(repository, "write-a-seam.md"), all_keys(Manifest)) == []
+
+
+def test_every_key_of_a_recipe_stands_in_the_page_on_recipes(repository: Path) -> None:
+    assert missing_from(page(repository, "recipes.md"), all_keys(Recipe)) == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/write-a-seam.md", "docs/delete-a-seam.md"])
+def test_every_link_between_the_pages_leads_somewhere(repository: Path, name: str) -> None:
+    file = repository / name
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
+        assert (file.parent / target).exists(), target
+
+
+def test_no_code_in_the_documentation_is_one_that_does_not_exist(repository: Path) -> None:
+    known = {cause.code for cause in causes()}
+    for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+        assert set(re.findall(r"SEAM-[A-Z]\d\d", file.read_text(encoding="utf-8"))) <= known, file
+
+
+def test_every_registry_command_in_the_documentation_is_one(repository: Path) -> None:
+    for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+        text = file.read_text(encoding="utf-8")
+        for name in re.findall(r"^(?:\$ )?registry ([a-z]+)", text, re.MULTILINE):
+            assert name in cli.commands, (file.name, name)
+
+
+def recipes_in(text: str) -> list[dict[str, Any]]:
+    """The TOML blocks of a page that are whole recipes."""
+    blocks = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    tables = [tomllib.loads(block) for block in blocks]
+    return [table for table in tables if "model" in table]
+
+
+def test_every_toml_block_is_toml_and_every_whole_recipe_is_valid(repository: Path) -> None:
+    for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+        for table in recipes_in(file.read_text(encoding="utf-8")):
+            _, faults = structure(Recipe, table)
+            assert not faults, (file.name, faults)
+
+
+def test_the_package_says_that_it_is_typed(repository: Path) -> None:
+    for package in [repository / "core", *sorted((repository / "plugins").iterdir())]:
+        assert list(package.glob("src/*/py.typed")), package.name
+        assert (package / "LICENSE").is_file(), package.name
+        assert (package / "README.md").is_file(), package.name
+
+
+def test_every_seam_of_the_repository_has_an_owner_who_owns_its_folder(repository: Path) -> None:
+    """One line for each plugin, by the team that its manifests name."""
+    lines = [
+        line.split()
+        for line in (repository / "CODEOWNERS").read_text(encoding="utf-8").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    owners = dict(lines)
+    plugins = [path for path in sorted((repository / "plugins").iterdir()) if path.is_dir()]
+    assert {path for path in owners if path != "*"} == {f"/plugins/{p.name}/" for p in plugins}
+    for plugin in plugins:
+        for manifest in plugin.glob("src/**/seam.toml"):
+            named = tomllib.loads(manifest.read_text(encoding="utf-8"))["seam"]["owner"]
+            assert owners[f"/plugins/{plugin.name}/"] == named, manifest
+
+
+def test_nothing_at_the_root_or_in_core_names_a_plugin(repository: Path) -> None:
+    """What needs a plugin lives in its folder; a recipe may name what it installs."""
+    names = [path.name for path in (repository / "plugins").iterdir() if path.is_dir()]
+    packages = [f"megatron_seams_{name}" for name in names] + [f"megatron-seams-{n}" for n in names]
+    checked = [repository / "pyproject.toml", repository / "Makefile"]
+    checked += [repository / "core" / "pyproject.toml", *(repository / "core/src").rglob("*.py")]
+    for file in checked:
+        text = file.read_text(encoding="utf-8")
+        assert not [package for package in packages if package in text], file
