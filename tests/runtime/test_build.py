@@ -1,6 +1,5 @@
-"""What a plan becomes: upstream's own model where there is no seam, and no wrapper where there is."""
+"""What a plan becomes: upstream's own model without a seam, and no wrapper with one."""
 
-import attrs
 import pytest
 import torch
 
@@ -200,7 +199,7 @@ def test_settings_that_megatron_does_not_accept_are_a_refusal(plan_of):
 
     plan = plan_of("*-")
     for settings, said in (
-        ({"num_attention_heads": 5}, "num_query_groups"),
+        ({"fp16": True, "bf16": True}, "Only one of"),
         ({"hidden_sise": 32}, "hidden_sise"),
         ({"kv_lora_rank": 16}, "kv_lora_rank"),  # there is no latent attention in the plan
         ({"activation_func": "swish"}, "squared_relu"),
@@ -285,12 +284,30 @@ def test_the_configuration_follows_from_the_plan(plan_of):
     assert not model_settings(plain, plain.megatron, {}).config.multi_latent_attention
 
 
-def test_one_stage_of_a_plan_has_only_its_own_layers(plan_of):
-    from megatron_seams.runtime.build import build_model
+def test_a_later_stage_numbers_its_seams_globally(plan_of):
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.spec_utils import build_module
 
-    plan = plan_of("*-|*-", parallelism=Parallelism(pipeline_parallel=2))
-    # One process is stage 0 of 1; its second model chunk is what the second stage would build.
-    plan = attrs.evolve(plan, parallelism=Parallelism())
-    model = build_model(plan, pre_process=False, vp_stage=1)
-    assert [layer.layer_number for layer in model.decoder.layers] == [3, 4]
-    assert not hasattr(model, "embedding")
+    from megatron_seams.plugins import load_plugins
+    from megatron_seams.runtime.backend import choose_backend
+    from megatron_seams.runtime.build import build_model, stack_spec
+
+    plan = plan_of(
+        "*-|KR",
+        seams=("whole", "rider"),
+        tokens={"K": "kda", "R": "recurrent"},
+        parallelism=Parallelism(pipeline_parallel=2),
+    )
+    config = build_model(plan_of("*-")).config
+    spec = stack_spec(plan, config, load_plugins(plan.seams), choose_backend())
+    stack = build_module(
+        spec,
+        config,
+        layer_type_list=["*", "M"],  # what the two seams are lowered to
+        pp_layer_offset=2,
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    assert [type(layer).__name__ for layer in stack.layers] == ["WholeLayer", "MambaLayer"]
+    assert [layer.layer_number for layer in stack.layers] == [3, 4]
+    assert stack.layers[1].mixer.layer_number == 4
+    assert stack.layers[1].mixer.pp_layer_offset == 2

@@ -13,6 +13,7 @@ class Named(nn.Module):
 
     def __init__(self, config, layer_number, pg_collection):
         super().__init__()
+        del config, pg_collection
         self.layer_number = layer_number
 
 
@@ -21,6 +22,7 @@ class Offsetting(nn.Module):
 
     def __init__(self, config, layer_number, pg_collection, add_layer_offset=True, name=None):
         super().__init__()
+        del config, pg_collection
         self.layer_number = layer_number + (100 if add_layer_offset else 0)
         self.name = name
 

@@ -95,6 +95,7 @@ def test_a_copied_embedding_calls_the_copied_feature():
 
     class Ones(torch.nn.Module):
         def forward(self, input_ids, cu_seqlens=None):
+            assert cu_seqlens is None
             return torch.ones(*input_ids.shape, 4) * self.value
 
     embedding = torch.nn.Embedding(8, 4)

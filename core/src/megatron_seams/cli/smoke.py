@@ -1,6 +1,7 @@
-"""``registry smoke``: build a recipe at toy width and train it a little, before the cluster does."""
+"""``registry smoke``: build a recipe at toy width and train it, before the cluster does."""
 
 import importlib.util
+import logging
 import warnings
 from pathlib import Path
 from typing import Final
@@ -59,8 +60,10 @@ def smoke_command(
     show_faults(plan.findings, style="yellow")
     _require_runtime()
     out = console()
+    # Upstream warns of every optional package that is absent, and torch of the absent GPU: here that
+    # is the normal case.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # Upstream warns of every optional package that is absent, which here is the normal case.
         warnings.simplefilter("ignore")
         from megatron_seams.runtime.smoke import run_smoke
 

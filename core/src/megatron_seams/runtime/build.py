@@ -1,4 +1,4 @@
-"""Building a plan's model: upstream's ``HybridModel``, around upstream's stack, with the seams in it."""
+"""Building a plan's model: upstream's ``HybridModel`` and stack, with the seams in it."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,9 +37,10 @@ def build_model(
 ) -> compat.HybridModel:
     """Build the model of ``plan``, or one pipeline stage of it.
 
-    Megatron's process groups exist already (on a CPU: :func:`megatron_seams.runtime.cpu.cpu_world`).
-    A plan without a seam gives exactly what upstream gives: its own stack class with its own
-    submodules; on the TE-free backend, its stack with another final norm.
+    Megatron's process groups exist already (on a CPU:
+    :func:`megatron_seams.runtime.cpu.cpu_world`). A plan without a seam gives exactly what upstream
+    gives: its own stack class with its own submodules; on the TE-free backend, its stack with
+    another final norm.
 
     Args:
         plan: The model.

@@ -105,7 +105,7 @@ def model_settings(
     config.setdefault("pipeline_dtype", config["params_dtype"])
     try:
         checked = kind(**config)
-    except Exception as error:  # noqa: BLE001 - whatever upstream's checks raise is their verdict
+    except Exception as error:  # whatever upstream's checks raise is their verdict
         raise Refusal([rejected(error, plan)]) from error
     return ModelSettings(
         config=checked,

@@ -54,8 +54,8 @@ class LocalCoreAttention(nn.Module):
         if found:
             message = f"{', '.join(found)}: the TE-free attention does not compute it"
             raise ValueError(message)
-        # `apply_query_key_layer_scaling` is not read: upstream divides the scores by the layer number
-        # and multiplies them back in its softmax, for the range of fp16; the result is the same.
+        # `apply_query_key_layer_scaling` is not read: upstream divides the scores by the layer's
+        # number and multiplies them back in its softmax, for fp16's range; the result is the same.
         self.softmax_scale = softmax_scale
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.dropout = float(dropout)

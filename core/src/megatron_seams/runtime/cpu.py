@@ -1,8 +1,8 @@
 """Running Megatron on a CPU: torch's CUDA calls mapped to the CPU, and process groups over gloo.
 
-No Megatron symbol is patched. Upstream asks torch for ``torch.cuda.current_device()`` or a tensor on
-``device="cuda"`` in its rotary embeddings, its pipeline schedules and its checkpointing; inside
-:func:`cuda_on_cpu` torch answers with the CPU.
+No Megatron symbol is patched. Upstream asks torch for ``torch.cuda.current_device()`` or for a
+tensor on ``device="cuda"`` in its rotary embeddings, its pipeline schedules and its checkpointing;
+inside :func:`cuda_on_cpu` torch answers with the CPU.
 """
 
 import contextlib
@@ -137,4 +137,5 @@ def _join(timeout: datetime.timedelta) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo", timeout=timeout)
     else:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in torch's __all__
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)

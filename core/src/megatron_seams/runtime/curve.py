@@ -1,5 +1,6 @@
 """A curve in block characters, for a terminal."""
 
+import itertools
 from collections.abc import Sequence
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -32,6 +33,4 @@ def plot(values: Sequence[float], *, width: int = 60, height: int = 8) -> str:
 def _averaged(values: Sequence[float], width: int) -> list[float]:
     count = min(width, len(values))
     edges = [index * len(values) // count for index in range(count + 1)]
-    return [
-        sum(values[start:end]) / (end - start) for start, end in zip(edges, edges[1:], strict=False)
-    ]
+    return [sum(values[start:end]) / (end - start) for start, end in itertools.pairwise(edges)]

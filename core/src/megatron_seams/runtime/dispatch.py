@@ -1,9 +1,9 @@
 """One native slot, several kinds of layer: the class that picks by layer number.
 
-Upstream builds every layer of one symbol from one slot of its submodules. Where a seam's layers ride
-on a slot that also builds native ones, the slot holds a spec of :class:`Dispatcher`, whose
-``__new__`` returns the chosen layer itself: the module tree and the checkpoint keys know no wrapper.
-It has to be a class, since ``build_module`` returns plain functions without calling them.
+Upstream builds every layer of one symbol from one slot of its submodules. Where a seam's layers
+ride on a slot that may also build native ones, the slot holds a spec of :class:`Dispatcher`, whose
+``__new__`` returns the chosen layer itself: module tree and checkpoint keys know no wrapper. It has
+to be a class, since ``build_module`` returns plain functions without calling them.
 """
 
 import inspect

@@ -1,8 +1,9 @@
-"""The TE-free backend: upstream's own layers over torch norms and attention, for a CPU or a bare GPU.
+"""The TE-free backend: upstream's own layers over torch norms and attention.
 
-Which layers there are, what they compute and how they are spread over ranks stays upstream's. Only
-the parts that upstream takes from Transformer Engine are replaced: the norms, the core attention,
-and the linears that Transformer Engine keeps whole on every rank.
+It serves a CPU, and a GPU without Transformer Engine. Which layers there are, what they compute and
+how they are spread over ranks stays upstream's. Only the parts that upstream takes from Transformer
+Engine are replaced: the norms, the core attention, and the linears that Transformer Engine keeps
+whole on every rank.
 """
 
 import functools

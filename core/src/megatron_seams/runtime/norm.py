@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 class LocalNorm:
     """Builds ``torch.nn.RMSNorm`` or ``torch.nn.LayerNorm`` as ``config.normalization`` says.
 
-    Called like every norm of Megatron's, with ``config``, ``hidden_size`` and ``eps``. It is a class
-    whose ``__new__`` gives torch's module, so that the parameters keep their natural names and
-    upstream, which leaves plain functions uncalled in some places, calls it.
+    Called like every norm of Megatron's, with ``config``, ``hidden_size`` and ``eps``. It is a
+    class whose ``__new__`` gives torch's module, so that the parameters keep their natural names
+    and upstream, which leaves plain functions uncalled in some places, calls it.
 
     Unlike upstream's own ``WrappedTorchNorm`` it takes sequence parallelism: each rank then sees a
     part of the sequence, and the mark on the parameters makes Megatron sum their gradients over the
@@ -24,9 +24,9 @@ class LocalNorm:
         ValueError: A normalization that torch does not have.
     """
 
-    def __new__(
+    def __new__(  # type: ignore[misc]  # it gives torch's module, which is its whole purpose
         cls, config: "TransformerConfig", hidden_size: int, eps: float = 1e-5
-    ) -> "nn.Module":
+    ) -> nn.Module:
         """Build the module."""
         if config.layernorm_zero_centered_gamma:
             message = "layernorm_zero_centered_gamma needs Transformer Engine's norms"

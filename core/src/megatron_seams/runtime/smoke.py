@@ -2,7 +2,6 @@
 cluster does.
 """
 
-import itertools
 import contextlib
 import math
 import time
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Windows of the held-back text that the final loss is taken over.
 _HELD_BACK_WINDOWS: Final = 256
+#: Of which so many at a time.
+_HELD_BACK_BATCH: Final = 32
 #: The gradient's norm is cut here, as every published recipe does.
 _CLIP: Final = 1.0
 #: Share of the steps over which the learning rate rises; then it falls as a cosine to a tenth.
@@ -222,5 +223,8 @@ def _loss(model: "HybridModel", tokens: Tensor) -> Tensor:
 def _evaluate(model: "HybridModel", text: Text, smoke: Smoke) -> float:
     model.eval()
     windows = spread_windows(text.held_back, count=_HELD_BACK_WINDOWS, length=smoke.sequence + 1)
-    losses = [float(_loss(model, batch)) * batch.size(0) for batch in windows.split(smoke.batch)]
-    return sum(losses) / len(windows)
+    total = 0.0
+    for start in range(0, len(windows), _HELD_BACK_BATCH):
+        batch = windows[start : start + _HELD_BACK_BATCH]
+        total += float(_loss(model, batch)) * len(batch)
+    return total / len(windows)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from megatron_seams.runtime.seam_layers import SeamLayers
 
 
-class StackRefused(Exception):  # noqa: N818 - it carries a refusal
+class StackRefused(Exception):
     """A refusal on its way out of a constructor.
 
     ``build_module`` re-raises whatever a constructor raises as ``type(error)(one_string)``. Our own
@@ -86,8 +86,8 @@ class SeamHybridStack(BackendStack):
         **keywords: As :class:`BackendStack`.
 
     Raises:
-        StackRefused: Around the refusal of a seam's hook, or of ``mla_down_proj_fusion`` with a seam
-            in ``mla_layer``: upstream's fusion edits the submodules of that slot's spec, and a
+        StackRefused: Around the refusal of a seam's hook, or of ``mla_down_proj_fusion`` with a
+            seam in ``mla_layer``: upstream's fusion edits the submodules of that slot's spec, and a
             dispatching spec has none.
     """
 
