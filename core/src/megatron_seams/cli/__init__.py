@@ -14,6 +14,7 @@ from megatron_seams.cli.common import show_refusal
 from megatron_seams.cli.explain import explain
 from megatron_seams.cli.list import list_families
 from megatron_seams.cli.resolve import resolve_command
+from megatron_seams.cli.smoke import smoke_command
 from megatron_seams.cli.surface import surface
 from megatron_seams.cli.verify import verify_command
 from megatron_seams.errors import Refusal, SeamsError
@@ -42,7 +43,7 @@ def cli() -> None:
     """
 
 
-for command in (list_families, resolve_command, explain, surface, verify_command):
+for command in (list_families, resolve_command, explain, surface, verify_command, smoke_command):
     cli.add_command(command)
 
 
