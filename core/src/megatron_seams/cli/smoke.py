@@ -60,8 +60,8 @@ def smoke_command(
     show_faults(plan.findings, style="yellow")
     _require_runtime()
     out = console()
-    # Upstream warns of every optional package that is absent, and torch of the absent GPU: here that
-    # is the normal case.
+    # Upstream warns of every optional package that is absent, and torch of an absent GPU: on a CPU
+    # both are the normal case.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
