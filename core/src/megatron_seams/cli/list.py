@@ -47,7 +47,9 @@ def list_families(
         _print(found, owners)
         others = [fault for fault in found.findings if fault not in found.environment.faults]
         show_faults(others, style="yellow")
-    context.exit(ExitCode.FINDINGS if found.findings else ExitCode.OK)
+    # Without a Megatron that can be read the answer is of little use, which is graver.
+    found_some = ExitCode.FINDINGS if found.findings else ExitCode.OK
+    context.exit(max((it.exit_code for it in found.environment.faults), default=found_some))
 
 
 def _print(found: Audit, owners: bool) -> None:
