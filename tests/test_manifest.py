@@ -258,7 +258,7 @@ def test_every_fault_of_a_manifest_is_reported_at_once() -> None:
         b"schema = 1\nschema = 1\n",
         b"\xff\xfes\x00",
         b'summary = "caf\xe9"\n',
-        b"x" * (MAX_BYTES + 1),
+        toml(manifest_table()).encode().ljust(MAX_BYTES + 1, b"#"),
         b"x = 9" + b"9" * 5000,
         b"x = " + b"[" * 20_000 + b"]" * 20_000,
         b"x = 2026-13-45",
