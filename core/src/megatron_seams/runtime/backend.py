@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
-from megatron.core.models.backends import get_backend
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
 from megatron_seams import hookspecs
 from megatron_seams.runtime import compat
@@ -54,7 +54,7 @@ class TransformerEngineBackend:
     name: Final = "transformer_engine"
 
     def __init__(self) -> None:
-        self.provider: hookspecs.Backend = get_backend(self.name)
+        self.provider: hookspecs.Backend = TESpecProvider()
 
     def why_not(self, family: str) -> str | None:
         """Why native layers of ``family`` cannot be built here; None if they can."""

@@ -1,0 +1,71 @@
+"""``registry smoke``, as it is typed."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from megatron_seams.cli import cli
+from megatron_seams.errors import ExitCode
+
+RECIPE = """
+schema = 1
+
+[model]
+name = "toy"
+pattern = "{pattern}"
+
+[smoke]
+steps = 100
+batch = 8
+sequence = 64
+
+[smoke.megatron]
+hidden_size = 64
+ffn_hidden_size = 128
+"""
+
+
+def recipe(folder, pattern):
+    file = folder / "toy.toml"
+    file.write_text(RECIPE.format(pattern=pattern), encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.megatron
+def test_a_recipe_is_trained_and_its_receipt_is_written(tmp_path):
+    receipt = tmp_path / "receipt.json"
+    data = tmp_path / "data"
+    data.write_bytes(b"the same line over and over again\n" * 400)
+    command = ["smoke", recipe(tmp_path, "*-*-"), "--data", str(data), "--receipt", str(receipt)]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == ExitCode.OK, done.output
+    assert "100 steps of 8 x 64 bytes of data" in done.output
+    assert "below what a model without context can reach" in done.output
+    assert json.loads(receipt.read_text(encoding="utf-8"))["plan"]["name"] == "toy"
+
+
+@pytest.mark.megatron
+def test_a_run_that_learns_nothing_is_a_finding(tmp_path):
+    done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "*-"), "--steps", "1"])
+    assert done.exit_code == ExitCode.FINDINGS, done.output
+    assert "NOT below" in done.output
+
+
+@pytest.mark.megatron
+def test_layers_that_need_a_gpu_are_refused_with_the_reason(tmp_path):
+    done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "M*G-")])
+    assert done.exit_code == ExitCode.REFUSED
+    assert "mamba-ssm" in done.output
+    assert "flash-linear-attention" in done.output
+    assert "refused: 2 reasons" in done.output
+
+
+def test_without_torch_the_command_says_what_to_install(tmp_path, monkeypatch):
+    import megatron_seams.cli.smoke as module
+
+    monkeypatch.setattr(module, "_importable", lambda name: name != "torch")
+    done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "*-")])
+    assert done.exit_code == ExitCode.ENVIRONMENT
+    assert "SEAM-B06" in done.output
+    assert "install torch" in done.output
