@@ -63,8 +63,8 @@ class Chooser:
         if native is not None:
             contested = self._contested(family, native)
             retired = [seam.name for seam in self.installed(family)]
-            note = f"; seam {', '.join(retired)} is superseded" if retired else ""
-            why = f"{self._hand()} builds {family} as {native.symbol!r}{note}"
+            note = f"; supersedes seam {', '.join(retired)}" if retired else ""
+            why = f"native as {native.symbol!r}{note}"
             return contested or Choice(provider=native, why=why)
         return self._one_seam(family)
 
@@ -146,9 +146,9 @@ class Chooser:
             )
         if usable:
             (seam,) = usable
-            why = f"{self._no_native(family)}; the only seam for it"
+            why = "not native; the only seam for it"
             if pin is not None:
-                why = f"{self._no_native(family)}; the recipe pins this seam"
+                why = "not native; the recipe pins this seam"
             return Choice(provider=seam, why=why)
         if pin is not None and candidates:
             return self._pin_misses(family, pin, candidates)

@@ -133,7 +133,7 @@ def _at(
     if other:
         spelled = " and ".join(sorted(_described(family) for family in other if family))
         because = families.because[positions[0] - 1]
-        found += f"; {because}, so {spelled} is not taken in its place"
+        found += f"; {because}, and {spelled} is not taken in its place"
     return type(fault)(
         asked=f"{fault.asked} (token {tokens}, {count})",
         found=found,

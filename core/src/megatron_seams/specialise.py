@@ -118,7 +118,7 @@ def _entries(
             else:
                 taken[position] = entry.family
                 layers[position - 1] = entry.family
-                because[position - 1] = f"the recipe makes layer {position} {entry.family}"
+                because[position - 1] = f"the recipe makes it {entry.family}"
     return faults
 
 

@@ -75,7 +75,10 @@ def _story(family: Family, environment: Environment, chooser: Chooser) -> Iterat
         yield f"  refused [{choice.code}]: {choice.found}"
         yield f"  next: {choice.next}"
     elif isinstance(choice.provider, NativeSymbol):
-        yield f"  native: {choice.why}, in slot {choice.provider.slot}"
+        yield (
+            f"  megatron-core {environment.surface.version}: {choice.why}, "
+            f"in slot {choice.provider.slot}"
+        )
     else:
         yield f"  {choice.why}"
     for seam in environment.discovery.seams:

@@ -115,7 +115,7 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
     )
     draw_strip(out, pattern.tokens, plan_states(plan), pattern.stage_numbers())
     table = Table(box=None, pad_edge=False)
-    for column in ("count", "layers", "token", "family", "provider", "owner", "carried by"):
+    for column in ("count", "layers", "token", "family", "provider", "owner"):
         table.add_column(column, no_wrap=column != "layers")
     table.add_column("why")
     groups = [[layer] for layer in plan.layers] if every_layer else _grouped(plan.layers)
@@ -131,41 +131,30 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
             feature.family,
             f"seam {feature.seam.name}",
             feature.seam.owner,
-            "-",
             feature.why,
         )
     out.print(table)
 
 
 def _grouped(layers: Iterable[Layer]) -> list[list[Layer]]:
-    """Layers of one token, family and provider together, in the order of the first of each."""
-    groups: dict[tuple[str, str, str], list[Layer]] = {}
+    """Layers alike in everything but their number, in the order of the first of each."""
+    groups: dict[tuple[str, str, str, str], list[Layer]] = {}
     for layer in layers:
-        groups.setdefault((layer.token, layer.family, layer.provider.label), []).append(layer)
+        key = (layer.token, layer.family, layer.provider.label, layer.why)
+        groups.setdefault(key, []).append(layer)
     return list(groups.values())
 
 
 def _row(table: Table, group: list[Layer], count: str) -> None:
     first = group[0]
     provider = first.provider
-    owner = carried = "-"
-    if isinstance(provider, Custom):
-        owner, carried = provider.seam.owner, f"{provider.slot} ({provider.symbol})"
+    custom = isinstance(provider, Custom)
     table.add_row(
         count,
         ", ".join(str(layer.position) for layer in group),
         first.token,
         first.family,
-        provider.label if isinstance(provider, Custom) else f"native {provider.symbol}",
-        owner,
-        carried,
-        first.why if len(group) == 1 else _common(group),
+        f"{provider.label} on {provider.symbol}" if custom else f"native {provider.symbol}",
+        provider.seam.owner if isinstance(provider, Custom) else "-",
+        first.why,
     )
-
-
-def _common(group: list[Layer]) -> str:
-    # Layers specialised one by one say so each in its own words; the provider's reason is shared.
-    reasons = {layer.why for layer in group}
-    if len(reasons) == 1:
-        return group[0].why
-    return group[0].why.rpartition("; ")[2]

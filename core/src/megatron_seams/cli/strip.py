@@ -74,7 +74,7 @@ def _legend(states: list[str], coloured: bool) -> Text:
         for state, style in _STYLES.items():
             count = states.count(state)
             if count:
-                mark = Text("  ", style=style) if coloured else Text(_MARKS[state])
-                yield mark + Text(f" {state} {count}")
+                mark = ("  ", style) if coloured else (_MARKS[state], "")
+                yield Text.assemble(mark, f" {state} {count}")
 
     return Text("   ").join(entries())
