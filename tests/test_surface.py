@@ -372,4 +372,4 @@ def test_a_seam_that_accepts_the_new_symbol_makes_its_family_native(tree: Path) 
     made = plan(recipe("MK", tokens={"K": "kda"}), environment(seam, native=read(tree)))
     assert made.layers[1].provider.symbol == "K"
     assert made.seams == ()
-    assert "superseded" in made.layers[1].why
+    assert "supersedes" in made.layers[1].why
