@@ -96,7 +96,8 @@ def run_smoke(
         model = build_model(on_one_rank(plan), settings=toy_settings(plan, smoke))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         console.print(
-            f"{plan.name}: {len(model.decoder.layers)} layers at toy width, {parameters:,} parameters; "
+            f"{plan.name}: {len(model.decoder.layers)} layers at toy width, "
+            f"{parameters:,} parameters; "
             f"{smoke.steps} steps of {smoke.batch} x {smoke.sequence} bytes of {text.source}",
             markup=False,
         )
