@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from attrs import field, validators
 
+from megatron_seams.checks import positive, schema, sentence
 from megatron_seams.dialect import MEGATRON
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.strict import structure
@@ -15,32 +16,14 @@ from megatron_seams.strict import structure
 SCHEMA = 1
 
 
-def _positive(_: Any, __: Any, value: int) -> None:
-    if value < 1:
-        message = f"expected at least 1, found {value}"
-        raise ValueError(message)
-
-
-def _not_empty(_: Any, __: Any, value: str) -> None:
-    if not value.strip():
-        message = "expected a sentence, found an empty string"
-        raise ValueError(message)
-
-
-def _schema(_: Any, __: Any, value: int) -> None:
-    if value != SCHEMA:
-        message = f"expected {SCHEMA}, found {value}"
-        raise ValueError(message)
-
-
 @attrs.frozen(kw_only=True)
 class Model:
     """``[model]``: the name and the layers."""
 
-    name: str = field(validator=_not_empty)
+    name: str = field(validator=sentence)
     pattern: str
     dialect: str = MEGATRON.name
-    depth: int | None = field(default=None, validator=validators.optional(_positive))
+    depth: int | None = field(default=None, validator=validators.optional(positive))
 
 
 @attrs.frozen(kw_only=True)
@@ -93,7 +76,7 @@ class Override:
 
     family: str
     seam: str
-    reason: str = field(validator=_not_empty)
+    reason: str = field(validator=sentence)
     expires: datetime.date
 
 
@@ -101,11 +84,11 @@ class Override:
 class Parallelism:
     """``[parallelism]``: how the model is spread over ranks."""
 
-    tensor_parallel: int = field(default=1, validator=_positive)
+    tensor_parallel: int = field(default=1, validator=positive)
     sequence_parallel: bool = False
-    pipeline_parallel: int = field(default=1, validator=_positive)
-    expert_parallel: int = field(default=1, validator=_positive)
-    context_parallel: int = field(default=1, validator=_positive)
+    pipeline_parallel: int = field(default=1, validator=positive)
+    expert_parallel: int = field(default=1, validator=positive)
+    context_parallel: int = field(default=1, validator=positive)
 
 
 @attrs.frozen(kw_only=True)
@@ -129,9 +112,9 @@ class Smoke:
         megatron: Native settings for the toy model, over those that it derives itself.
     """
 
-    steps: int = field(default=300, validator=_positive)
-    batch: int = field(default=8, validator=_positive)
-    sequence: int = field(default=128, validator=_positive)
+    steps: int = field(default=300, validator=positive)
+    batch: int = field(default=8, validator=positive)
+    sequence: int = field(default=128, validator=positive)
     learning_rate: float = 3e-3
     seed: int = 1234
     megatron: dict[str, Any] = field(factory=dict)
@@ -148,7 +131,7 @@ class Recipe:
         install: Family -> the distribution to install where nothing builds it; a refusal names it.
     """
 
-    schema: int = field(validator=_schema)
+    schema: int = field(validator=schema(SCHEMA))
     model: Model
     dialect: DialectTable = field(factory=DialectTable)
     families: dict[str, str] = field(factory=dict)

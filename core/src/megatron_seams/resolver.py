@@ -4,38 +4,22 @@ import datetime
 from collections.abc import Iterable
 
 from megatron_seams.choice import Choice, Chooser, unused_settings
+from megatron_seams.demands import unmet_demands
 from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     FeatureInvalid,
     Refusal,
     SeamInMtp,
     SeamsError,
-    UnknownNativeKey,
-    Unsupported,
-    UpstreamForbids,
 )
 from megatron_seams.families import BUILT_IN
 from megatron_seams.lowering import Carriers, choose_carriers
-from megatron_seams.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
+from megatron_seams.pattern import Pattern
 from megatron_seams.plan import Custom, Layer, Native, Plan, PlannedFeature, Provider
 from megatron_seams.recipe import Recipe
 from megatron_seams.seam import Seam
 from megatron_seams.specialise import Families, families_of, read_pattern
-from megatron_seams.surface import NativeSurface, NativeSymbol
-
-#: `[megatron]` keys that another table of the recipe decides.
-_ELSEWHERE = {
-    "num_layers": "model.depth",
-    "hybrid_layer_pattern": "model.pattern",
-    "hybrid_override_pattern": "model.pattern",
-    "mtp_num_layers": "the MTP suffix of model.pattern",
-    "tensor_model_parallel_size": "parallelism.tensor-parallel",
-    "pipeline_model_parallel_size": "parallelism.pipeline-parallel",
-    "virtual_pipeline_model_parallel_size": "the '|' of model.pattern",
-    "expert_model_parallel_size": "parallelism.expert-parallel",
-    "context_parallel_size": "parallelism.context-parallel",
-    "sequence_parallel": "parallelism.sequence-parallel",
-}
+from megatron_seams.surface import NativeSymbol
 
 
 def resolve(
@@ -66,10 +50,7 @@ def resolve(
     features = _features(recipe, pattern, environment, chooser, reasons)
     carriers = _carry(environment, choices, mtp, reasons)
     chosen = {seam.name: seam for seam in (*_seams(choices.values()), *(f.seam for f in features))}
-    reasons += _supported(recipe, pattern, chosen.values())
-    reasons += _stages(recipe, pattern)
-    reasons += _separators(pattern, environment.surface)
-    reasons += _native_keys(recipe, environment, carriers)
+    reasons += unmet_demands(recipe, pattern, environment, carriers, chosen.values())
     present = frozenset({*choices, *(feature.family for feature in recipe.features)})
     retired = frozenset(
         seam.name
@@ -245,106 +226,6 @@ def _carry(
     )
     reasons.extend(carriers.faults)
     return carriers
-
-
-def _supported(recipe: Recipe, pattern: Pattern, seams: Iterable[Seam]) -> list[SeamsError]:
-    """Hold the recipe's settings against what each chosen seam says it supports."""
-    spread = recipe.parallelism
-    wanted = {
-        "tensor-parallel": (spread.tensor_parallel > 1, spread.tensor_parallel),
-        "sequence-parallel": (spread.sequence_parallel, True),
-        "pipeline-parallel": (
-            spread.pipeline_parallel > 1 or len(pattern.stages) > 1,
-            max(spread.pipeline_parallel, len(pattern.stages)),
-        ),
-        "expert-parallel": (spread.expert_parallel > 1, spread.expert_parallel),
-        "context-parallel": (spread.context_parallel > 1, spread.context_parallel),
-        "packed-sequences": (recipe.runtime.packed_sequences, True),
-        "inference": (recipe.runtime.inference, True),
-    }
-    return [
-        Unsupported(
-            asked=f"{capability} = {value} with {seam.claim}",
-            found=f"its manifest does not say [supports] {capability} = true",
-            next=f"change the setting, or ask {seam.owner}",
-            subject=seam.name,
-            key=capability,
-        )
-        for seam in sorted(seams, key=lambda seam: seam.name)
-        for capability, (asked, value) in wanted.items()
-        if asked and not seam.manifest.supports[capability]
-    ]
-
-
-def _stages(recipe: Recipe, pattern: Pattern) -> list[SeamsError]:
-    """Upstream's own rule: segments, or layers where there are none, divide evenly over stages."""
-    size = recipe.parallelism.pipeline_parallel
-    count, unit = len(pattern.stages), "stages in the pattern"
-    if count == 1:
-        count, unit = pattern.depth, "layers"
-    if count % size == 0:
-        return []
-    return [
-        UpstreamForbids(
-            asked=f"pipeline-parallel = {size}",
-            found=f"{count} {unit} do not divide evenly",
-            next="change pipeline-parallel, or write the stages into the pattern with '|'",
-            key="parallelism.pipeline-parallel",
-        )
-    ]
-
-
-def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:
-    """Stages and MTP depths are spelled with characters that an older Megatron does not have."""
-    wanted = {
-        STAGE_BREAK: (len(pattern.stages) > 1, "stages"),
-        MTP_SEPARATOR: (pattern.mtp_depths > 0, "MTP depths"),
-    }
-    if surface.version is None:  # nothing is native, which has been said already
-        return []
-    return [
-        UpstreamForbids(
-            asked=f"{what} in the pattern, by {character!r}",
-            found=f"the patterns of megatron-core {surface.version} have "
-            f"{' and '.join(surface.separators) or 'no separators'}",
-            next="write the pattern without them, or take a Megatron that has them",
-            key="model.pattern",
-        )
-        for character, (asked, what) in wanted.items()
-        if asked and character not in surface.separators
-    ]
-
-
-def _native_keys(recipe: Recipe, environment: Environment, carriers: Carriers) -> list[SeamsError]:
-    """Every key of ``[megatron]`` is one that this Megatron has and that no other table decides."""
-    faults: list[SeamsError] = []
-    keys = [f"megatron.{key}" for key in recipe.megatron]
-    keys += [f"smoke.megatron.{key}" for key in recipe.smoke.megatron]
-    known = environment.settings() if keys and environment.surface.version else None
-    for path in keys:
-        key = path.rpartition(".")[2]
-        if key in _ELSEWHERE:
-            found, advice = f"{_ELSEWHERE[key]} decides it", "set it there"
-        elif known is not None and not known.knows(key):
-            found = f"megatron-core {environment.surface.version} has no such setting"
-            advice = "correct the key; it is a field of TransformerConfig or a model argument"
-        else:
-            continue
-        faults.append(
-            UnknownNativeKey(asked=f"[{path}]", found=found, next=advice, subject=key, key=path)
-        )
-    fused = recipe.megatron.get("mla_down_proj_fusion")
-    if fused and any(symbol.slot == "mla_layer" for symbol in carriers.slots.values()):
-        faults.append(
-            UpstreamForbids(
-                asked="[megatron.mla_down_proj_fusion] with a seam in slot mla_layer",
-                found="upstream's fusion edits the submodules of that slot's spec, which a seam "
-                "does not have",
-                next="turn the fusion off",
-                key="megatron.mla_down_proj_fusion",
-            )
-        )
-    return faults
 
 
 def _provider(choice: Choice, carriers: Carriers) -> Provider:

@@ -15,6 +15,7 @@ import attrs
 from attrs import field, validators
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from megatron_seams.checks import one_of, schema, sentence
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
 from megatron_seams.strict import KeyFault, structure
@@ -37,15 +38,6 @@ CAPABILITIES = (
 )
 
 
-def _one_of(*choices: str) -> Any:
-    def check(_: Any, __: Any, value: str) -> None:
-        if value not in choices:
-            message = f"expected one of {', '.join(choices)}; found {value!r}"
-            raise ValueError(message)
-
-    return check
-
-
 def _name(_: Any, __: Any, value: str) -> None:
     if not NAME.match(value):
         message = f"expected a name like [a-z][a-z0-9_]*, found {value!r}"
@@ -66,27 +58,15 @@ def _specifier(_: Any, __: Any, value: str) -> None:
         raise ValueError(message) from None
 
 
-def _text(_: Any, __: Any, value: str) -> None:
-    if not value.strip():
-        message = "expected a sentence, found an empty string"
-        raise ValueError(message)
-
-
-def _schema(_: Any, __: Any, value: int) -> None:
-    if value != SCHEMA:
-        message = f"expected {SCHEMA}, found {value}"
-        raise ValueError(message)
-
-
 @attrs.frozen(kw_only=True)
 class About:
     """``[seam]``: who and what."""
 
     name: str = field(validator=_name)
     family: str = field(validator=_name)
-    summary: str = field(validator=_text)
+    summary: str = field(validator=sentence)
     owner: str = field(validator=_owner)
-    status: str = field(default="seam", validator=_one_of("seam", "experiment"))
+    status: str = field(default="seam", validator=one_of("seam", "experiment"))
     introduced: datetime.date
     review_by: datetime.date
 
@@ -104,7 +84,7 @@ class Upstream:
         tracking: Where the upstream work can be followed.
     """
 
-    fallback: str = field(validator=_one_of("native", "refuse"))
+    fallback: str = field(validator=one_of("native", "refuse"))
     symbol_name: str | None = None
     config_field: str | None = None
     flag: str | None = None
@@ -141,7 +121,7 @@ class Carrier:
     """
 
     slots: tuple[str, ...] = field(validator=validators.min_len(1))
-    part: str | None = field(default=None, validator=validators.optional(_one_of("mixer", "layer")))
+    part: str | None = field(default=None, validator=validators.optional(one_of("mixer", "layer")))
 
     def part_in(self, slot: str) -> Literal["mixer", "layer"]:
         """What the seam's hook provides when ``slot`` carries it."""
@@ -154,7 +134,7 @@ class Carrier:
 class Placement:
     """``[feature]``: where a feature attaches."""
 
-    placement: str = field(validator=_one_of("embedding"))
+    placement: str = field(validator=one_of("embedding"))
 
 
 @attrs.frozen(kw_only=True)
@@ -162,7 +142,7 @@ class Introduces:
     """``[family]``: a family that core has never heard of."""
 
     name: str = field(validator=_name)
-    summary: str = field(validator=_text)
+    summary: str = field(validator=sentence)
 
 
 @attrs.frozen(kw_only=True)
@@ -198,7 +178,7 @@ class Supports:
 class Manifest:
     """A whole ``seam.toml``."""
 
-    schema: int = field(validator=_schema)
+    schema: int = field(validator=schema(SCHEMA))
     seam: About
     upstream: Upstream
     requires: Requires

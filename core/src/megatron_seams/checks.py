@@ -1,0 +1,42 @@
+"""Validators of manifest and recipe fields: each says what it expected and what it found."""
+
+from collections.abc import Callable
+from typing import Any
+
+Check = Callable[[Any, Any, Any], None]
+
+
+def positive(_: Any, __: Any, value: int) -> None:
+    """A count of at least one."""
+    if value < 1:
+        message = f"expected at least 1, found {value}"
+        raise ValueError(message)
+
+
+def sentence(_: Any, __: Any, value: str) -> None:
+    """Text that says something."""
+    if not value.strip():
+        message = "expected a sentence, found an empty string"
+        raise ValueError(message)
+
+
+def one_of(*choices: str) -> Check:
+    """One of a few words."""
+
+    def check(_: Any, __: Any, value: str) -> None:
+        if value not in choices:
+            message = f"expected one of {', '.join(choices)}; found {value!r}"
+            raise ValueError(message)
+
+    return check
+
+
+def schema(supported: int) -> Check:
+    """The version of the file's format that this code was written for."""
+
+    def check(_: Any, __: Any, value: int) -> None:
+        if value != supported:
+            message = f"expected {supported}, found {value}"
+            raise ValueError(message)
+
+    return check
