@@ -212,6 +212,16 @@ def test_settings_that_megatron_does_not_accept_are_a_refusal(plan_of):
         assert said in str(reason)
 
 
+def test_stages_that_one_rank_would_leave_out_are_refused(plan_of):
+    from megatron_seams.runtime.build import build_model
+
+    with pytest.raises(Refusal) as refused:
+        build_model(plan_of("*-|*-"))
+    (reason,) = refused.value.reasons
+    assert isinstance(reason, SettingsInvalid)
+    assert "2 stages" in reason.asked
+
+
 def test_every_reason_against_a_build_is_given_at_once(plan_of):
     from megatron_seams.runtime.build import build_model
 
