@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from megatron_seams.errors import SettingsInvalid  # noqa: E402 - after the check for torch
+from megatron_seams.errors import DataInvalid  # noqa: E402 - after the check for torch
 from megatron_seams.runtime.curve import plot  # noqa: E402
 from megatron_seams.runtime.text import (  # noqa: E402
     draw_windows,
@@ -36,12 +36,12 @@ def test_the_held_back_part_is_the_end_of_the_file(tmp_path):
 def test_a_text_without_room_for_a_held_back_window_is_refused(tmp_path, content):
     file = tmp_path / "text"
     file.write_bytes(content)
-    with pytest.raises(SettingsInvalid, match="need 90"):
+    with pytest.raises(DataInvalid, match="need 90"):
         read_text(file, sequence=8)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(SettingsInvalid, match="no-such-file"):
+    with pytest.raises(DataInvalid, match="no-such-file"):
         read_text(tmp_path / "no-such-file", sequence=8)
 
 

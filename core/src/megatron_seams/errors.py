@@ -326,6 +326,12 @@ class SettingsInvalid(SeamsError):
     code = "SEAM-B07"
 
 
+class DataInvalid(SeamsError):
+    """A text that the smoke run cannot learn from."""
+
+    code = "SEAM-B08"
+
+
 # --- receipts ---------------------------------------------------------------------------------
 
 

@@ -112,7 +112,7 @@ class Smoke:
         megatron: Native settings for the toy model, over those that it derives itself.
     """
 
-    steps: int = field(default=300, validator=positive)
+    steps: int = field(default=150, validator=positive)
     batch: int = field(default=8, validator=positive)
     sequence: int = field(default=128, validator=positive)
     learning_rate: float = 3e-3

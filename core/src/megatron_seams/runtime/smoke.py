@@ -88,7 +88,7 @@ def run_smoke(
 
     Raises:
         Refusal: The model cannot be built here.
-        SettingsInvalid: The text is too short.
+        DataInvalid: The text is too short.
     """
     smoke = smoke if steps is None else attrs.evolve(smoke, steps=steps)
     text = read_text(data, sequence=smoke.sequence)

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from megatron_seams.errors import SettingsInvalid
+from megatron_seams.errors import DataInvalid
 
 #: The share at the end of the text that no training step sees.
 HELD_BACK: Final = 0.1
@@ -84,7 +84,7 @@ def read_text(path: Path | None, *, sequence: int) -> Text:
         sequence: The length of a window, of which each part must hold one.
 
     Raises:
-        SettingsInvalid: The file cannot be read or is too short.
+        DataInvalid: The file cannot be read or is too short.
     """
     try:
         data = _standard_library() if path is None else path.read_bytes()
@@ -107,8 +107,8 @@ def _standard_library() -> bytes:
     return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
-def _no_text(path: Path | None, found: str) -> SettingsInvalid:
-    return SettingsInvalid(
+def _no_text(path: Path | None, found: str) -> DataInvalid:
+    return DataInvalid(
         asked=f"text to train on from {path or 'the standard library'}",
         found=found,
         next="name a longer text file: registry smoke RECIPE --data FILE",
