@@ -23,6 +23,7 @@ from megatron_seams.plan import Plan
 from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.seam import CAPABILITIES, Seam, parse_manifest
+from megatron_seams.sources import MegatronSource
 from megatron_seams.strict import structure
 from megatron_seams.surface import Exclusion, NativeSurface, NativeSymbol
 
@@ -209,6 +210,17 @@ def environment(
     )
 
 
+def option_environment(seam: Seam) -> Environment:
+    """A Megatron whose configuration has the field ``engram_layers``."""
+    text = b"class TransformerConfig:\n    engram_layers: int = 0\n    hidden_size: int = 0\n"
+    source = MegatronSource(
+        origin="a test",
+        read=lambda path: text if path.endswith("transformer_config.py") else None,
+    )
+    made = environment(seam)
+    return Environment(surface=made.surface, discovery=made.discovery, source=source)
+
+
 # --- recipes and plans ------------------------------------------------------------------------
 
 
@@ -248,6 +260,12 @@ def refusal(asked: Recipe, where: Environment) -> Refusal:
 def reasons(asked: Recipe, where: Environment) -> list[SeamsError]:
     """The reasons of the refusal; a plan fails the test."""
     return list(refusal(asked, where).reasons)
+
+
+def only(found: list[SeamsError], kind: type[SeamsError]) -> SeamsError:
+    """The one reason, which is of this kind."""
+    assert [type(fault) for fault in found] == [kind], found
+    return found[0]
 
 
 # --- installed plugins and the command line ---------------------------------------------------

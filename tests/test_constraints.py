@@ -1,0 +1,237 @@
+"""What a plan is held to: upstream's own rules, carriers, MTP, and what each seam supports."""
+
+from typing import Any
+
+import pytest
+
+from megatron_seams.environment import Environment
+from megatron_seams.errors import (
+    NoCarrier,
+    NoProvider,
+    SeamInMtp,
+    UnknownToken,
+    Unsupported,
+    UpstreamForbids,
+)
+from megatron_seams.lowering import lowered_pattern
+from megatron_seams.seam import CAPABILITIES
+from megatron_seams.surface import NativeSurface
+from seam_support import (
+    Table,
+    environment,
+    make_seam,
+    only,
+    plan,
+    reasons,
+    recipe,
+    surface,
+)
+
+K: Table = {"tokens": {"K": "kda"}}
+
+# --- what upstream forbids --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*D", "*+", "M*M*/MD/MD", "M*|MD", "MD/*", "*|M|+", "M+/M*/M*"]
+)
+def test_attention_beside_latent_or_sparse_is_forbidden_over_the_whole_pattern(
+    pattern: str,
+) -> None:
+    fault = only(reasons(recipe(pattern), environment()), UpstreamForbids)
+    assert "Not supported to have both" in fault.found
+
+
+@pytest.mark.parametrize("pattern", ["D+", "MD|M+", "M*|M*/*", "+D/+"])
+def test_what_upstream_allows_is_not_forbidden(pattern: str) -> None:
+    plan(recipe(pattern), environment())
+
+
+def latent(**changes: Any) -> Any:
+    return make_seam(
+        "latent",
+        "mla",
+        fallback="native",
+        accepts={"symbol-name": "MLA"},
+        requires="<0.19",
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "slot", "lowered"),
+    [
+        ("M+", "attention_layer", "M*"),
+        ("D+", "mamba_layer", "DM"),
+        ("+|D", "mamba_layer", "M|D"),
+        ("+M/D/D", "mamba_layer", "MM/D/D"),
+    ],
+)
+def test_a_second_carrier_is_taken_where_the_first_lowers_to_what_upstream_forbids(
+    pattern: str, slot: str, lowered: str
+) -> None:
+    seam = latent(slots=["attention_layer", "mamba_layer"])
+    older = environment(seam, native=surface("0.18.2", without=["MLA"]))
+    made = plan(recipe(pattern), older)
+    (carried,) = {p.slot for p in made.custom_layers().values()}
+    assert (carried, lowered_pattern(made)) == (slot, lowered)
+
+
+def test_a_seam_whose_every_carrier_is_forbidden_is_refused_with_what_was_tried() -> None:
+    older = environment(
+        latent(slots=["attention_layer"]), native=surface("0.18.2", without=["MLA"])
+    )
+    fault = only(reasons(recipe("D+"), older), NoCarrier)
+    assert "attention_layer: Not supported" in fault.found
+
+
+def test_the_family_is_forbidden_beside_attention_even_where_its_carrier_is_not() -> None:
+    # Lowered it would read M*, which upstream accepts; latent attention beside * it does not.
+    older = environment(latent(slots=["mamba_layer"]), native=surface("0.18.2", without=["MLA"]))
+    with_rule = surface("0.19.2")
+    older = Environment(
+        surface=NativeSurface(
+            version=older.surface.version,
+            symbols=older.surface.symbols,
+            slots=older.surface.slots,
+            separators=older.surface.separators,
+            exclusions=with_rule.exclusions,
+        ),
+        discovery=older.discovery,
+    )
+    only(reasons(recipe("*+"), older), UpstreamForbids)
+
+
+def test_a_slot_that_this_megatron_does_not_have_is_passed_over() -> None:
+    seam = make_seam(slots=["window_layer", "gdn_layer"])
+    made = plan(recipe("K", **K), environment(seam))
+    assert lowered_pattern(made) == "G"
+
+
+def test_a_seam_without_any_slot_of_this_megatron_is_refused() -> None:
+    fault = only(
+        reasons(recipe("K", **K), environment(make_seam(slots=["window_layer"]))), NoCarrier
+    )
+    assert "window_layer" in fault.found
+    assert "mamba_layer" in fault.found
+
+
+def test_two_seams_on_slots_that_may_not_meet_are_carried_so_that_they_do_not() -> None:
+    one = make_seam("one", "kda", slots=["attention_layer"])
+    two = make_seam("two", "lightning", slots=["dsa_layer", "mamba_layer"])
+    made = plan(recipe("KL", tokens={"K": "kda", "L": "lightning"}), environment(one, two))
+    assert lowered_pattern(made) == "*M"
+
+
+def test_only_the_seam_that_has_no_legal_carrier_is_refused_for_it() -> None:
+    older = environment(
+        latent(slots=["attention_layer"]), make_seam(), native=surface("0.18.2", without=["MLA"])
+    )
+    fault = only(reasons(recipe("D+K", **K), older), NoCarrier)
+    assert "'latent'" in fault.asked
+
+
+def test_two_seams_that_no_choice_of_carriers_keeps_apart_are_both_refused() -> None:
+    one = make_seam("one", "kda", slots=["attention_layer"])
+    two = make_seam("two", "lightning", slots=["dsa_layer", "mla_layer"])
+    asked = recipe("KL", tokens={"K": "kda", "L": "lightning"})
+    found = reasons(asked, environment(one, two))
+    assert [type(fault) for fault in found] == [NoCarrier, NoCarrier]
+    assert all("Not supported" in fault.found for fault in found)
+
+
+def test_a_missing_carrier_does_not_hide_what_upstream_forbids() -> None:
+    found = reasons(recipe("*DK", **K), environment(make_seam(slots=["window_layer"])))
+    assert [type(fault) for fault in found] == [UpstreamForbids, NoCarrier]
+
+
+# --- MTP --------------------------------------------------------------------------------------
+
+
+def test_a_seam_in_an_mtp_suffix_is_refused() -> None:
+    found = reasons(recipe("MK/K/K", **K), environment(make_seam()))
+    assert "'K' of MTP part 'K'" in only(found, SeamInMtp).asked
+    only(reasons(recipe("MK/MK", **K), environment(make_seam())), SeamInMtp)
+
+
+def test_native_layers_of_an_mtp_suffix_are_planned_with_numbers_of_their_own() -> None:
+    made = plan(recipe("MK/*E/*E", **K), environment(make_seam()))
+    assert [(layer.position, layer.family) for layer in made.mtp] == [(1, "attention"), (2, "moe")]
+    assert lowered_pattern(made) == "MM/*E/*E"
+
+
+def test_a_family_that_only_the_mtp_suffix_needs_is_refused_once() -> None:
+    only(reasons(recipe("M/K/K", **K), environment()), NoProvider)
+    only(reasons(recipe("MK/K/K", **K), environment()), NoProvider)
+    only(reasons(recipe("M/?"), environment()), UnknownToken)
+
+
+# --- what a seam supports, and stages ---------------------------------------------------------
+
+ASKED: dict[str, Table] = {
+    "tensor-parallel": {"parallelism": {"tensor-parallel": 2}},
+    "sequence-parallel": {"parallelism": {"sequence-parallel": True}},
+    "pipeline-parallel": {"parallelism": {"pipeline-parallel": 2}},
+    "expert-parallel": {"parallelism": {"expert-parallel": 2}},
+    "context-parallel": {"parallelism": {"context-parallel": 2}},
+    "packed-sequences": {"runtime": {"packed-sequences": True}},
+    "inference": {"runtime": {"inference": True}},
+}
+
+
+def test_every_capability_is_held_against_a_setting() -> None:
+    assert set(ASKED) == set(CAPABILITIES)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_setting_that_a_chosen_seam_does_not_support_is_refused(capability: str) -> None:
+    able = make_seam()
+    unable = make_seam(supports=[other for other in CAPABILITIES if other != capability])
+    asked = recipe("MK", **K, **ASKED[capability])
+    plan(asked, environment(able))
+    fault = only(reasons(asked, environment(unable)), Unsupported)
+    assert fault.key == capability
+    assert "acme-kda 1.0 (owner @acme/layers)" in fault.asked
+
+
+def test_what_is_not_listed_is_not_supported() -> None:
+    everything = {
+        "parallelism": {name: True if name == "sequence-parallel" else 2 for name in ASKED}
+    }
+    for name in ("packed-sequences", "inference"):
+        del everything["parallelism"][name]
+    everything["runtime"] = {"packed-sequences": True, "inference": True}
+    found = reasons(recipe("MK", **K, **everything), environment(make_seam(supports=[])))
+    assert {fault.key for fault in found} == set(CAPABILITIES)
+
+
+def test_a_setting_is_held_against_chosen_seams_only() -> None:
+    plan(recipe("M", **ASKED["inference"]), environment(make_seam(supports=[])))
+
+
+def test_stages_in_the_pattern_are_pipeline_parallelism() -> None:
+    found = reasons(recipe("MK|MK", **K), environment(make_seam(supports=[])))
+    assert only(found, Unsupported).key == "pipeline-parallel"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size", "legal"),
+    [("MMMM", 2, True), ("MMM", 2, False), ("M|M|M", 3, True), ("M|M|M", 2, False),
+     ("M|M|M|M", 2, True), ("MM|M", 2, True), ("MM", 4, False)],
+)  # fmt: skip
+def test_stages_or_layers_divide_evenly(pattern: str, size: int, legal: bool) -> None:
+    asked = recipe(pattern, parallelism={"pipeline-parallel": size})
+    if legal:
+        plan(asked, environment())
+    else:
+        fault = only(reasons(asked, environment()), UpstreamForbids)
+        assert fault.key == "parallelism.pipeline-parallel"
+
+
+def test_a_megatron_without_stages_or_mtp_in_its_patterns_takes_neither() -> None:
+    native = surface("0.16.1")
+    old = environment(native=NativeSurface(version=native.version, symbols=native.symbols))
+    plan(recipe("MM"), old)
+    found = reasons(recipe("M|M/M"), old)
+    assert [type(fault) for fault in found] == [UpstreamForbids, UpstreamForbids]
+    assert ["'|'" in fault.asked for fault in found] == [True, False]

@@ -1,0 +1,213 @@
+"""What a recipe says beside its pattern: features, specialised layers, settings nothing reads."""
+
+import datetime
+import re
+from typing import Any
+
+import pytest
+
+from megatron_seams.environment import Environment
+from megatron_seams.errors import (
+    FeatureInvalid,
+    NoProvider,
+    SeamsError,
+    SpecialisationInvalid,
+    TwoSeams,
+    UnknownNativeKey,
+    Unsupported,
+    UnusedSetting,
+    UpstreamForbids,
+)
+from megatron_seams.lowering import lowered_pattern
+from megatron_seams.sources import MegatronSource
+from seam_support import (
+    TODAY,
+    Table,
+    environment,
+    make_seam,
+    only,
+    option_environment,
+    plan,
+    reasons,
+    recipe,
+    surface,
+)
+
+K: Table = {"tokens": {"K": "kda"}}
+EXPIRES = TODAY + datetime.timedelta(days=30)
+
+# --- features ---------------------------------------------------------------------------------
+
+
+def memory(**changes: Any) -> Any:
+    return make_seam("memory", "ngram", placement="embedding", **changes)
+
+
+def features(*families: str, **more: Any) -> Table:
+    return {"features": [{"family": family, **more} for family in families]}
+
+
+def test_a_feature_is_planned_beside_the_layers() -> None:
+    made = plan(recipe("M", **features("ngram")), environment(memory()))
+    (feature,) = made.features
+    assert (feature.family, feature.placement, feature.seam.name) == (
+        "ngram",
+        "embedding",
+        "memory",
+    )
+    assert made.seams == (feature.seam,)
+    assert lowered_pattern(made) == "M"
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "says"),
+    [
+        (recipe("M/M", **features("ngram")), FeatureInvalid, "MTP suffix"),
+        (recipe("M", **features("ngram", "ngram")), FeatureInvalid, "twice"),
+        (recipe("M", **features("mamba")), FeatureInvalid, "mamba is a block"),
+        (
+            recipe("M", **features("ngram", placement="residual")),
+            FeatureInvalid,
+            "attaches at 'embedding'",
+        ),
+        (recipe("M", **features("engram")), NoProvider, "no installed seam"),
+        (recipe("M", **features("unheard_of")), NoProvider, "no installed seam"),
+    ],
+)
+def test_a_feature_that_cannot_be_placed_is_refused(
+    asked: Any, kind: type[SeamsError], says: str
+) -> None:
+    assert says in only(reasons(asked, environment(memory())), kind).found
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_feature_family_is_no_layer_of_a_pattern(installed: bool) -> None:
+    where = environment(*([memory()] if installed else []))
+    for asked in (
+        recipe("MN", tokens={"N": "ngram"}),
+        recipe("MM", layers=[{"positions": [2], "family": "ngram"}]),
+    ):
+        fault = only(reasons(asked, where), FeatureInvalid)
+        assert fault.positions == (2,)
+        assert "[[features]]" in fault.next
+
+
+def test_two_seams_for_a_feature_are_refused_and_one_may_be_pinned() -> None:
+    both = environment(memory(), make_seam("hashes", "ngram", placement="embedding"))
+    only(reasons(recipe("M", **features("ngram")), both), TwoSeams)
+    made = plan(recipe("M", **features("ngram"), policy={"pin": {"ngram": "hashes"}}), both)
+    assert made.features[0].seam.name == "hashes"
+
+
+def test_a_feature_is_held_to_what_it_supports() -> None:
+    asked = recipe("MM", **features("ngram"), parallelism={"tensor-parallel": 2})
+    only(reasons(asked, environment(memory(supports=[]))), Unsupported)
+
+
+# --- settings that nothing reads --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tables", "key"),
+    [
+        ({"seams": {"kbd": {"heads": 4}}}, "seams.kbd"),
+        ({"policy": {"experiments": ["kbd"]}}, "policy.experiments: kbd"),
+        ({"policy": {"pin": {"recurrent": "kda"}}}, "policy.pin.recurrent"),
+        (
+            {"override": [{"family": "gdn", "seam": "kda", "reason": "none", "expires": EXPIRES}]},
+            "override",
+        ),
+    ],
+)
+def test_a_setting_that_nothing_in_the_plan_reads_is_refused(tables: Table, key: str) -> None:
+    fault = only(reasons(recipe("MK", **K, **tables), environment(make_seam())), UnusedSetting)
+    assert fault.key == key
+
+
+def test_a_setting_that_native_has_made_idle_is_a_finding_and_stops_nothing() -> None:
+    retired = make_seam("latent", "mla", fallback="native", accepts={"symbol-name": "MLA"})
+    asked = recipe("+", seams={"latent": {"heads": 4}}, policy={"pin": {"mla": "latent"}})
+    made = plan(asked, environment(retired))
+    assert {finding.key for finding in made.findings} == {"seams.latent", "policy.pin.mla"}
+    assert made.options == {}
+
+
+def test_options_reach_the_plan_for_chosen_seams() -> None:
+    made = plan(recipe("K", seams={"kda": {"heads": 4}}, **K), environment(make_seam()))
+    assert made.options == {"kda": {"heads": 4}}
+
+
+def megatron(**keys: Any) -> Table:
+    return {"megatron": keys}
+
+
+def test_a_native_setting_that_this_megatron_does_not_have_is_refused() -> None:
+    where = option_environment(make_seam())
+    plan(recipe("M", **megatron(hidden_size=64)), where)
+    fault = only(reasons(recipe("M", **megatron(hidden_sise=64)), where), UnknownNativeKey)
+    assert fault.key == "megatron.hidden_sise"
+    smoke = recipe("M", smoke={"megatron": {"hidden_sise": 64}})
+    assert only(reasons(smoke, where), UnknownNativeKey).key == "smoke.megatron.hidden_sise"
+
+
+def test_a_native_setting_that_another_table_decides_is_refused() -> None:
+    fault = only(
+        reasons(recipe("M", **megatron(num_layers=4)), option_environment(make_seam())),
+        UnknownNativeKey,
+    )
+    assert "model.depth" in fault.found
+
+
+def test_the_fused_projection_of_native_latent_attention_takes_no_seam() -> None:
+    seam = make_seam(slots=["mla_layer"])
+    source = MegatronSource(
+        origin="a test",
+        read=lambda _: b"class TransformerConfig:\n    mla_down_proj_fusion: bool = False\n",
+    )
+    made = environment(seam)
+    where = Environment(surface=made.surface, discovery=made.discovery, source=source)
+    asked = recipe("K", **K, **megatron(mla_down_proj_fusion=True))
+    assert only(reasons(asked, where), UpstreamForbids).key == "megatron.mla_down_proj_fusion"
+    plan(recipe("K", **K, **megatron(mla_down_proj_fusion=False)), where)
+
+
+# --- specialising single layers ---------------------------------------------------------------
+
+
+def layers(*entries: Table) -> Table:
+    return {"layers": list(entries)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"positions": [5], "family": "dsa"}, "the layers are 1 to 4"),
+        ({"positions": [0], "family": "dsa"}, "the layers are 1 to 4"),
+        ({"positions": [-1], "family": "dsa"}, "the layers are 1 to 4"),
+        ({"positions": [1], "family": "dsa", "of": "moe"}, "the pattern spells attention there"),
+        ({"positions": [1, 1], "family": "dsa"}, "another entry makes it 'dsa'"),
+    ],
+)
+def test_a_layers_entry_that_fits_no_layer_is_refused(entry: Table, says: str) -> None:
+    asked = recipe("AE", dialect="nam", depth=4, **layers(entry))
+    found = reasons(asked, environment(native=surface(exclusive=False)))
+    assert says in only(found, SpecialisationInvalid).found
+
+
+def test_two_entries_for_one_layer_are_refused() -> None:
+    asked = recipe(
+        "AE",
+        dialect="nam",
+        **layers({"positions": [1], "family": "dsa"}, {"positions": [1], "family": "mla"}),
+    )
+    fault = only(reasons(asked, environment()), SpecialisationInvalid)
+    assert (fault.positions, fault.key) == ((1,), "layers[1]")
+
+
+def test_a_specialised_family_does_not_fall_back_to_what_its_token_spells() -> None:
+    asked = recipe("AM", dialect="nam", depth=4, families={"mamba": "mamba3"})
+    fault = only(reasons(asked, environment()), NoProvider)
+    assert fault.positions == (2, 4)
+    assert re.search(
+        "specialises mamba as mamba3, and mamba .*is not taken in its place", fault.found
+    )
