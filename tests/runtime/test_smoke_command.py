@@ -42,7 +42,9 @@ def test_a_recipe_is_trained_and_its_receipt_is_written(tmp_path):
     assert done.exit_code == ExitCode.OK, done.output
     assert "100 steps of 8 x 64 bytes of data" in done.output
     assert "below what a model without context can reach" in done.output
-    assert json.loads(receipt.read_text(encoding="utf-8"))["plan"]["name"] == "toy"
+    kept = json.loads(receipt.read_text(encoding="utf-8"))
+    assert kept["plan"]["name"] == "toy"
+    assert f"receipt {kept['digest']}" in done.output
 
 
 @pytest.mark.megatron
@@ -59,6 +61,21 @@ def test_layers_that_need_a_gpu_are_refused_with_the_reason(tmp_path):
     assert "mamba-ssm" in done.output
     assert "flash-linear-attention" in done.output
     assert "refused: 2 reasons" in done.output
+
+
+def test_a_receipt_that_cannot_be_written_is_said_before_the_training(tmp_path):
+    nowhere = str(tmp_path / "no" / "such" / "folder" / "receipt.json")
+    done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "*-"), "--receipt", nowhere])
+    assert done.exit_code == ExitCode.REFUSED
+    assert "No such file" in done.output
+    assert "training" not in done.output
+
+
+def test_a_megatron_that_the_runtime_is_not_for_is_refused_by_its_version(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_seams.runtime.MEGATRON_CORE", "<0.1")
+    done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "*-")])
+    assert done.exit_code == ExitCode.ENVIRONMENT
+    assert "the runtime is for <0.1" in done.output
 
 
 def test_without_torch_the_command_says_what_to_install(tmp_path, monkeypatch):

@@ -38,6 +38,31 @@ def json_option(command: F) -> F:
     )(command)
 
 
+def receipt_option(command: F) -> F:
+    """``--receipt``: keep the answer."""
+    return click.option(
+        "--receipt",
+        type=click.Path(path_type=Path, dir_okay=False, writable=True),
+        metavar="FILE",
+        help="Write the plan with the versions and digests that produced it.",
+    )(command)
+
+
+def write_receipt(file: Path | None, text: str) -> None:
+    """Write a receipt where one is asked for, and say so.
+
+    Raises:
+        click.BadParameter: The file cannot be written.
+    """
+    if file is None:
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.BadParameter(str(error), param_hint="--receipt") from error
+    console(error=True).print(f"receipt: {file}", markup=False)
+
+
 def model_arguments(command: F) -> F:
     """A recipe or pattern, and how to read a bare pattern."""
     for decorate in (

@@ -14,8 +14,10 @@ from megatron_seams.cli.common import (
     megatron_option,
     model_arguments,
     print_json,
+    receipt_option,
     recipe_of,
     show_faults,
+    write_receipt,
 )
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.errors import Refusal, SeamsError
@@ -29,12 +31,7 @@ from megatron_seams.resolver import resolve
 @click.command("resolve", context_settings={"ignore_unknown_options": True})
 @model_arguments
 @click.option("--layers", is_flag=True, help="One row for each layer instead of each provider.")
-@click.option(
-    "--receipt",
-    type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    metavar="FILE",
-    help="Write the plan with the versions and digests that produced it.",
-)
+@receipt_option
 @json_option
 @megatron_option
 @click.pass_context
@@ -58,10 +55,7 @@ def resolve_command(
         _draw_refused(refusal)
         raise
     if receipt is not None:
-        try:
-            receipt.write_text(make_receipt(plan, recipe), encoding="utf-8")
-        except OSError as error:
-            raise click.BadParameter(str(error), param_hint="--receipt") from error
+        write_receipt(receipt, make_receipt(plan, recipe))
     if as_json:
         findings = [finding.to_dict() for finding in plan.findings]
         print_json(
@@ -75,8 +69,6 @@ def resolve_command(
         return
     _draw(console(), plan, layers)
     show_faults(plan.findings, style="yellow")
-    if receipt is not None:
-        console(error=True).print(f"receipt: {receipt}", markup=False)
 
 
 def _planned(

@@ -1,21 +1,26 @@
 """``registry smoke``: build a recipe at toy width and train it, before the cluster does."""
 
 import importlib.util
+import json
 import logging
 import warnings
 from pathlib import Path
 from typing import Final
 
 import click
+from packaging.specifiers import SpecifierSet
 
 from megatron_seams.cli.common import (
     console,
     environment_of,
     model_arguments,
+    receipt_option,
     recipe_of,
     show_faults,
+    write_receipt,
 )
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
+from megatron_seams.plan import Plan
 from megatron_seams.receipt import make_receipt
 from megatron_seams.resolver import resolve
 
@@ -35,12 +40,7 @@ _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}
 @click.option(
     "--steps", type=click.IntRange(min=1), help="Optimizer steps (default: the recipe's)."
 )
-@click.option(
-    "--receipt",
-    type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    metavar="FILE",
-    help="Write the receipt of the plan that was trained.",
-)
+@receipt_option
 @click.pass_context
 def smoke_command(
     context: click.Context,
@@ -58,7 +58,10 @@ def smoke_command(
     recipe = recipe_of(model, dialect, depth)
     plan = resolve(recipe, environment_of(None))
     show_faults(plan.findings, style="yellow")
-    _require_runtime()
+    _require_runtime(plan)
+    # Before the training: a path that cannot be written should not cost a run.
+    kept = make_receipt(plan, recipe)
+    write_receipt(receipt, kept)
     out = console()
     # Upstream warns of every optional package that is absent, and torch of an absent GPU: on a CPU
     # both are the normal case.
@@ -68,18 +71,17 @@ def smoke_command(
         from megatron_seams.runtime.smoke import run_smoke
 
         report = run_smoke(plan, recipe.smoke, data, steps, out)
-    if receipt is not None:
-        receipt.write_text(make_receipt(plan, recipe), encoding="utf-8")
-        console(error=True).print(f"receipt: {receipt}", markup=False)
+    note = "" if receipt else " (keep it with --receipt FILE)"
+    out.print(f"receipt {json.loads(kept)['digest']}{note}", markup=False)
     if not report.learned:
         context.exit(ExitCode.FINDINGS)
 
 
-def _require_runtime() -> None:
-    """Refuse, before anything heavy is imported, where torch or Megatron cannot be.
+def _require_runtime(plan: Plan) -> None:
+    """Refuse, before anything heavy is imported, where torch or a known Megatron cannot be.
 
     Raises:
-        Refusal: Naming every package that is missing.
+        Refusal: Naming every package that is missing, or the release that the runtime is not for.
     """
     missing: list[SeamsError] = [
         RuntimeMissing(
@@ -91,6 +93,19 @@ def _require_runtime() -> None:
         for module, package in _NEEDED.items()
         if not _importable(module)
     ]
+    # Here, since the commands that only read must not load the package of the runtime.
+    from megatron_seams.runtime import MEGATRON_CORE
+
+    version = plan.surface.version
+    if version and not SpecifierSet(MEGATRON_CORE).contains(version, prereleases=True):
+        missing.append(
+            RuntimeMissing(
+                asked="a megatron-core that the runtime builds on",
+                found=f"the one in hand is {version}; the runtime is for {MEGATRON_CORE}",
+                next=f"install 'megatron-core{MEGATRON_CORE}'; this one can still be planned with",
+                subject="megatron-core",
+            )
+        )
     if missing:
         raise Refusal(missing)
 
