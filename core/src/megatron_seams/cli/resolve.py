@@ -91,8 +91,8 @@ def _refused(refusal: Refusal) -> dict[str, object]:
 
 
 def _draw_refused(refusal: Refusal) -> None:
-    if refusal.tokens:
-        positions = {at for reason in refusal.reasons for at in reason.positions}
+    positions = {at for reason in refusal.reasons for at in reason.positions}
+    if refusal.tokens and positions:  # a strip without a refused layer would say nothing
         states = refused_states(refusal.tokens, positions)
         draw_strip(console(), refusal.tokens, states, [0] * len(states))
 
