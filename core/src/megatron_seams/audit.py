@@ -17,9 +17,6 @@ SCHEMA = 1
 #: Who answers for what Megatron builds.
 UPSTREAM = "NVIDIA/Megatron-LM"
 
-#: What a family's row may say, the order of the legend.
-STATES = ("native", "seam", "experiment", "superseded", "broken", "refused")
-
 
 @attrs.frozen(kw_only=True)
 class SeamRow:
@@ -35,7 +32,7 @@ class FamilyRow:
 
     Attributes:
         family: The family.
-        state: One of :data:`STATES`.
+        state: ``native``, ``seam``, ``experiment``, ``superseded``, ``broken`` or ``refused``.
         symbol: The native symbol, if Megatron builds it.
         seams: The seams that claim it.
         note: One sentence: what it means, or what to do.

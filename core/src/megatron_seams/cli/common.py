@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.text import Text
 
 from megatron_seams.dialect import BUILT_IN, MEGATRON
-from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import RecipeInvalid, Refusal, SeamsError
 from megatron_seams.recipe import Recipe, load_recipe
 
@@ -94,11 +93,6 @@ def console(*, error: bool = False) -> Console:
 def print_json(value: Any) -> None:
     """Print a JSON document, keys in the order in which they were put."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def environment_of(megatron: Path | None) -> Environment:
-    """The environment that a command plans in."""
-    return read_environment(megatron)
 
 
 def recipe_of(model: str, dialect: str | None, depth: int | None) -> Recipe:

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from megatron_seams.choice import Chooser
-from megatron_seams.cli.common import console, environment_of, megatron_option
+from megatron_seams.cli.common import console, megatron_option
 from megatron_seams.dialect import BUILT_IN
-from megatron_seams.environment import Environment
+from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import Refusal, SeamsError, UnknownToken
 from megatron_seams.families import Family
 from megatron_seams.recipe import Recipe, load_recipe
@@ -30,7 +30,7 @@ from megatron_seams.surface import NativeSymbol
 @megatron_option
 def explain(what: str, recipe_path: Path | None, megatron: Path | None) -> None:
     """Explain a token (each dialect's reading of it) or a family."""
-    environment = environment_of(megatron)
+    environment = read_environment(megatron)
     recipe = load_recipe(recipe_path) if recipe_path else None
     out = console()
     families = list(_families(what, environment, recipe, out.print))

@@ -9,12 +9,12 @@ from rich.text import Text
 from megatron_seams.audit import Audit, FamilyRow, audit
 from megatron_seams.cli.common import (
     console,
-    environment_of,
     json_option,
     megatron_option,
     print_json,
     show_faults,
 )
+from megatron_seams.environment import read_environment
 from megatron_seams.errors import ExitCode
 
 _STYLES = {
@@ -39,7 +39,7 @@ def list_families(
 
     No plugin is imported: what is listed is what manifests and Megatron's source say.
     """
-    found = audit(environment_of(megatron))
+    found = audit(read_environment(megatron))
     if as_json:
         print_json(found.to_dict())
     else:

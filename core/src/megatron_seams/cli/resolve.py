@@ -9,7 +9,6 @@ from rich.table import Table
 
 from megatron_seams.cli.common import (
     console,
-    environment_of,
     json_option,
     megatron_option,
     model_arguments,
@@ -20,6 +19,7 @@ from megatron_seams.cli.common import (
     write_receipt,
 )
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
+from megatron_seams.environment import read_environment
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.plan import Custom, Layer, Plan
 from megatron_seams.receipt import SCHEMA, describe_plan, make_receipt
@@ -76,7 +76,7 @@ def _planned(
 ) -> tuple[Recipe, Plan]:
     try:
         recipe = recipe_of(model, dialect, depth)
-        return recipe, resolve(recipe, environment_of(megatron))
+        return recipe, resolve(recipe, read_environment(megatron))
     except SeamsError as fault:  # one that stops everything, such as --megatron without a Megatron
         raise Refusal([fault]) from fault
 

@@ -12,13 +12,13 @@ from packaging.specifiers import SpecifierSet
 
 from megatron_seams.cli.common import (
     console,
-    environment_of,
     model_arguments,
     receipt_option,
     recipe_of,
     show_faults,
     write_receipt,
 )
+from megatron_seams.environment import read_environment
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
 from megatron_seams.plan import Plan
 from megatron_seams.receipt import make_receipt
@@ -56,7 +56,7 @@ def smoke_command(
     Exits with 1 if the loss on held-back text does not fall below that text's unigram entropy.
     """
     recipe = recipe_of(model, dialect, depth)
-    plan = resolve(recipe, environment_of(None))
+    plan = resolve(recipe, read_environment())
     show_faults(plan.findings, style="yellow")
     _require_runtime(plan)
     # Before the training: a path that cannot be written should not cost a run.

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.cli.common import console, environment_of, megatron_option
+from megatron_seams.cli.common import console, megatron_option
+from megatron_seams.environment import read_environment
 from megatron_seams.errors import Refusal
 from megatron_seams.receipt import verify
 
@@ -17,7 +18,7 @@ def verify_command(receipt: Path, megatron: Path | None) -> None:
 
     Every difference is named: the Megatron, each seam's version, owner and code, each layer.
     """
-    differences = verify(receipt, environment_of(megatron))
+    differences = verify(receipt, read_environment(megatron))
     if differences:
         raise Refusal(differences)
     console().print(f"{receipt}: this environment makes the same plan", markup=False)
