@@ -321,6 +321,12 @@ def test_the_strip_marks_the_layers_that_are_refused_and_only_those(tmp_path: Pa
     assert "refused: 2 reasons" in done.stderr
 
 
+def test_a_refusal_that_concerns_no_layer_draws_no_strip() -> None:
+    said = invoke("resolve", "M*|MD", code=2)
+    assert "SEAM-R08" in said
+    assert "M*MD" not in said
+
+
 def test_a_long_model_is_drawn_in_numbered_rows(tmp_path: Path) -> None:
     done = registry("resolve", "M-", "--depth", "130", cwd=tmp_path, code=0)
     numbers = [int(n) for n in re.findall(r"^ +(\d+) [M-]+ *$", done.stdout, re.MULTILINE)]

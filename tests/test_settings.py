@@ -150,12 +150,29 @@ def test_a_native_setting_that_this_megatron_does_not_have_is_refused() -> None:
     assert only(reasons(smoke, where), UnknownNativeKey).key == "smoke.megatron.hidden_sise"
 
 
-def test_a_native_setting_that_another_table_decides_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("key", "decided_by"),
+    [
+        ("num_layers", "model.depth"),
+        ("hybrid_layer_pattern", "model.pattern"),
+        ("hybrid_override_pattern", "model.pattern"),
+        ("is_hybrid_model", "model.pattern"),
+        ("multi_latent_attention", "model.pattern has mla or dsa layers"),
+        ("mtp_num_layers", "the MTP suffix"),
+        ("tensor_model_parallel_size", "parallelism.tensor-parallel"),
+        ("pipeline_model_parallel_size", "parallelism.pipeline-parallel"),
+        ("virtual_pipeline_model_parallel_size", "'|' of model.pattern"),
+        ("expert_model_parallel_size", "parallelism.expert-parallel"),
+        ("context_parallel_size", "parallelism.context-parallel"),
+        ("sequence_parallel", "parallelism.sequence-parallel"),
+    ],
+)
+def test_a_native_setting_that_another_table_decides_is_refused(key: str, decided_by: str) -> None:
     fault = only(
-        reasons(recipe("M", **megatron(num_layers=4)), option_environment(make_seam())),
+        reasons(recipe("M", **megatron(**{key: 1})), option_environment(make_seam())),
         UnknownNativeKey,
     )
-    assert "model.depth" in fault.found
+    assert decided_by in fault.found
 
 
 def test_the_fused_projection_of_native_latent_attention_takes_no_seam() -> None:
