@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 #: From the fastest to the slowest; a test without any of these marks goes first.
-_SLOWER = ("megatron", "install")
+_SLOWER = ("published", "megatron", "install", "suite")
 
 # A deadline in milliseconds says more of the machine than of the code.
 settings.register_profile("megatron-seams", deadline=None, derandomize=True)
