@@ -3,21 +3,17 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from megatron.core import __version__ as megatron_version
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
-from packaging.version import Version
-from torch import nn
 
-from megatron_seams.errors import CannotRunHere, HookMissing, Refusal, SeamsError
-from megatron_seams.hookspecs import FeatureContext
+from megatron_seams.errors import CannotRunHere, Refusal, SeamsError
 from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Layer, Native, Plan, PlannedFeature
+from megatron_seams.plan import Layer, Native, Plan
 from megatron_seams.plugins import LoadedSeams, load_plugins
 from megatron_seams.runtime import compat
 from megatron_seams.runtime.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.config import ModelSettings, model_settings, rejected
-from megatron_seams.runtime.features import attach_to_embedding
+from megatron_seams.runtime.features import attach_features
 from megatron_seams.runtime.seam_layers import SeamLayers
 from megatron_seams.runtime.stack import BackendStack, SeamHybridStack, refusal_behind
 
@@ -82,10 +78,9 @@ def build_model(
             # How upstream's constructors refuse sizes that do not fit together.
             raise Refusal([rejected(error, plan)]) from error
         raise
-    for feature in plan.features:
-        context = _feature_context(plan, feature, chosen, loaded, backend, groups)
-        if pre_process:
-            attach_to_embedding(model, feature.seam.name, _module(loaded, feature, context))
+    attach_features(
+        model, plan, loaded, backend.provider, vocab_size=chosen.arguments["vocab_size"]
+    )
     return model
 
 
@@ -153,36 +148,3 @@ def _prepared(
     if faults or loaded is None or chosen is None:
         raise Refusal(faults)
     return loaded, chosen
-
-
-def _feature_context(
-    plan: Plan,
-    feature: PlannedFeature,
-    chosen: ModelSettings,
-    loaded: LoadedSeams,
-    backend: ModelBackend,
-    groups: ProcessGroupCollection,
-) -> FeatureContext:
-    return FeatureContext(
-        config=chosen.config,
-        options=loaded.options[feature.seam.name],
-        megatron_version=Version(megatron_version),
-        backend=backend.provider,
-        pg_collection=groups,
-        placement=feature.placement,
-        vocab_size=chosen.arguments["vocab_size"],
-        packed_sequences=plan.runtime.packed_sequences,
-    )
-
-
-def _module(loaded: LoadedSeams, feature: PlannedFeature, context: FeatureContext) -> nn.Module:
-    module = loaded.call(feature.seam, context)
-    if not isinstance(module, nn.Module):
-        raise HookMissing(
-            asked=f"a torch Module from hook {feature.seam.manifest.hook!r} of "
-            f"{feature.seam.claim}",
-            found=f"it returned {type(module).__name__}",
-            next=f"ask {feature.seam.owner}: the hook must return what docs/write-a-seam.md says",
-            subject=feature.seam.name,
-        )
-    return module

@@ -4,9 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from megatron.core import __version__ as megatron_version
+from packaging.version import Version
 from torch import Tensor, nn
 
-from megatron_seams.errors import FeatureInvalid
+from megatron_seams.errors import FeatureInvalid, HookMissing
+from megatron_seams.hookspecs import Backend, FeatureContext
+from megatron_seams.plan import Plan, PlannedFeature
+from megatron_seams.plugins import LoadedSeams
 
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel
@@ -50,6 +55,51 @@ class EmbeddingFeature:
         """Forget the boundaries, so that no later call can take them for its own."""
         del model, args, output
         self.cu_seqlens = None
+
+
+def attach_features(
+    model: "HybridModel", plan: Plan, loaded: LoadedSeams, backend: Backend, *, vocab_size: int
+) -> None:
+    """Build the plan's features and attach each at its placement.
+
+    Args:
+        model: Upstream's model, as one pipeline stage builds it; its embedding exists already.
+        plan: The model's plan.
+        loaded: Its plugins.
+        backend: Where the seams take their linears and norms from.
+        vocab_size: Rows of the word embedding.
+
+    Raises:
+        HookMissing: A hook returned something else than a torch ``Module``.
+        FeatureInvalid: As :func:`attach_to_embedding`.
+    """
+    if not model.pre_process:
+        return
+    for feature in plan.features:
+        context = FeatureContext(
+            config=model.config,
+            options=loaded.options[feature.seam.name],
+            megatron_version=Version(megatron_version),
+            backend=backend,
+            pg_collection=model.pg_collection,
+            placement=feature.placement,
+            vocab_size=vocab_size,
+            packed_sequences=plan.runtime.packed_sequences,
+        )
+        attach_to_embedding(model, feature.seam.name, _module(loaded, feature, context))
+
+
+def _module(loaded: LoadedSeams, feature: PlannedFeature, context: FeatureContext) -> nn.Module:
+    module = loaded.call(feature.seam, context)
+    if not isinstance(module, nn.Module):
+        raise HookMissing(
+            asked=f"a torch Module from hook {feature.seam.manifest.hook!r} of "
+            f"{feature.seam.claim}",
+            found=f"it returned {type(module).__name__}",
+            next=f"ask {feature.seam.owner}: the hook must return what docs/write-a-seam.md says",
+            subject=feature.seam.name,
+        )
+    return module
 
 
 def attach_to_embedding(model: "HybridModel", name: str, feature: nn.Module) -> bool:
