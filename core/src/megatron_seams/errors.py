@@ -332,6 +332,12 @@ class DataInvalid(SeamsError):
     code = "SEAM-B08"
 
 
+class LaunchInvalid(SeamsError):
+    """A run under upstream's trainer without a receipt, or with other layers than its receipt."""
+
+    code = "SEAM-B09"
+
+
 # --- receipts ---------------------------------------------------------------------------------
 
 

@@ -1,0 +1,214 @@
+"""A stack that is held to a receipt: what upstream's trainer builds instead of its own.
+
+The trainer makes configuration and model from its command line, so that two sources speak of the
+same layers. The receipt says what each layer is; the command line only spells them. Where they
+disagree the run stops, since a seam's layer number would then mean another layer.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from megatron.core.transformer.spec_utils import ModuleSpec
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from megatron_seams.environment import read_environment
+from megatron_seams.errors import LaunchInvalid, Refusal, SeamsError
+from megatron_seams.lowering import lowered_pattern
+from megatron_seams.plan import Plan
+from megatron_seams.plugins import LoadedSeams, load_plugins
+from megatron_seams.receipt import read_receipt, verify
+from megatron_seams.resolver import resolve
+from megatron_seams.runtime.backend import ModelBackend, choose_backend
+from megatron_seams.runtime.build import cannot_run
+from megatron_seams.runtime.features import attach_features
+from megatron_seams.runtime.seam_layers import SeamLayers
+from megatron_seams.runtime.stack import SeamHybridStack, StackRefused
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+#: The environment variable that names the receipt of a run.
+RECEIPT: Final = "MEGATRON_SEAMS_RECEIPT"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Held:
+    """What a run is held to.
+
+    Attributes:
+        receipt: The receipt's file, for messages.
+        plan: Its plan, which this environment still makes.
+        loaded: The plan's plugins.
+        backend: Linears, norms and native layers.
+    """
+
+    receipt: str
+    plan: Plan
+    loaded: LoadedSeams
+    backend: ModelBackend
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Held":
+        """Itself: upstream copies specs, and plugins are modules."""
+        return self
+
+
+@attrs.frozen(kw_only=True)
+class PlannedNorms:
+    """The fields that decide which norms a TE-free layer has, as the receipt's recipe sets them.
+
+    The trainer's configuration does not exist yet when the spec is made.
+    """
+
+    qk_layernorm: bool = False
+    q_lora_rank: int | None = None
+
+    @classmethod
+    def of(cls, settings: Any) -> "PlannedNorms":
+        """Read the fields from a recipe's ``[megatron]``, or from a configuration."""
+        read = settings.get if isinstance(settings, Mapping) else vars(settings).get
+        rank = read("q_lora_rank")
+        return cls(qk_layernorm=bool(read("qk_layernorm")), q_lora_rank=rank)
+
+
+def held_stack(variables: Mapping[str, str]) -> ModuleSpec:
+    """The spec of the stack for the receipt that ``MEGATRON_SEAMS_RECEIPT`` names.
+
+    Args:
+        variables: The process's environment.
+
+    Raises:
+        Refusal: With every reason: no receipt is named, this environment does not make its plan,
+            a plugin does not load, the machine cannot build a family.
+        ReceiptUnreadable: The file is no receipt, or was edited.
+    """
+    held = _hold(variables.get(RECEIPT))
+    norm = held.backend.final_norm()
+    return ModuleSpec(
+        module=HeldStack,
+        params={
+            "held": held,
+            "seam_layers": SeamLayers.of_plan(held.plan, held.loaded, held.backend.provider),
+            **({} if norm is None else {"final_norm": norm}),
+        },
+        submodules=held.backend.submodules(PlannedNorms.of(held.plan.megatron)),
+    )
+
+
+def _hold(receipt: str | None) -> Held:
+    if not receipt:
+        raise Refusal(
+            [
+                LaunchInvalid(
+                    asked="the receipt that this run is held to",
+                    found=f"{RECEIPT} is not set",
+                    next="write one with `registry args RECIPE --receipt FILE` and export "
+                    f"{RECEIPT}=FILE on every rank",
+                    subject=RECEIPT,
+                )
+            ]
+        )
+    environment = read_environment()
+    _, recipe = read_receipt(Path(receipt))
+    differences = verify(Path(receipt), environment)
+    if differences:
+        raise Refusal(differences)
+    plan = resolve(recipe, environment)
+    backend = choose_backend()
+    faults: list[SeamsError] = [*cannot_run(plan, backend)]
+    try:
+        loaded = load_plugins(plan.seams, plan.options)
+    except Refusal as refusal:
+        raise Refusal([*faults, *refusal.reasons]) from refusal
+    if faults:
+        raise Refusal(faults)
+    return Held(receipt=receipt, plan=plan, loaded=loaded, backend=backend)
+
+
+class HeldStack(SeamHybridStack):
+    """Upstream's stack with a receipt's seams, in a model that upstream's trainer builds.
+
+    Args:
+        config: The trainer's configuration.
+        *args: As upstream's.
+        held: What the run is held to.
+        layer_type_list: The symbols of this stage's layers, from the trainer's command line.
+        pp_layer_offset: The number of layers on earlier stages.
+        **keywords: As :class:`SeamHybridStack`.
+
+    Raises:
+        StackRefused: Around a :class:`LaunchInvalid` where the command line spells other layers
+            than the receipt has.
+    """
+
+    def __init__(
+        self,
+        config: "TransformerConfig",
+        *args: Any,
+        held: Held,
+        layer_type_list: list[str],
+        pp_layer_offset: int = 0,
+        **keywords: Any,
+    ) -> None:
+        faults = tuple(_differences(held, config, layer_type_list, pp_layer_offset))
+        if faults:
+            refusal = Refusal(faults)
+            raise StackRefused(str(refusal)) from refusal
+        super().__init__(
+            config,
+            *args,
+            layer_type_list=layer_type_list,
+            pp_layer_offset=pp_layer_offset,
+            **keywords,
+        )
+        if held.plan.features:
+            _attach_when_registered(self, held)
+
+
+def _differences(
+    held: Held, config: "TransformerConfig", symbols: list[str], offset: int
+) -> list[LaunchInvalid]:
+    plan = held.plan
+    planned = [layer.provider.symbol for layer in plan.layers]
+    compared: dict[str, tuple[object, object]] = {
+        "the layers of this stage, --hybrid-layer-pattern": (
+            "".join(planned[offset : offset + len(symbols)]),
+            "".join(symbols),
+        ),
+        "the number of layers": (len(planned), config.num_layers),
+        "the number of MTP depths": (plan.pattern.mtp_depths, config.mtp_num_layers or 0),
+    }
+    if held.backend.name == "local":
+        norms = PlannedNorms.of(plan.megatron), PlannedNorms.of(config)
+        compared["the norms of queries and keys"] = norms
+    return [
+        LaunchInvalid(
+            asked=f"{what}: {wanted}, as receipt {held.receipt} has it",
+            found=f"this run's arguments say {found}",
+            next="start the run with the arguments that `registry args` prints for the receipt's "
+            f"recipe (its pattern is {lowered_pattern(plan)!r})",
+            subject=held.receipt,
+        )
+        for what, (wanted, found) in compared.items()
+        if wanted != found
+    ]
+
+
+def _attach_when_registered(stack: nn.Module, held: Held) -> None:
+    """Attach the plan's features as soon as the model takes ``stack`` for its decoder.
+
+    A trainer that is started with ``--spec`` offers no other moment between the model's embedding,
+    which is there by then, and the wrappers for mixed precision and DDP.
+    """
+
+    def attach(parent: Any, name: str, child: nn.Module | None) -> None:
+        del name
+        if child is stack:
+            handle.remove()
+            attach_features(
+                parent, held.plan, held.loaded, held.backend.provider, vocab_size=parent.vocab_size
+            )
+
+    handle = register_module_module_registration_hook(attach)
