@@ -1,0 +1,116 @@
+"""What test_launch.py runs: upstream's own loader and builder around the stack of a receipt."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from megatron.core.transformer.spec_utils import import_module
+
+from megatron_seams.runtime import compat
+from megatron_seams.runtime.config import model_settings
+from megatron_seams.runtime.cpu import cpu_world
+from megatron_seams.runtime.stack import StackRefused
+
+SPEC = ("megatron_seams.runtime.launch", "stack_spec")
+
+
+def load(receipt):
+    """What upstream makes of --spec, with that receipt."""
+    for name in (SPEC[0], "megatron_seams.runtime.held"):
+        sys.modules.pop(name, None)
+    if receipt is None:
+        os.environ.pop("MEGATRON_SEAMS_RECEIPT", None)
+    else:
+        os.environ["MEGATRON_SEAMS_RECEIPT"] = str(receipt)
+    try:
+        return import_module(SPEC)
+    except Exception as error:  # noqa: BLE001  # which error it is, is the question
+        kind = "an ImportError" if isinstance(error, ImportError) else type(error).__name__
+        return f"{kind}: {error}"
+
+
+def build(spec, pattern, groups, **changes):
+    """Upstream's model as its trainer builds it: from its own configuration and pattern."""
+    held = spec.params["held"]
+    chosen = model_settings(held.plan, held.plan.megatron, held.backend.settings())
+    for name, value in changes.items():
+        setattr(chosen.config, name, value)
+    return compat.build_hybrid_model(
+        chosen.config,
+        spec,
+        hybrid_layer_pattern=pattern,
+        pg_collection=groups,
+        **chosen.arguments,
+    )
+
+
+def built_by_upstream(spec, groups):
+    """The layers of the model that upstream's own builder makes; None where it cannot be loaded."""
+    try:
+        from megatron.training.models.hybrid import HybridModelBuilder, HybridModelConfig
+    except ImportError:  # a release without it, or one whose trainer wants further packages
+        return None
+    held = spec.params["held"]
+    chosen = model_settings(held.plan, held.plan.megatron, held.backend.settings())
+    asked = HybridModelConfig(
+        transformer=chosen.config,
+        hybrid_stack_spec=spec,
+        hybrid_layer_pattern="*M*M",
+        seq_length=32,
+        vocab_size=64,
+    )
+    model = HybridModelBuilder(asked).build_model(groups)
+    return sorted(model.state_dict())
+
+
+def refused(spec, pattern, groups, **changes):
+    try:
+        build(spec, pattern, groups, **changes)
+    except StackRefused as error:
+        return str(error)
+    return "built"
+
+
+def trained(model):
+    ids = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(8).expand(2, -1)
+    model(ids, positions, None, labels=ids).mean().backward()
+    return sorted(name for name, weight in model.named_parameters() if weight.grad is None)
+
+
+def main():
+    folder, receipt, missing_module = (Path(argument) for argument in sys.argv[1:])
+    found = {
+        "unset": load(None),
+        "edited": load(folder / "edited.json"),
+        "another plan": load(folder / "other.json"),
+        "a plugin without its module": load(missing_module),
+    }
+    sys.modules["megatron_seams.runtime.held"] = None  # the next import of it is an ImportError
+    try:
+        import_module(SPEC)
+    except RuntimeError as error:
+        found["import error"] = str(error)
+    with cpu_world() as groups:
+        spec = load(receipt)
+        model = build(spec, "*M*M", groups)
+        found["layers"] = [type(layer).__name__ for layer in model.decoder.layers]
+        found["mixers"] = [
+            type(layer.mixer).__name__ for layer in model.decoder.layers if hasattr(layer, "mixer")
+        ]
+        found["keys"] = sorted(model.state_dict())
+        found["without gradient"] = trained(model)
+        found["hooks left"] = len(
+            torch.nn.modules.module._global_module_registration_hooks  # none may stay behind
+        )
+        found["keys by upstream's builder"] = built_by_upstream(spec, groups)
+        found["moved"] = refused(spec, "M*M*", groups)
+        found["shorter"] = refused(spec, "*M", groups, num_layers=2)
+        found["other norms"] = refused(spec, "*M*M", groups, qk_layernorm=True)
+    (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

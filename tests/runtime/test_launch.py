@@ -1,0 +1,148 @@
+"""Under upstream's trainer: the stack of a receipt, or a stop; never upstream's default stack."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seam_support import install_plugin, manifest_table, registry
+
+pytestmark = pytest.mark.megatron
+
+HERE = Path(__file__).parent
+RECIPE = """\
+schema = 1
+
+[model]
+name = "held"
+pattern = "*K*K"
+
+[dialect.tokens]
+K = "kda"
+
+[megatron]
+vocab_size = 64
+max_sequence_length = 32
+hidden_size = 32
+num_attention_heads = 4
+normalization = "RMSNorm"
+add_bias_linear = false
+hidden_dropout = 0.0
+attention_dropout = 0.0
+"""
+FEATURE = """
+[[features]]
+family = "ngram"
+
+[policy.pin]
+ngram = "bonus"
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch")
+    rider = (HERE / "seams" / "rider" / "plugin.py").read_text().replace("recurrent_", "kda_")
+    bonus = (HERE / "seams" / "bonus" / "plugin.py").read_text()
+    manifests = {
+        "rider": (manifest_table("rider", "kda"), rider),
+        "bonus": (manifest_table("bonus", "ngram", placement="embedding"), bonus),
+        "absent": (
+            manifest_table("absent", "gone", slots=["mamba_layer"]),
+            "import nowhere_at_all",
+        ),
+    }
+    for name, (manifest, code) in manifests.items():
+        install_plugin(folder / "site", f"acme-{name}", {f"acme_{name}": manifest}, code=code)
+    receipts = {
+        "receipt": RECIPE + FEATURE,
+        "missing": RECIPE.replace('"kda"', '"gone"'),
+        "other": RECIPE + FEATURE,
+    }
+    for name, text in receipts.items():
+        (folder / f"{name}.toml").write_text(text)
+        argument = str(folder / f"{name}.json")
+        done = registry(
+            "resolve",
+            str(folder / f"{name}.toml"),
+            "--receipt",
+            argument,
+            path=[folder / "site"],
+        )
+        assert done.returncode == 0, done.stderr
+    written = (folder / "receipt.json").read_text()
+    (folder / "edited.json").write_text(written.replace('"position": 2', '"position": 3'))
+    _rewrite(folder / "other.json", "acme-rider", "acme-other")
+    path = os.pathsep.join([str(folder / "site"), *sys.path])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", str(HERE / "launched_run.py")),
+            *(str(folder), str(folder / "receipt.json"), str(folder / "missing.json")),
+        ],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+def _rewrite(receipt, old, new):
+    """Another plan with a digest of its own, as an older environment would have written it."""
+    from megatron_seams.receipt import receipt_digest
+
+    body = json.loads(receipt.read_text().replace(old, new))
+    body["digest"] = receipt_digest(body)
+    text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    receipt.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("unset", ["SEAM-B09", "MEGATRON_SEAMS_RECEIPT is not set"]),
+        ("edited", ["SEAM-V01", "it was edited"]),
+        ("another plan", ["SEAM-V02", "acme-other", "acme-rider"]),
+        ("a plugin without its module", ["SEAM-B01", "nowhere_at_all"]),
+        ("import error", ["the seams' stack cannot be made", "megatron_seams.runtime.held"]),
+    ],
+)
+def test_what_goes_wrong_stops_the_run_and_is_never_an_import_error(found, case, said):
+    assert not found[case].startswith("an ImportError")
+    assert [text for text in said if text not in found[case]] == []
+
+
+def test_upstreams_model_gets_the_seams_of_the_receipt_and_trains(found):
+    assert found["layers"] == ["TransformerLayer", "MambaLayer"] * 2
+    assert found["mixers"] == ["RunningMean"] * 2
+    assert found["without gradient"] == []
+
+
+def test_upstreams_own_builder_makes_the_same_model(found):
+    built = found["keys by upstream's builder"]
+    if built is None:
+        pytest.skip("this release's megatron.training.models.hybrid cannot be loaded here")
+    assert built == found["keys"]
+
+
+def test_a_feature_is_attached_before_anything_wraps_the_model(found):
+    assert "embedding.bonus.table.weight" in found["keys"]
+    assert found["hooks left"] == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("moved", "--hybrid-layer-pattern: *M*M"),
+        ("shorter", "this run's arguments say 2"),
+        ("other norms", "the norms of queries and keys"),
+    ],
+)
+def test_arguments_that_spell_other_layers_than_the_receipt_stop_the_run(found, case, said):
+    assert "SEAM-B09" in found[case]
+    assert said in found[case]
