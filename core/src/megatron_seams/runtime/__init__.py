@@ -6,4 +6,4 @@ Nothing heavy is imported here: the planner may name this package without paying
 from typing import Final
 
 #: The megatron-core releases that the runtime builds on. Reading and planning have no such limit.
-MEGATRON_CORE: Final = ">=0.19,<0.20"
+MEGATRON_CORE: Final = ">=0.17,<0.20"

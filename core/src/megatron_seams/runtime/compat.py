@@ -7,10 +7,38 @@ rest of the runtime imports from this module whatever moved or will move.
 import dataclasses
 from typing import Any, Final
 
-from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
-from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
-from megatron.core.models.hybrid.hybrid_model import HybridModel
+from megatron.core.transformer.experimental_attention_variant.absorbed_mla import (
+    AbsorbedMLASelfAttention,
+    AbsorbedMLASelfAttentionSubmodules,
+)
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.multi_latent_attention import (
+    MLASelfAttention,
+    MLASelfAttentionSubmodules,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
+
+# Fact: the hybrid classes live in `models/hybrid` under these names since 0.18; before, they are
+# called `Mamba...` and live in `ssm` and `models/mamba`. Goes: with 0.17.
+try:
+    from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
+    from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
+    from megatron.core.models.hybrid.hybrid_model import HybridModel
+except ModuleNotFoundError:
+    from megatron.core.models.mamba.mamba_layer_specs import mamba_stack_spec as hybrid_stack_spec
+    from megatron.core.models.mamba.mamba_model import MambaModel as HybridModel
+    from megatron.core.ssm.mamba_block import MambaStack as HybridStack
+    from megatron.core.ssm.mamba_block import MambaStackSubmodules as HybridStackSubmodules
+
+# Fact: the hybrid stack's sparse attention selects for `AbsorbedMLASelfAttention` since 0.19; before,
+# for `MLASelfAttention`, whose submodules have the same names. The class exists before it is used
+# there, with other projections. Goes: with 0.18.
+if "linear_kv_up_proj" in AbsorbedMLASelfAttentionSubmodules.__dataclass_fields__:
+    SparseSelfAttention = AbsorbedMLASelfAttention
+    SparseSelfAttentionSubmodules = AbsorbedMLASelfAttentionSubmodules
+else:
+    SparseSelfAttention = MLASelfAttention
+    SparseSelfAttentionSubmodules = MLASelfAttentionSubmodules
 
 __all__ = [
     "ALWAYS_PASSED",
@@ -22,9 +50,6 @@ __all__ = [
     "hybrid_stack_spec",
     "native_submodules",
 ]
-
-# Fact: the hybrid classes live in `models/hybrid` under these names since 0.18 (before: `Mamba...`
-# in `ssm` and `models/mamba`). Goes: with 0.17.
 
 #: Fact: since 0.17 every slot is built with these keywords; what else is passed differs from slot
 #: to slot and from release to release (`name` and `pp_layer_offset` come and go, `mla_layer` has no

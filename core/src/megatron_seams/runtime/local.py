@@ -17,10 +17,6 @@ from megatron.core.ssm.mlp_layer import MLPLayer
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.experimental_attention_variant.absorbed_mla import (
-    AbsorbedMLASelfAttention,
-    AbsorbedMLASelfAttentionSubmodules,
-)
 from megatron.core.transformer.experimental_attention_variant.dsa import (
     DSAIndexer,
     DSAIndexerSubmodules,
@@ -214,9 +210,9 @@ def _dsa() -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=LocalNorm,
             self_attention=ModuleSpec(
-                module=AbsorbedMLASelfAttention,
+                module=compat.SparseSelfAttention,
                 params=_CAUSAL,
-                submodules=AbsorbedMLASelfAttentionSubmodules(
+                submodules=compat.SparseSelfAttentionSubmodules(
                     linear_q_proj=ColumnParallelLinear,
                     linear_q_down_proj=ColumnParallelLinear,
                     linear_q_up_proj=ColumnParallelLinear,
