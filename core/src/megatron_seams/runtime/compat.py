@@ -5,6 +5,8 @@ rest of the runtime imports from this module whatever moved or will move.
 """
 
 import dataclasses
+import functools
+import inspect
 from typing import Any, Final
 
 from megatron.core.transformer.experimental_attention_variant.absorbed_mla import (
@@ -62,6 +64,9 @@ ALWAYS_PASSED: Final = frozenset({"config", "layer_number", "pg_collection", "su
 GLOBAL_NUMBERS: Final = "add_layer_offset"
 
 
+_MODEL_ARGUMENTS: Final = frozenset(inspect.signature(HybridModel.__init__).parameters)
+
+
 def native_submodules(**slots: Any) -> HybridStackSubmodules:
     """Upstream's submodules with the given slots, less those that this release does not have.
 
@@ -72,10 +77,22 @@ def native_submodules(**slots: Any) -> HybridStackSubmodules:
     return HybridStackSubmodules(**{slot: spec for slot, spec in slots.items() if slot in known})
 
 
+def dense_mlp(submodules: MLPSubmodules) -> Any:
+    """What a layer takes as its ``mlp`` for upstream's dense MLP.
+
+    Fact: since 0.18 a layer calls its ``mlp`` with further keywords, which `MLP.as_mlp_submodule`
+    takes; before, it builds a spec. Goes: with 0.17.
+    """
+    if hasattr(MLP, "as_mlp_submodule"):
+        return functools.partial(MLP.as_mlp_submodule, submodules=submodules)
+    return ModuleSpec(module=MLP, submodules=submodules)
+
+
 def build_hybrid_model(config: Any, stack_spec: ModuleSpec, **arguments: Any) -> HybridModel:
     """Upstream's hybrid model around ``stack_spec``.
 
     Fact: the model's argument for its stack is `hybrid_stack_spec` since 0.18 (before:
     `mamba_stack_spec`). Goes: with 0.17.
     """
-    return HybridModel(config=config, hybrid_stack_spec=stack_spec, **arguments)
+    stack = "hybrid_stack_spec" if "hybrid_stack_spec" in _MODEL_ARGUMENTS else "mamba_stack_spec"
+    return HybridModel(config=config, **{stack: stack_spec}, **arguments)

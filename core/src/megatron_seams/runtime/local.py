@@ -6,7 +6,6 @@ Engine are replaced: the norms, the core attention, and the linears that Transfo
 whole on every rank.
 """
 
-import functools
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -24,7 +23,7 @@ from megatron.core.transformer.experimental_attention_variant.dsa import (
     DSAttentionSubmodules,
 )
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.multi_latent_attention import (
     MLASelfAttention,
     MLASelfAttentionSubmodules,
@@ -236,11 +235,8 @@ def _mlp() -> ModuleSpec:
         module=MLPLayer,
         submodules=TransformerLayerSubmodules(
             pre_mlp_layernorm=LocalNorm,
-            mlp=functools.partial(
-                MLP.as_mlp_submodule,
-                submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
-                ),
+            mlp=compat.dense_mlp(
+                MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
             ),
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map={"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"},
