@@ -4,6 +4,7 @@ Only text is read; nothing of Megatron is imported.
 """
 
 import ast
+import functools
 import importlib.machinery
 import importlib.util
 import tarfile
@@ -39,13 +40,23 @@ class MegatronSource:
         Raises:
             SurfaceUnknown: It is not Python that this interpreter can read.
         """
+        file = self.file(path)
+        return file.tree if file else None
+
+    def file(self, path: str) -> "SourceFile | None":
+        """A file with its syntax tree, or None if there is no such file.
+
+        Raises:
+            SurfaceUnknown: It is not Python that this interpreter can read.
+        """
         data = self.read(path)
         if data is None:
             return None
         try:
-            return ast.parse(data)
-        except (SyntaxError, ValueError) as error:
+            tree = ast.parse(data)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise unknown_shape(self.origin, f"megatron/{path}: {error}") from error
+        return SourceFile(origin=self.origin, path=path, data=data, tree=tree)
 
     def version(self) -> Version:
         """The version that ``package_info.py`` states.
@@ -72,6 +83,37 @@ class MegatronSource:
             raise unknown_shape(
                 self.origin, f"package_info.py states no version that can be read ({error})"
             ) from error
+
+
+@attrs.frozen(kw_only=True)
+class SourceFile:
+    """One file of a Megatron's source.
+
+    Attributes:
+        origin: The Megatron that it is of.
+        path: Where it is inside ``megatron``.
+        data: Its bytes.
+        tree: Its syntax tree.
+    """
+
+    origin: str
+    path: str
+    data: bytes = attrs.field(repr=False)
+    tree: ast.Module = attrs.field(repr=False)
+
+    @functools.cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of the tree, breadth first."""
+        return tuple(ast.walk(self.tree))
+
+    def hold(self, known: bool, otherwise: str) -> None:
+        """Go on only if this is so.
+
+        Raises:
+            SurfaceUnknown: It is not, and ``otherwise`` says what is there.
+        """
+        if not known:
+            raise unknown_shape(self.origin, f"{otherwise} (megatron/{self.path})")
 
 
 def unknown_shape(origin: str, what: str) -> SurfaceUnknown:

@@ -1,0 +1,127 @@
+"""The combinations of layers that upstream refuses, read from the module that checks patterns."""
+
+import ast
+from collections.abc import Iterator, Mapping
+
+import attrs
+
+from megatron_seams.syntax import bindings
+
+#: What upstream calls the text that it checks; a rule over anything else is about a part of it.
+_WHOLE = ("pattern", "segment")
+
+
+@attrs.frozen(kw_only=True)
+class Exclusion:
+    """A combination that upstream refuses, as a boolean tree over its constants.
+
+    Attributes:
+        operator: ``has`` (a leaf), ``and``, ``or`` or ``not``.
+        constant: The constant of a leaf.
+        parts: The operands of a branch.
+        message: What upstream says.
+    """
+
+    operator: str
+    constant: str = ""
+    parts: tuple["Exclusion", ...] = ()
+    message: str = ""
+
+    def forbids(self, constants: frozenset[str]) -> bool:
+        """Whether a pattern that contains exactly these constants is refused."""
+        match self.operator:
+            case "has":
+                return self.constant in constants
+            case "not":
+                return not self.parts[0].forbids(constants)
+            case "and":
+                return all(part.forbids(constants) for part in self.parts)
+            case _:
+                return any(part.forbids(constants) for part in self.parts)
+
+
+def read_exclusions(
+    tree: ast.Module, sets: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[Exclusion, ast.If]]:
+    """Each rule that is understood, with the statement that states it.
+
+    A rule stands in the body of a function that is given the whole text, before any return: one
+    that hides in a loop or a branch holds under conditions that are not read. What is not
+    understood is not said here: it mentions a layer, and the vocabulary's reader accounts for every
+    mention.
+
+    Args:
+        tree: The module.
+        sets: The sets of constants that ``Symbols`` names.
+    """
+    for function in tree.body:
+        if not isinstance(function, ast.FunctionDef) or not function.args.args:
+            continue
+        text = function.args.args[0].arg
+        if text not in _WHOLE or bindings(ast.walk(function))[text] != 1:
+            continue
+        for node in function.body:
+            if isinstance(node, ast.If) and _only_raises(node):
+                rule = _rule(node.test, _said(node), text, sets)
+                if rule is not None:
+                    yield rule, node
+            elif any(isinstance(part, ast.Return) for part in ast.walk(node)):
+                break
+
+
+def _only_raises(node: ast.If) -> bool:
+    return len(node.body) == 1 and isinstance(node.body[0], ast.Raise) and not node.orelse
+
+
+def _rule(
+    test: ast.expr, message: str, text: str, sets: Mapping[str, tuple[str, ...]]
+) -> Exclusion | None:
+    def has(constant: str) -> Exclusion:
+        return Exclusion(operator="has", constant=constant, message=message)
+
+    match test:
+        case ast.Compare(
+            left=ast.Attribute(value=ast.Name(id="Symbols"), attr=constant),
+            ops=[ast.In() | ast.NotIn() as operator],
+            comparators=[ast.Name(id=searched)],
+        ) if searched == text:
+            if isinstance(operator, ast.In):
+                return has(constant)
+            return Exclusion(operator="not", parts=(has(constant),), message=message)
+        case ast.Call(
+            func=ast.Name(id="any"),
+            args=[
+                ast.GeneratorExp(
+                    elt=ast.Compare(
+                        left=ast.Name(id=sought),
+                        ops=[ast.In()],
+                        comparators=[ast.Name(id=searched)],
+                    ),
+                    generators=[
+                        ast.comprehension(
+                            target=ast.Name(id=member),
+                            iter=ast.Attribute(value=ast.Name(id="Symbols"), attr=name),
+                            ifs=[],
+                        )
+                    ],
+                )
+            ],
+            keywords=[],
+        ) if searched == text and sought == member and name in sets:
+            return Exclusion(operator="or", parts=tuple(map(has, sets[name])), message=message)
+        case ast.BoolOp(op=operation, values=values):
+            parts = [_rule(value, message, text, sets) for value in values]
+            known = tuple(part for part in parts if part is not None)
+            if len(known) != len(parts):
+                return None
+            name = "and" if isinstance(operation, ast.And) else "or"
+            return Exclusion(operator=name, parts=known, message=message)
+    return None
+
+
+def _said(node: ast.If) -> str:
+    """The text that upstream raises with, where it is a literal."""
+    match node.body[0]:
+        case ast.Raise(exc=ast.Call(args=[ast.Constant(value=str() as text), *_])):
+            return text
+    return ast.unparse(node.test)

@@ -1,0 +1,482 @@
+"""The loop of upstream's hybrid stack: which slot it builds for each symbol, and with what.
+
+The one shape that is understood is a loop over the list of layers, in the constructor, with a chain
+of branches that compare the layer with one symbol each and build one slot each. Everything that
+could make a branch mean something else is held: what is compared is the loop's own variable and is
+never rebound; the submodules are those of the caller; each name means one thing in the whole file;
+nothing leaves the loop early; and nothing else is ever built.
+"""
+
+import ast
+from collections.abc import Iterator
+
+import attrs
+
+from megatron_seams.layer_configs import LayerConfigs
+from megatron_seams.sources import SourceFile
+from megatron_seams.syntax import (
+    bindings,
+    classes,
+    functions,
+    imported,
+    is_docstring,
+    mentions,
+    module_of,
+)
+
+_BUILD = "build_module"
+_BUILDER = "megatron.core.transformer.spec_utils"
+_SUBMODULES = "submodules"
+_LISTS = ("layer_type_list", "layer_config_list")
+#: What upstream makes the list of layers with, where the caller does not give it.
+_LISTED_BY = ("allocate_layers", "validate_segment_layers")
+_LEAVES = (
+    *(ast.Continue, ast.Break, ast.Return, ast.Yield, ast.YieldFrom, ast.Await),
+    *(ast.Try, ast.While, ast.AsyncFor, ast.AsyncWith, ast.Match, ast.NamedExpr, ast.Delete),
+    *(ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.Global, ast.Nonlocal),
+)
+
+
+@attrs.frozen(kw_only=True)
+class Branch:
+    """What the loop does for one symbol.
+
+    Attributes:
+        constant: The symbol's constant.
+        slot: The field of the submodules that is built.
+        keywords: The keywords that it is built with, in upstream's order.
+    """
+
+    constant: str
+    slot: str
+    keywords: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Stack:
+    """The stack of one Megatron.
+
+    Attributes:
+        slots: The fields of its submodules, in order.
+        branches: What its loop builds, in order.
+    """
+
+    slots: tuple[str, ...]
+    branches: tuple[Branch, ...]
+
+
+def read_stack(file: SourceFile, allocation: str, configs: LayerConfigs | None) -> Stack:
+    """Read the stack from the module that defines it.
+
+    Args:
+        file: The module.
+        allocation: Where ``Symbols`` is, to hold that the loop compares with those.
+        configs: The classes that the loop asks for instead, where it does.
+
+    Raises:
+        SurfaceUnknown: It is of a shape that this reader does not know.
+    """
+    return _Reader(file, allocation, configs).stack()
+
+
+class _Reader:
+    """One reading, with what it needs at every step."""
+
+    def __init__(self, file: SourceFile, allocation: str, configs: LayerConfigs | None) -> None:
+        self._file = file
+        self._bound = bindings(file.nodes)
+        self._allocation = module_of(allocation)
+        self._configs = configs
+        self._letters = imported(file.tree, self._allocation).get("Symbols")
+
+    def stack(self) -> Stack:
+        file, bound = self._file, self._bound
+        file.hold(not bound["*"], "it imports names that cannot be told")
+        submodules = self._one_class("StackSubmodules")
+        stack = self._one_class(submodules.name.removesuffix("Submodules"))
+        self._means(_BUILD, _BUILDER)
+        if self._configs is None:
+            letters = self._letters or "Symbols"
+            file.hold(
+                self._letters is not None and bound[letters] == 1,
+                f"the symbols are not those of {self._allocation}",
+            )
+        else:
+            for name, module in self._configs.modules.items():
+                self._means(name, module)
+        self._hold_names_unchanged({stack.name, submodules.name, self._letters})
+        slots = self._slots(submodules)
+        constructors = functions(stack.body, "__init__")
+        file.hold(
+            len(constructors) == 1
+            and bindings(stack.body)["__init__"] == 1
+            and not constructors[0].decorator_list,
+            f"{stack.name} has not one plain constructor",
+        )
+        branches = tuple(self._branches(stack, constructors[0]))
+        built = [b.constant for b in branches]
+        file.hold(len(set(built)) == len(built), f"two branches of the loop for one of {built}")
+        used = sum(isinstance(node, ast.Name) and node.id == _BUILD for node in file.nodes)
+        file.hold(used == len(branches), "modules are built outside the branches of the loop")
+        return Stack(slots=slots, branches=branches)
+
+    def _one_class(self, suffix: str) -> ast.ClassDef:
+        found = classes(self._file.tree.body, suffix)
+        self._file.hold(
+            len(found) == 1 and self._bound[found[0].name] == 1, f"not one class named *{suffix}"
+        )
+        return found[0]
+
+    def _means(self, name: str, module: str) -> None:
+        here = imported(self._file.tree, module).get(name)
+        self._file.hold(here == name and self._bound[name] == 1, f"{name} is not that of {module}")
+
+    def _hold_names_unchanged(self, names: set[str | None]) -> None:
+        """Hold that no attribute of a class is set from outside, nor the symbols passed on."""
+        inner: set[int] = set()
+        for node in self._file.nodes:
+            match node:
+                case ast.Attribute(value=ast.Name(id=name) as base, ctx=context):
+                    inner.add(id(base))
+                    self._file.hold(
+                        name not in names or isinstance(context, ast.Load),
+                        f"line {node.lineno} changes {name}",
+                    )
+                case ast.Name(id=name) if name == self._letters:
+                    # Breadth first: the attribute that it may be part of was seen before it.
+                    self._file.hold(id(node) in inner, f"line {node.lineno} may change {name}")
+
+    def _slots(self, submodules: ast.ClassDef) -> tuple[str, ...]:
+        fields: list[str] = []
+        for node in submodules.body:
+            match node:
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    fields.append(name)
+                case _:
+                    self._file.hold(
+                        is_docstring(node), f"line {node.lineno} of {submodules.name} is no field"
+                    )
+        return tuple(fields)
+
+    # --- the constructor ----------------------------------------------------------------------
+
+    def _branches(self, stack: ast.ClassDef, constructor: ast.FunctionDef) -> Iterator[Branch]:
+        loops = [
+            node
+            for node in constructor.body
+            if isinstance(node, ast.For) and mentions(node, _BUILD)
+        ]
+        self._file.hold(len(loops) == 1, f"{len(loops)} loops that build layers")
+        key, listed = self._loops_over(loops[0])
+        chain, after = self._chain(loops[0].body)
+        nodes = list(ast.walk(constructor))
+        bound = bindings(nodes)
+        self._file.hold(bound[key] == 1, f"{key} is bound more than once")
+        self._hold_given(stack, constructor, listed)
+        yield from self._read_chain(chain, key)
+        wraps = self._wraps(after, key)
+        self._file.hold(
+            bound["layer"] == wraps + _length(chain), "layer is bound outside the branches"
+        )
+        self._hold_submodules(stack, constructor, chain)
+        kept = [n for n in nodes if _stores(n, "layers")]
+        self._file.hold(len(kept) == 1, "self.layers is set more than once")
+
+    def _loops_over(self, loop: ast.For) -> tuple[str, str]:
+        """The loop's own variable, and the name of what it loops over."""
+        match loop:
+            case ast.For(
+                target=ast.Tuple(elts=[ast.Name(), ast.Name(id=key)]),
+                iter=ast.Call(
+                    func=ast.Name(id="enumerate"),
+                    args=[
+                        ast.Attribute(value=ast.Name(id="self"), attr=listed) | ast.Name(id=listed)
+                    ],
+                    keywords=[],
+                ),
+                orelse=[],
+            ) if listed in _LISTS:
+                return key, listed
+        self._file.hold(False, f"line {loop.lineno} does not loop over the list of layers")
+        raise AssertionError
+
+    def _chain(self, body: list[ast.stmt]) -> tuple[ast.If, list[ast.stmt]]:
+        """The chain of branches, and the statements that follow it in the loop."""
+        heads = [node for node in body if mentions(node, _BUILD)]
+        self._file.hold(len(heads) == 1, f"{len(heads)} statements of the loop build layers")
+        after = body[body.index(heads[0]) + 1 :]
+        for node in body:
+            if node is heads[0]:
+                continue
+            parts = list(ast.walk(node))
+            self._file.hold(
+                not any(isinstance(part, (ast.For, ast.Raise, *_LEAVES)) for part in parts),
+                f"line {node.lineno} of the loop is not understood",
+            )
+        match heads[0]:
+            case ast.With(body=inner):
+                chain, rest = self._chain(inner)
+                return chain, [*rest, *after]
+            case ast.If() as chain:
+                return chain, after
+        self._file.hold(False, f"line {heads[0].lineno} of the loop is not understood")
+        raise AssertionError
+
+    def _wraps(self, after: list[ast.stmt], key: str) -> int:
+        """How often a layer is wrapped after it is built, whichever layer it is."""
+        wraps = 0
+        for statement in after:
+            for node in ast.walk(statement):
+                match node:
+                    case ast.Assign(targets=[ast.Name(id="layer")], value=value):
+                        wraps += 1
+                        self._file.hold(
+                            isinstance(value, ast.Call)
+                            and mentions(value, "layer")
+                            and not mentions(statement, key),
+                            f"line {node.lineno} puts something else for the layer",
+                        )
+        return wraps
+
+    def _hold_given(self, stack: ast.ClassDef, constructor: ast.FunctionDef, listed: str) -> None:
+        """Hold the list of layers to be the caller's, or one that upstream's own reader makes."""
+        for node in ast.walk(constructor):
+            match node:
+                case ast.Assign(targets=[target], value=value) if _is_list(target, listed):
+                    known = _is_list(value, listed) or self._is_listing(value)
+                case ast.Assign(
+                    targets=[ast.Tuple(elts=[ast.Name(), target])],
+                    value=ast.Call(
+                        func=ast.Attribute(value=ast.Name(id="self"), attr=method),
+                        args=[given],
+                        keywords=[],
+                    ),
+                ) if _is_list(target, listed):
+                    known = _is_list(given, listed) and all(
+                        _selects(found) for found in functions(stack.body, method)
+                    )
+                case ast.Subscript(value=value) | ast.Attribute(value=value):
+                    known = not _is_list(value, listed)
+                case ast.Expr(value=ast.Call(args=arguments)):
+                    known = not any(_is_list(argument, listed) for argument in arguments)
+                case _:
+                    continue
+            self._file.hold(
+                known, f"what line {node.lineno} does with the list of layers is not understood"
+            )
+
+    def _is_listing(self, value: ast.expr) -> bool:
+        known = imported(self._file.tree, self._allocation)
+        match value:
+            case ast.Call(func=ast.Name(id=name)):
+                return name in _LISTED_BY and known.get(name) == name and self._bound[name] == 1
+        return False
+
+    def _hold_submodules(
+        self, stack: ast.ClassDef, constructor: ast.FunctionDef, chain: ast.If
+    ) -> None:
+        """Hold the submodules to be the caller's own, or copies with every slot in its place."""
+        known = {id(part) for part in ast.walk(chain)}
+        given = sum(argument.arg == _SUBMODULES for argument in constructor.args.args)
+        self._file.hold(given == 1, "the constructor is given no submodules")
+        for node in ast.walk(constructor):
+            match node:
+                case ast.Assign(
+                    targets=[ast.Name(id=target) as stored],
+                    value=ast.Call(
+                        func=ast.Attribute(value=ast.Name(id="self"), attr=method),
+                        args=[ast.Name(id=argument) as passed],
+                        keywords=[],
+                    ),
+                ) if target == argument == _SUBMODULES and id(node) not in known:
+                    found = functions(stack.body, method)
+                    if len(found) == 1 and _keeps_slots(found[0]):
+                        known |= {id(stored), id(passed)}
+        for node in ast.walk(constructor):
+            if isinstance(node, ast.Name) and node.id == _SUBMODULES:
+                self._file.hold(
+                    id(node) in known,
+                    f"what line {node.lineno} does with the submodules is not understood",
+                )
+
+    # --- the chain ----------------------------------------------------------------------------
+
+    def _read_chain(self, node: ast.If, key: str) -> Iterator[Branch]:
+        while True:
+            constant = self._compared(node.test, key)
+            built = _built(node.body)
+            if constant is None or built is None:
+                self._file.hold(
+                    False, f"the branch at line {node.lineno} of the stack is not understood"
+                )
+                raise AssertionError
+            yield Branch(constant=constant, slot=built[0], keywords=built[1])
+            match node.orelse:
+                case [ast.If() as node]:
+                    continue
+                case [ast.Raise()] | [ast.Assert(test=ast.Constant(value=False))]:
+                    return
+            self._file.hold(
+                False, f"the chain that ends at line {node.lineno} of the stack has a default"
+            )
+
+    def _compared(self, test: ast.expr, key: str) -> str | None:
+        """The constant that a branch is for, else None."""
+        match test:
+            case ast.Compare(
+                left=ast.Name(id=left),
+                ops=[ast.Eq()],
+                comparators=[ast.Attribute(value=ast.Name(id=letters), attr=constant)],
+            ) if self._configs is None and left == key and letters == self._letters:
+                return constant
+            case ast.Call(
+                func=ast.Name(id="isinstance"),
+                args=[ast.Name(id=left), ast.Name(id=name)],
+                keywords=[],
+            ) if self._configs is not None and left == key:
+                return self._configs.constants.get(name)
+        return None
+
+
+def _length(chain: ast.If) -> int:
+    match chain.orelse:
+        case [ast.If() as following]:
+            return 1 + _length(following)
+    return 1
+
+
+def _is_list(node: ast.expr, listed: str) -> bool:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="self"), attr=name):
+            return name == listed
+    return False
+
+
+def _stores(node: ast.AST, attribute: str) -> bool:
+    match node:
+        case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store() | ast.Del()):
+            return name == attribute
+    return False
+
+
+def _selects(method: ast.FunctionDef) -> bool:
+    """Whether a method returns an offset and a slice of the list that it is given."""
+    given = method.args.args[-1].arg
+    match method.body[-1]:
+        case ast.Return(value=ast.Tuple(elts=[_, ast.Name(id=returned)])):
+            pass
+        case _:
+            return False
+    nodes = list(ast.walk(method))
+    bound = bindings(nodes)
+    slices = [
+        node
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id == returned
+        and isinstance(node.value, ast.Subscript)
+        and isinstance(node.value.slice, ast.Slice)
+        and isinstance(node.value.value, ast.Name)
+        and node.value.value.id == given
+    ]
+    returns = sum(isinstance(node, ast.Return) for node in nodes)
+    return len(slices) == 1 and bound[returned] == bound[given] == returns == 1
+
+
+def _keeps_slots(method: ast.FunctionDef) -> bool:
+    """Whether a method returns a copy of the submodules whose slots are not exchanged.
+
+    Upstream fuses projections of one slot's specification this way; what is inside a slot may
+    change and stays what the slot is for.
+    """
+    match [node for node in method.body if not is_docstring(node)]:
+        case [
+            ast.Assign(
+                targets=[ast.Name(id=made)],
+                value=ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="copy"), attr="deepcopy"),
+                    args=[ast.Name(id=given)],
+                ),
+            ),
+            *rest,
+            ast.Return(value=ast.Name(id=returned)),
+        ] if made == given == returned == _SUBMODULES:
+            pass
+        case _:
+            return False
+    uses = [
+        node
+        for statement in rest
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and node.id == _SUBMODULES
+    ]
+    taken = [
+        node.value.value
+        for node in rest
+        if isinstance(node, ast.Assign)
+        and len(node.targets) == 1
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Attribute)
+    ]
+    left = any(isinstance(n, ast.Return) for statement in rest for n in ast.walk(statement))
+    return not left and all(any(use is value for value in taken) for use in uses)
+
+
+def _built(body: list[ast.stmt]) -> tuple[str, tuple[str, ...]] | None:
+    """Slot and keywords of a branch, else None.
+
+    ``layer = build_module(submodules.SLOT, keyword=...)``, or the same through a local name that
+    was bound to the slot first and may have been specialised since: it is still that slot's layer.
+    """
+    match body:
+        case [*before, ast.Assign(targets=[ast.Name(id="layer")], value=ast.Call() as call)]:
+            pass
+        case _:
+            return None
+    match call:
+        case ast.Call(func=ast.Name(id=name), args=[target], keywords=keywords) if (
+            name == _BUILD and all(keyword.arg for keyword in keywords)
+        ):
+            passed = tuple(keyword.arg for keyword in keywords if keyword.arg)
+        case _:
+            return None
+    match before, target:
+        case [], ast.Attribute(value=ast.Name(id=name), attr=slot) if name == _SUBMODULES:
+            return slot, passed
+        case (
+            [
+                ast.Assign(
+                    targets=[ast.Name(id=local)],
+                    value=ast.Attribute(value=ast.Name(id=name), attr=slot),
+                ),
+                *changes,
+            ],
+            ast.Name(id=used),
+        ) if name == _SUBMODULES and local == used:
+            return (slot, passed) if all(_specialises(node, local) for node in changes) else None
+    return None
+
+
+def _specialises(node: ast.stmt, local: str) -> bool:
+    """Whether a statement changes at most what is inside a local copy of a specification."""
+    match node:
+        case ast.If(body=body, orelse=[]):
+            return all(_specialises(part, local) for part in body)
+        case ast.ImportFrom() | ast.Import():
+            return True
+        case ast.Assign(
+            targets=[ast.Name(id=name)],
+            value=ast.Call(
+                func=ast.Attribute(value=ast.Name(id="copy"), attr="deepcopy"),
+                args=[ast.Name(id=copied)],
+                keywords=[],
+            ),
+        ):
+            return name == copied == local
+        case ast.Assign(targets=[ast.Attribute() as target], value=ast.Name()):
+            inside: ast.expr = target
+            while isinstance(inside, ast.Attribute):
+                inside = inside.value
+            return isinstance(inside, ast.Name) and inside.id == local
+    return False

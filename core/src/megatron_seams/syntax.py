@@ -1,0 +1,74 @@
+"""Questions about a syntax tree that the readers of upstream's source ask."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+
+def bindings(nodes: Iterable[ast.AST]) -> Counter[str]:
+    """How often each name is bound among ``nodes``, in whatever way and scope.
+
+    A name that is bound once means one thing wherever it stands; ``*`` counts star imports, after
+    which no name does.
+    """
+    return Counter(name for node in nodes for name in _bound(node))
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+            yield name
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.arg(arg=name):
+            yield name
+        case ast.alias(name=name, asname=alias):
+            yield alias or name.partition(".")[0]
+        case ast.ExceptHandler(name=str(name)):
+            yield name
+        case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            yield name
+        case ast.MatchMapping(rest=str(name)):
+            yield name
+        case ast.Global(names=names) | ast.Nonlocal(names=names):
+            yield from names
+
+
+def mentions(node: ast.AST, name: str) -> bool:
+    """Whether a name stands anywhere below ``node``."""
+    return any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))
+
+
+def imported(tree: ast.Module, module: str) -> dict[str, str]:
+    """What the top of a file imports from ``module``: the name there -> the name here."""
+    return {
+        alias.name: alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module == module and node.level == 0
+        for alias in node.names
+    }
+
+
+def is_docstring(node: ast.stmt) -> bool:
+    """Whether a statement is a bare literal."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def functions(body: Iterable[ast.stmt], *names: str) -> list[ast.FunctionDef]:
+    """The functions among the statements of a body that have one of ``names``."""
+    return [node for node in body if isinstance(node, ast.FunctionDef) and node.name in names]
+
+
+def classes(body: Iterable[ast.stmt], suffix: str) -> list[ast.ClassDef]:
+    """The classes among the statements of a body whose names end so."""
+    return [node for node in body if isinstance(node, ast.ClassDef) and node.name.endswith(suffix)]
+
+
+def module_of(path: str) -> str:
+    """The dotted name of a file inside ``megatron``."""
+    return "megatron." + path.removesuffix(".py").replace("/", ".")
+
+
+def path_of(module: str) -> str:
+    """The file inside ``megatron`` of a dotted name; the inverse of :func:`module_of`."""
+    return module.removeprefix("megatron.").replace(".", "/") + ".py"
