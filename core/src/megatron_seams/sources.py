@@ -4,12 +4,16 @@ Only text is read; nothing of Megatron is imported.
 """
 
 import ast
+import email
+import fnmatch
 import functools
 import importlib.machinery
 import importlib.util
 import tarfile
+import tomllib
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 import attrs
@@ -20,6 +24,10 @@ from megatron_seams.installed import editable_roots, installed
 
 DISTRIBUTION = "megatron-core"
 _VERSION = "core/package_info.py"
+#: What describes a distribution: in a wheel or an installation, in an sdist, in a checkout.
+_RECORD, _METADATA, _PKG_INFO, _PROJECT = "megatron_core-", "METADATA", "PKG-INFO", "pyproject.toml"
+#: What the readers of archives raise on a damaged one.
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
 
 
 @attrs.frozen(kw_only=True)
@@ -29,10 +37,12 @@ class MegatronSource:
     Attributes:
         origin: The folder or archive, for messages.
         read: Path inside ``megatron`` -> its bytes, or None if there is no such file.
+        about: What lies beside ``megatron`` and describes the distribution: file name -> its bytes.
     """
 
     origin: str
     read: Callable[[str], bytes | None] = attrs.field(repr=False)
+    about: Callable[[], Mapping[str, bytes]] = attrs.field(repr=False, default=dict)
 
     def parse(self, path: str) -> ast.Module | None:
         """The syntax tree of a file, or None if there is no such file.
@@ -83,6 +93,20 @@ class MegatronSource:
             raise unknown_shape(
                 self.origin, f"package_info.py states no version that can be read ({error})"
             ) from error
+
+    def requires_python(self) -> str | None:
+        """The Pythons that it is for, ">=3.12"; None where its metadata is not there to say."""
+        for name, data in self.about().items():
+            try:
+                if name == _PROJECT:
+                    said = tomllib.loads(data.decode()).get("project", {}).get("requires-python")
+                else:
+                    said = email.message_from_bytes(data)["Requires-Python"]
+            except (ValueError, AttributeError):  # not TOML, not UTF-8, or another table
+                continue
+            if isinstance(said, str):
+                return said
+        return None
 
 
 @attrs.frozen(kw_only=True)
@@ -220,39 +244,71 @@ def _folder(folder: Path) -> MegatronSource:
         file = folder / path
         return file.read_bytes() if file.is_file() else None
 
-    return MegatronSource(origin=str(folder), read=read)
+    def about() -> dict[str, bytes]:
+        beside = folder.parent
+        described = [*beside.glob(f"{_RECORD}*.dist-info/{_METADATA}")]
+        # Two records are two installations in one folder: which is this one's cannot be told.
+        files = described if len(described) == 1 else [beside / _PKG_INFO, beside / _PROJECT]
+        return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+    return MegatronSource(origin=str(folder), read=read, about=about)
 
 
 def _zip(path: Path) -> MegatronSource:
-    def read(name: str) -> bytes | None:
-        with zipfile.ZipFile(path) as archive:
-            try:
-                return archive.read(f"megatron/{name}")
-            except KeyError:
-                return None
+    # Opened once, for as long as the source is used: reading the list of a wheel's files takes
+    # longer than reading a file.
+    archive = zipfile.ZipFile(path)
 
-    if read(_VERSION) is None:
-        raise attrs.evolve(missing(), asked=f"the megatron-core in {path}", found="none is in it")
-    return MegatronSource(origin=str(path), read=read)
+    def get(name: str) -> bytes | None:
+        try:
+            return archive.read(name)
+        except KeyError:
+            return None
+        except _DAMAGED as error:
+            raise unknown_shape(str(path), f"{name} cannot be read: {error}") from error
+
+    def about() -> dict[str, bytes]:
+        found = [
+            name
+            for name in archive.namelist()
+            if fnmatch.fnmatchcase(name, f"{_RECORD}*.dist-info/{_METADATA}")
+        ]
+        return {_METADATA: get(found[0]) or b""} if len(found) == 1 else {}
+
+    return _archived(path, lambda name: get(f"megatron/{name}"), about)
 
 
 def _tar(path: Path) -> MegatronSource:
-    with tarfile.open(path) as archive:
-        # An sdist has one top folder, whose name carries the version.
-        members = {
-            str(PurePosixPath(*PurePosixPath(member.name).parts[1:])): member
-            for member in archive.getmembers()
-            if member.isfile()
-        }
+    try:
+        with tarfile.open(path) as archive:
+            # An sdist has one top folder, whose name carries the version.
+            members = {
+                str(PurePosixPath(*PurePosixPath(member.name).parts[1:])): member
+                for member in archive.getmembers()
+                if member.isfile()
+            }
+    except _DAMAGED as error:
+        raise attrs.evolve(
+            missing(), asked=f"the megatron-core in {path}", found=f"it cannot be read: {error}"
+        ) from error
 
-    def read(name: str) -> bytes | None:
-        member = members.get(f"megatron/{name}")
+    def get(name: str) -> bytes | None:
+        member = members.get(name)
         if member is None:
             return None
         with tarfile.open(path) as archive:
             file = archive.extractfile(member)
             return file.read() if file else None
 
+    def about() -> dict[str, bytes]:
+        return {name: get(name) or b"" for name in (_PKG_INFO, _PROJECT) if name in members}
+
+    return _archived(path, lambda name: get(f"megatron/{name}"), about)
+
+
+def _archived(
+    path: Path, read: Callable[[str], bytes | None], about: Callable[[], Mapping[str, bytes]]
+) -> MegatronSource:
     if read(_VERSION) is None:
         raise attrs.evolve(missing(), asked=f"the megatron-core in {path}", found="none is in it")
-    return MegatronSource(origin=str(path), read=read)
+    return MegatronSource(origin=str(path), read=read, about=about)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import attrs
 
 from megatron_seams.layer_configs import LayerConfigs
+from megatron_seams.slots import BUILD, SUBMODULES, built_by, keeps_slots
 from megatron_seams.sources import SourceFile
 from megatron_seams.syntax import (
     bindings,
@@ -24,9 +25,7 @@ from megatron_seams.syntax import (
     module_of,
 )
 
-_BUILD = "build_module"
 _BUILDER = "megatron.core.transformer.spec_utils"
-_SUBMODULES = "submodules"
 _LISTS = ("layer_type_list", "layer_config_list")
 #: What upstream makes the list of layers with, where the caller does not give it.
 _LISTED_BY = ("allocate_layers", "validate_segment_layers")
@@ -94,7 +93,7 @@ class _Reader:
         file.hold(not bound["*"], "it imports names that cannot be told")
         submodules = self._one_class("StackSubmodules")
         stack = self._one_class(submodules.name.removesuffix("Submodules"))
-        self._means(_BUILD, _BUILDER)
+        self._means(BUILD, _BUILDER)
         if self._configs is None:
             letters = self._letters or "Symbols"
             file.hold(
@@ -116,7 +115,7 @@ class _Reader:
         branches = tuple(self._branches(stack, constructors[0]))
         built = [b.constant for b in branches]
         file.hold(len(set(built)) == len(built), f"two branches of the loop for one of {built}")
-        used = sum(isinstance(node, ast.Name) and node.id == _BUILD for node in file.nodes)
+        used = sum(isinstance(node, ast.Name) and node.id == BUILD for node in file.nodes)
         file.hold(used == len(branches), "modules are built outside the branches of the loop")
         return Stack(slots=slots, branches=branches)
 
@@ -162,9 +161,7 @@ class _Reader:
 
     def _branches(self, stack: ast.ClassDef, constructor: ast.FunctionDef) -> Iterator[Branch]:
         loops = [
-            node
-            for node in constructor.body
-            if isinstance(node, ast.For) and mentions(node, _BUILD)
+            node for node in constructor.body if isinstance(node, ast.For) and mentions(node, BUILD)
         ]
         self._file.hold(len(loops) == 1, f"{len(loops)} loops that build layers")
         key, listed = self._loops_over(loops[0])
@@ -202,7 +199,7 @@ class _Reader:
 
     def _chain(self, body: list[ast.stmt]) -> tuple[ast.If, list[ast.stmt]]:
         """The chain of branches, and the statements that follow it in the loop."""
-        heads = [node for node in body if mentions(node, _BUILD)]
+        heads = [node for node in body if mentions(node, BUILD)]
         self._file.hold(len(heads) == 1, f"{len(heads)} statements of the loop build layers")
         after = body[body.index(heads[0]) + 1 :]
         for node in body:
@@ -277,7 +274,7 @@ class _Reader:
     ) -> None:
         """Hold the submodules to be the caller's own, or copies with every slot in its place."""
         known = {id(part) for part in ast.walk(chain)}
-        given = sum(argument.arg == _SUBMODULES for argument in constructor.args.args)
+        given = sum(argument.arg == SUBMODULES for argument in constructor.args.args)
         self._file.hold(given == 1, "the constructor is given no submodules")
         for node in ast.walk(constructor):
             match node:
@@ -288,12 +285,12 @@ class _Reader:
                         args=[ast.Name(id=argument) as passed],
                         keywords=[],
                     ),
-                ) if target == argument == _SUBMODULES and id(node) not in known:
+                ) if target == argument == SUBMODULES and id(node) not in known:
                     found = functions(stack.body, method)
-                    if len(found) == 1 and _keeps_slots(found[0]):
+                    if len(found) == 1 and keeps_slots(found[0]):
                         known |= {id(stored), id(passed)}
         for node in ast.walk(constructor):
-            if isinstance(node, ast.Name) and node.id == _SUBMODULES:
+            if isinstance(node, ast.Name) and node.id == SUBMODULES:
                 self._file.hold(
                     id(node) in known,
                     f"what line {node.lineno} does with the submodules is not understood",
@@ -304,7 +301,7 @@ class _Reader:
     def _read_chain(self, node: ast.If, key: str) -> Iterator[Branch]:
         while True:
             constant = self._compared(node.test, key)
-            built = _built(node.body)
+            built = built_by(node.body)
             if constant is None or built is None:
                 self._file.hold(
                     False, f"the branch at line {node.lineno} of the stack is not understood"
@@ -382,101 +379,3 @@ def _selects(method: ast.FunctionDef) -> bool:
     ]
     returns = sum(isinstance(node, ast.Return) for node in nodes)
     return len(slices) == 1 and bound[returned] == bound[given] == returns == 1
-
-
-def _keeps_slots(method: ast.FunctionDef) -> bool:
-    """Whether a method returns a copy of the submodules whose slots are not exchanged.
-
-    Upstream fuses projections of one slot's specification this way; what is inside a slot may
-    change and stays what the slot is for.
-    """
-    match [node for node in method.body if not is_docstring(node)]:
-        case [
-            ast.Assign(
-                targets=[ast.Name(id=made)],
-                value=ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="copy"), attr="deepcopy"),
-                    args=[ast.Name(id=given)],
-                ),
-            ),
-            *rest,
-            ast.Return(value=ast.Name(id=returned)),
-        ] if made == given == returned == _SUBMODULES:
-            pass
-        case _:
-            return False
-    uses = [
-        node
-        for statement in rest
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Name) and node.id == _SUBMODULES
-    ]
-    taken = [
-        node.value.value
-        for node in rest
-        if isinstance(node, ast.Assign)
-        and len(node.targets) == 1
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Attribute)
-    ]
-    left = any(isinstance(n, ast.Return) for statement in rest for n in ast.walk(statement))
-    return not left and all(any(use is value for value in taken) for use in uses)
-
-
-def _built(body: list[ast.stmt]) -> tuple[str, tuple[str, ...]] | None:
-    """Slot and keywords of a branch, else None.
-
-    ``layer = build_module(submodules.SLOT, keyword=...)``, or the same through a local name that
-    was bound to the slot first and may have been specialised since: it is still that slot's layer.
-    """
-    match body:
-        case [*before, ast.Assign(targets=[ast.Name(id="layer")], value=ast.Call() as call)]:
-            pass
-        case _:
-            return None
-    match call:
-        case ast.Call(func=ast.Name(id=name), args=[target], keywords=keywords) if (
-            name == _BUILD and all(keyword.arg for keyword in keywords)
-        ):
-            passed = tuple(keyword.arg for keyword in keywords if keyword.arg)
-        case _:
-            return None
-    match before, target:
-        case [], ast.Attribute(value=ast.Name(id=name), attr=slot) if name == _SUBMODULES:
-            return slot, passed
-        case (
-            [
-                ast.Assign(
-                    targets=[ast.Name(id=local)],
-                    value=ast.Attribute(value=ast.Name(id=name), attr=slot),
-                ),
-                *changes,
-            ],
-            ast.Name(id=used),
-        ) if name == _SUBMODULES and local == used:
-            return (slot, passed) if all(_specialises(node, local) for node in changes) else None
-    return None
-
-
-def _specialises(node: ast.stmt, local: str) -> bool:
-    """Whether a statement changes at most what is inside a local copy of a specification."""
-    match node:
-        case ast.If(body=body, orelse=[]):
-            return all(_specialises(part, local) for part in body)
-        case ast.ImportFrom() | ast.Import():
-            return True
-        case ast.Assign(
-            targets=[ast.Name(id=name)],
-            value=ast.Call(
-                func=ast.Attribute(value=ast.Name(id="copy"), attr="deepcopy"),
-                args=[ast.Name(id=copied)],
-                keywords=[],
-            ),
-        ):
-            return name == copied == local
-        case ast.Assign(targets=[ast.Attribute() as target], value=ast.Name()):
-            inside: ast.expr = target
-            while isinstance(inside, ast.Attribute):
-                inside = inside.value
-            return isinstance(inside, ast.Name) and inside.id == local
-    return False

@@ -1,14 +1,17 @@
 """``registry surface``: what a Megatron builds by itself."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.table import Table
 
 from megatron_seams.cli.common import console, json_option, print_json, show_faults
-from megatron_seams.errors import ExitCode
-from megatron_seams.sources import in_hand, missing, open_source
+from megatron_seams.errors import ExitCode, SeamsError
+from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
 from megatron_seams.surface import NativeSurface, read_surface
+
+SCHEMA = 1
 
 
 @click.command("surface")
@@ -20,23 +23,40 @@ def surface(context: click.Context, where: Path | None, as_json: bool) -> None:
 
     It is read from the source, which is not imported.
     """
-    source, notes = (open_source(where), ()) if where else in_hand()
-    if source is None:
-        raise missing()
-    found = read_surface(source)
-    notes = (*notes, *found.unmapped())
+    try:
+        source, found, notes = _read(where)
+    except SeamsError as fault:
+        if not as_json:
+            raise
+        print_json({"schema": SCHEMA, "outcome": "refused", "reasons": [fault.to_dict()]})
+        context.exit(fault.exit_code)
     if as_json:
-        print_json({**_describe(found), "findings": [note.to_dict() for note in notes]})
+        print_json(
+            {
+                "schema": SCHEMA,
+                "outcome": "surface",
+                "surface": _describe(source, found),
+                "findings": [note.to_dict() for note in notes],
+            }
+        )
     else:
-        _print(found)
+        _print(source, found)
         show_faults(notes, style="yellow")
     context.exit(ExitCode.FINDINGS if notes else ExitCode.OK)
 
 
-def _describe(found: NativeSurface) -> dict[str, object]:
+def _read(where: Path | None) -> tuple[MegatronSource, NativeSurface, tuple[SeamsError, ...]]:
+    source, notes = (open_source(where), ()) if where else in_hand()
+    if source is None:
+        raise missing()
+    found = read_surface(source)
+    return source, found, (*notes, *found.unmapped())
+
+
+def _describe(source: MegatronSource, found: NativeSurface) -> dict[str, object]:
     return {
-        "schema": 1,
         "version": str(found.version),
+        "requires_python": source.requires_python(),
         "origin": found.origin,
         "digest": found.digest,
         "symbols": [
@@ -49,28 +69,37 @@ def _describe(found: NativeSurface) -> dict[str, object]:
             }
             for symbol in found.symbols
         ],
+        "slots": list(found.slots),
         "separators": list(found.separators),
         "exclusions": [rule.message for rule in found.exclusions],
     }
 
 
-def _print(found: NativeSurface) -> None:
+def _print(source: MegatronSource, found: NativeSurface) -> None:
     out = console()
-    out.print(f"megatron-core {found.version}", style="bold", end="  ")
-    out.print(found.origin, style="dim", markup=False)
+    out.print(f"megatron-core {found.version}", style="bold", end="")
+    out.print(f"  python {source.requires_python() or 'unknown'}", markup=False)
+    out.print(found.origin, style="dim", markup=False, soft_wrap=True)
+    shared = _shared([symbol.keywords for symbol in found.symbols])
     table = Table(box=None, pad_edge=False)
     for column in ("symbol", "constant", "family", "slot"):
         table.add_column(column, no_wrap=True)
-    table.add_column("its loop passes")
+    table.add_column("also given")
     for symbol in found.symbols:
         table.add_row(
             symbol.symbol,
             symbol.constant,
             symbol.family or "unmapped",
             symbol.slot,
-            ", ".join(symbol.keywords),
+            " ".join(keyword for keyword in symbol.keywords if keyword not in shared),
         )
     out.print(table)
+    out.print(f"every slot is given: {' '.join(shared)}", markup=False)
     out.print(f"separators: {' '.join(found.separators) or 'none'}", markup=False)
     for rule in found.exclusions:
         out.print(f"refuses: {rule.message}", markup=False)
+
+
+def _shared(keywords: Sequence[Sequence[str]]) -> list[str]:
+    """What is passed to every slot, in the order of the first."""
+    return [name for name in keywords[0] if all(name in others for others in keywords)]
