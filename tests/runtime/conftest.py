@@ -1,5 +1,6 @@
 """What the runtime's tests share: test seams, plans over them, and one process's Megatron."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from megatron_seams.recipe import FeatureEntry, Model, Parallelism, Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.seam import Seam, parse_manifest
 from megatron_seams.sources import in_hand
-from megatron_seams.surface import read_surface
+from megatron_seams.surface import NativeSurface, read_surface
 
 SEAMS = Path(__file__).parent / "seams"
 
@@ -46,6 +47,27 @@ MLA = {
 PlanOf = Callable[..., Plan]
 
 
+@functools.cache
+def surface_in_hand() -> NativeSurface:
+    """What the Megatron of this run builds; the suite runs on several releases."""
+    source, _ = in_hand()
+    assert source is not None
+    return read_surface(source)
+
+
+@pytest.fixture(scope="session")
+def native() -> Callable[[str], bool]:
+    """Whether the Megatron of this run builds a family, or all symbols of a pattern, by itself."""
+    surface = surface_in_hand()
+
+    def has(what: str) -> bool:
+        """Whether this Megatron has the family, or every symbol of the pattern."""
+        symbols = {symbol.symbol for symbol in surface.symbols}
+        return surface.of_family(what) is not None or set(what) <= symbols
+
+    return has
+
+
 def seam(name: str) -> Seam:
     """One of the test seams beside this file."""
     directory = SEAMS / name
@@ -66,8 +88,7 @@ def seam(name: str) -> Seam:
 def plan_of() -> Iterator[PlanOf]:
     """Resolve a pattern over the Megatron in hand and the named test seams."""
     source, _ = in_hand()
-    assert source is not None
-    surface = read_surface(source)
+    surface = surface_in_hand()
 
     def plan(
         pattern: str,

@@ -2,6 +2,7 @@
 
 import importlib.resources
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,8 @@ from megatron_seams_m2rnn.plugin import recurrent_layer
 pytestmark = pytest.mark.megatron
 
 HIDDEN = 32
+#: Since 0.18 the stack names its layers.
+NAME = {"name": "decoder.layers.0"} if "name" in signature(MambaLayer.__init__).parameters else {}
 OPTIONS = Options(K=8, V=4, heads=6, v_heads=3, f_heads=2)
 
 
@@ -87,7 +90,7 @@ def layer(
         layer_number=number,
         pg_collection=groups,
         pp_layer_offset=number - 1,
-        name=f"decoder.layers.{number - 1}",
+        **NAME,
     )
 
 

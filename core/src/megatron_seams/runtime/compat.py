@@ -7,6 +7,7 @@ rest of the runtime imports from this module whatever moved or will move.
 import dataclasses
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any, Final
 
 from megatron.core.transformer.experimental_attention_variant.absorbed_mla import (
@@ -19,6 +20,7 @@ from megatron.core.transformer.multi_latent_attention import (
     MLASelfAttentionSubmodules,
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 # Fact: the hybrid classes live in `models/hybrid` under these names since 0.18; before, they are
 # called `Mamba...` and live in `ssm` and `models/mamba`. Goes: with 0.17.
@@ -32,9 +34,9 @@ except ModuleNotFoundError:
     from megatron.core.ssm.mamba_block import MambaStack as HybridStack
     from megatron.core.ssm.mamba_block import MambaStackSubmodules as HybridStackSubmodules
 
-# Fact: the hybrid stack's sparse attention selects for `AbsorbedMLASelfAttention` since 0.19; before,
-# for `MLASelfAttention`, whose submodules have the same names. The class exists before it is used
-# there, with other projections. Goes: with 0.18.
+# Fact: the hybrid stack's sparse attention selects for `AbsorbedMLASelfAttention` since 0.19;
+# before, for `MLASelfAttention`, whose submodules have the same names. The class exists before it
+# is used there, with other projections. Goes: with 0.18.
 if "linear_kv_up_proj" in AbsorbedMLASelfAttentionSubmodules.__dataclass_fields__:
     SparseSelfAttention = AbsorbedMLASelfAttention
     SparseSelfAttentionSubmodules = AbsorbedMLASelfAttentionSubmodules
@@ -42,13 +44,26 @@ else:
     SparseSelfAttention = MLASelfAttention
     SparseSelfAttentionSubmodules = MLASelfAttentionSubmodules
 
+#: Fact: sparse attention's indexer rotates its inputs by a Hadamard transform, whose kernel is a
+#: package of its own and takes bfloat16 on CUDA alone; since 0.19 this setting turns it off. Empty
+#: where it cannot be turned off. Goes: with 0.18.
+NO_ROTATION: Final[Mapping[str, Any]] = (
+    {"dsa_indexer_rotate_activation": False}
+    if "dsa_indexer_rotate_activation" in TransformerConfig.__dataclass_fields__
+    else {}
+)
+
 __all__ = [
     "ALWAYS_PASSED",
     "GLOBAL_NUMBERS",
+    "NO_ROTATION",
     "HybridModel",
     "HybridStack",
     "HybridStackSubmodules",
+    "SparseSelfAttention",
+    "SparseSelfAttentionSubmodules",
     "build_hybrid_model",
+    "dense_mlp",
     "hybrid_stack_spec",
     "native_submodules",
 ]

@@ -53,6 +53,14 @@ if TYPE_CHECKING:
 _WHY_NOT: Final = {
     "mamba": "upstream's Mamba-2 mixer needs a CUDA device and the mamba-ssm kernels",
     "gdn": "upstream's gated delta net needs a CUDA device and the flash-linear-attention kernels",
+    **(
+        {}
+        if compat.NO_ROTATION
+        else {
+            "dsa": "the indexer of this release's sparse attention needs a CUDA device and the "
+            "fast-hadamard-transform kernel"
+        }
+    ),
 }
 
 #: Fields of the configuration that choose a kernel which is not here; the numbers stay the same.

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from megatron_seams.plan import Plan
 from megatron_seams.recipe import Smoke
+from megatron_seams.runtime import compat
 
 #: One byte, one token.
 VOCABULARY: Final = 256
@@ -45,7 +46,7 @@ _OF_FAMILY: Final[Mapping[str, Mapping[str, Any]]] = {
         "dsa_indexer_topk": 32,
         # A Hadamard rotation of queries and keys alike leaves their products as they are; it is
         # there for the range of a low-precision kernel, which the toy does not use.
-        "dsa_indexer_rotate_activation": False,
+        **compat.NO_ROTATION,
     },
     "mamba": {"mamba_head_dim": _HEAD_WIDTH, "mamba_state_dim": 32, "mamba_num_groups": 2},
     "gdn": {

@@ -1,7 +1,5 @@
 """The whole layer's plugin."""
 
-import functools
-
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -17,8 +15,8 @@ class WholeLayer(TransformerLayer):
 @hookimpl
 def kda_layer(context):
     """Give the layer."""
-    mlp = functools.partial(
-        MLP.as_mlp_submodule,
+    mlp = ModuleSpec(
+        module=MLP,
         submodules=MLPSubmodules(
             linear_fc1=context.backend.column_parallel_linear(),
             linear_fc2=context.backend.row_parallel_linear(),
