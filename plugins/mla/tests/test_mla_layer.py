@@ -1,10 +1,7 @@
-"""The layer against the native one of Megatron 0.19: same parts, same keys, same numbers."""
+"""The layer, on whichever Megatron is on the path; against the native one where there is one."""
 
-import os
-import subprocess
-import sys
+import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +12,6 @@ from megatron_seams.hookspecs import LayerContext
 from megatron_seams_mla.plugin import mla_layer
 
 pytestmark = pytest.mark.megatron
-
-#: Names a folder with a Megatron-Core whose hybrid stack has no MLA.
-OLDER = "MEGATRON_BEFORE_MLA"
 
 SIZES = {
     "num_layers": 2,
@@ -49,7 +43,18 @@ def settings(**changes: Any) -> Any:
 
     from megatron_seams.runtime.local import LocalBackend
 
-    return MLATransformerConfig(**{**SIZES, **LocalBackend().settings(), **changes})
+    known = {field.name for field in dataclasses.fields(MLATransformerConfig)}
+    chosen = {k: v for k, v in LocalBackend().settings().items() if k in known}
+    return MLATransformerConfig(**{**SIZES, **chosen, **changes})
+
+
+@pytest.fixture
+def native_mla() -> None:
+    """For tests that compare with the native layer."""
+    from megatron_seams.runtime.compat import HybridStackSubmodules
+
+    if not hasattr(HybridStackSubmodules(), "mla_layer"):
+        pytest.skip("the hybrid stack of this Megatron has no native MLA to compare with")
 
 
 def te_settings(**changes: Any) -> Any:
@@ -92,7 +97,7 @@ def layer(
 
 
 def stack(config: Any, pg_collection: Any, *, symbol: str, offset: int = 0, **slot: Any) -> Any:
-    from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
+    from megatron_seams.runtime.compat import HybridStack, HybridStackSubmodules
 
     return HybridStack(
         config,
@@ -104,6 +109,13 @@ def stack(config: Any, pg_collection: Any, *, symbol: str, offset: int = 0, **sl
     )
 
 
+def dispatched(slot: str, spec: Any) -> Any:
+    """The spec as the runtime puts it into its slot."""
+    from megatron_seams.runtime.dispatch import Choice, dispatching_spec
+
+    return dispatching_spec(Choice(slot=slot, native=None, seams={1: spec}))
+
+
 def native_stack(config: Any, pg_collection: Any) -> Any:
     from megatron_seams.runtime.local import LocalBackend
 
@@ -111,6 +123,7 @@ def native_stack(config: Any, pg_collection: Any) -> Any:
     return stack(config, pg_collection, symbol="+", mla_layer=native)
 
 
+@pytest.mark.usefixtures("native_mla")
 @pytest.mark.parametrize("q_lora_rank", [12, None])
 def test_the_spec_is_the_native_one_of_upstreams_hybrid_stack(q_lora_rank: int | None) -> None:
     from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
@@ -119,6 +132,7 @@ def test_the_spec_is_the_native_one_of_upstreams_hybrid_stack(q_lora_rank: int |
     assert layer(config, te_backend()) == hybrid_stack_spec.submodules.mla_layer
 
 
+@pytest.mark.usefixtures("native_mla")
 @pytest.mark.parametrize("q_lora_rank", [12, None])
 def test_qk_norms_are_where_the_native_layer_resolves_them_to(q_lora_rank: int | None) -> None:
     from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
@@ -136,6 +150,7 @@ def test_qk_norms_are_where_the_native_layer_resolves_them_to(q_lora_rank: int |
     }
 
 
+@pytest.mark.usefixtures("native_mla")
 @pytest.mark.parametrize("version", ["0.18.2", "0.19.2"])
 @pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None}, {"qk_layernorm": True}], ids=str)
 @pytest.mark.parametrize(
@@ -186,12 +201,15 @@ def test_the_layer_keeps_the_global_number_that_the_stack_gives_it(
     assert [part.layer_number for part in built.layers] == [4]
 
 
-def test_before_0_19_the_layer_takes_a_stage_offset_and_is_never_sparse(
+def test_before_0_19_the_layer_takes_a_stage_offset_and_positions_and_is_never_sparse(
     pg_collection: Any,
 ) -> None:
+    import torch
     from megatron.core.transformer.spec_utils import build_module
 
-    config = settings(experimental_attention_variant="dsa")
+    config = settings()
+    # Past the constructor, which would want the sizes of the indexer, too.
+    config.experimental_attention_variant = "dsa"
     spec = layer(config, local_backend(), version="0.18.2", pg_collection=pg_collection)
     built = build_module(
         spec,
@@ -203,37 +221,38 @@ def test_before_0_19_the_layer_takes_a_stage_offset_and_is_never_sparse(
     )
     assert built.self_attention.config.experimental_attention_variant is None
     assert config.experimental_attention_variant == "dsa"
+    # What 0.17's model passes to every layer although MLA has positions of its own.
+    hidden = torch.randn(6, 2, config.hidden_size)
+    rotary = torch.randn(6, 1, 1, config.qk_pos_emb_head_dim)
+    with_rotary, _ = built(hidden, attention_mask=None, rotary_pos_emb=rotary)
+    without, _ = built(hidden, attention_mask=None)
+    assert torch.equal(with_rotary, without)
 
 
-def test_checkpoints_of_an_older_release_continue_natively_with_the_same_numbers(
-    pg_collection: Any, tmp_path: Path
+def test_upstreams_own_class_is_taken_wherever_it_fits(pg_collection: Any) -> None:
+    import inspect
+
+    from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+    spec = layer(settings(), local_backend(), version="0.18.2", pg_collection=pg_collection)
+    own = "pp_layer_offset" in inspect.signature(MLASelfAttention.__init__).parameters
+    assert (spec.submodules.self_attention.module is MLASelfAttention) == own
+
+
+@pytest.mark.parametrize("variant", [None, "dsa"])
+@pytest.mark.parametrize(
+    ("slot", "symbol"), [("attention_layer", "*"), ("mamba_layer", "M")], ids=["*", "M"]
+)
+def test_gradients_reach_every_parameter(
+    pg_collection: Any, slot: str, symbol: str, variant: str | None
 ) -> None:
     import torch
 
-    older = os.environ.get(OLDER)
-    if older is None:
-        pytest.skip(f"set {OLDER} to a folder that holds a Megatron-Core before 0.19")
-    file = tmp_path / "trained.pt"
-    script = Path(__file__).with_name("older_megatron.py")
-    path = os.pathsep.join([older, *sys.path])
-    subprocess.run(
-        [sys.executable, str(script), str(file)], check=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    saved = torch.load(file, weights_only=False)
-    assert Version(saved["version"]) < Version("0.19")
-    native = native_stack(settings(**saved["settings"]), pg_collection)
-    assert len(saved["runs"]) == 4
-    for run in saved["runs"].values():
-        native.load_state_dict(run["state"], strict=True)
-        assert torch.equal(native(run["hidden"], attention_mask=None), run["output"])
-
-
-def test_gradients_reach_every_parameter(pg_collection: Any) -> None:
-    import torch
-
     config = settings(qk_layernorm=True)
-    spec = layer(config, local_backend(), version="0.18.2", pg_collection=pg_collection)
-    built = stack(config, pg_collection, symbol="*", attention_layer=spec)
+    config.experimental_attention_variant = variant
+    spec = layer(config, local_backend(), slot=slot, version="0.18.2", pg_collection=pg_collection)
+    carried = dispatched(slot, spec)
+    built = stack(config, pg_collection, symbol=symbol, **{slot: carried})
     built(torch.randn(6, 2, config.hidden_size), attention_mask=None).square().sum().backward()
     without = [
         name
@@ -253,8 +272,12 @@ def test_a_configuration_without_latents_is_refused() -> None:
 
 @pytest.mark.parametrize("setting", ["mla_down_proj_fusion", "qk_l2_norm"])
 def test_a_setting_that_the_layer_does_not_have_is_refused(setting: str) -> None:
+    config = te_settings()
+    if not hasattr(config, setting):
+        pytest.skip(f"this Megatron has no {setting}")
+    setattr(config, setting, True)
     with pytest.raises(Unsupported, match=f"unset {setting}") as caught:
-        layer(te_settings(**{setting: True}), te_backend())
+        layer(config, te_backend())
     assert caught.value.key == f"megatron.{setting}"
 
 

@@ -1,24 +1,45 @@
-"""Upstream's MLA where the hybrid stack of its release does not know it."""
+"""Upstream's MLA, and what the hybrid stacks before 0.19 need between them and it.
+
+All that differs from release to release is here, each with the upstream fact that it answers to.
+"""
 
 import copy
-from typing import TYPE_CHECKING, Any
+import inspect
+from typing import TYPE_CHECKING, Any, Final
 
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from packaging.version import Version
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import MLATransformerConfig
+
+#: The first release whose hybrid stack builds MLA itself.
+NATIVE_SINCE: Final = Version("0.19")
+
+
+def attention_class(config: "MLATransformerConfig", megatron_version: Version) -> type:
+    """Upstream's class itself; the adapter only where this release and this model need it.
+
+    Args:
+        config: The model's configuration.
+        megatron_version: The release that builds the model.
+    """
+    # Fact: the hybrid stack of 0.17 passes `pp_layer_offset` to the `attention_layer` slot and its
+    # model passes rotary embeddings, neither of which its MLA takes. Goes: with 0.17.
+    refuses = "pp_layer_offset" not in inspect.signature(MLASelfAttention.__init__).parameters
+    # Fact: until 0.18, MLA hands its core attention the inputs of sparse attention wherever the
+    # configuration says so; with DSA and MLA layers in one model it says so for both. Goes: with
+    # 0.18.
+    sparse = megatron_version < NATIVE_SINCE and config.experimental_attention_variant == "dsa"
+    return HybridMLASelfAttention if refuses or sparse else MLASelfAttention
 
 
 class HybridMLASelfAttention(MLASelfAttention):  # type: ignore[misc]  # Megatron ships no types
     """``MLASelfAttention`` with the arguments that the hybrid stacks before 0.19 give a layer.
 
-    It adds no parameter, no buffer and no arithmetic. Two facts of upstream stand between:
-
-    - The stack passes ``pp_layer_offset``, which the MLA of 0.17 rejects. Only inference reads it,
-      and the seam does not support inference.
-    - Until 0.18, MLA hands its core attention the inputs of sparse attention wherever the
-      configuration says so; with DSA and MLA layers in one model it says so for both. This layer
-      is never sparse, so its own copy of the configuration does not.
+    It adds no parameter, no buffer and no arithmetic. ``pp_layer_offset`` is not used (only
+    inference reads it, which the seam does not support); ``rotary_pos_emb`` neither, since MLA
+    brings its own; and the layer is never sparse, so its own copy of the configuration is not.
     """
 
     def __init__(
@@ -32,3 +53,8 @@ class HybridMLASelfAttention(MLASelfAttention):  # type: ignore[misc]  # Megatro
         dense = copy.copy(config)
         dense.experimental_attention_variant = None
         super().__init__(dense, *args, **kwargs)
+
+    def forward(self, *args: Any, rotary_pos_emb: Any = None, **kwargs: Any) -> Any:
+        """As upstream's, [s, b, h] -> ([s, b, h], bias), with positions of its own."""
+        del rotary_pos_emb
+        return super().forward(*args, **kwargs)

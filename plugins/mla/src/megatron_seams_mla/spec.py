@@ -10,21 +10,14 @@ from megatron.core.extensions.transformer_engine import TELinear
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.multi_latent_attention import (
-    MLASelfAttention,
-    MLASelfAttentionSubmodules,
-)
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from packaging.version import Version
 
 from megatron_seams.errors import CannotRunHere, SettingsInvalid, Unsupported
 from megatron_seams.hookspecs import Backend, LayerContext
-from megatron_seams_mla.attention import HybridMLASelfAttention
-
-#: The first release whose hybrid stack builds MLA itself.
-NATIVE_SINCE = Version("0.19")
+from megatron_seams_mla.attention import attention_class
 
 #: Settings that the layer does not have, and why.
 _REFUSED = {
@@ -64,7 +57,7 @@ def layer_spec(context: LayerContext) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=context.backend.layer_norm(rms_norm=rms_norm),
             self_attention=ModuleSpec(
-                module=_attention(context.megatron_version),
+                module=attention_class(config, context.megatron_version),
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=submodules,
             ),
@@ -72,11 +65,6 @@ def layer_spec(context: LayerContext) -> ModuleSpec:
             sharded_state_dict_keys_map=dict(_FUSED_NAMES) if standing_norms else {},
         ),
     )
-
-
-def _attention(megatron_version: Version) -> type:
-    """Upstream's class itself, where the stack and the class know each other."""
-    return MLASelfAttention if megatron_version >= NATIVE_SINCE else HybridMLASelfAttention
 
 
 def _attention_submodules(
