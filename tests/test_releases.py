@@ -1,12 +1,13 @@
-"""The runtime and every plugin on each Megatron release that is supported beside the installed one.
+"""The runtime and every plugin on each supported Megatron release beside the installed one.
 
-The tests are those of `tests/runtime` and of the plugins' own folders, once more, in a process whose
-path has the older release in front. torch and everything else stay the environment's.
+The tests are those of `tests/runtime` and of the plugins' own folders, once more, in a process
+whose path has the older release in front. torch and everything else stay the environment's.
 """
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,7 +22,7 @@ _VERSION = "import megatron.core; print(megatron.core.__version__)"
 
 @pytest.mark.parametrize("release", megatron_releases.RUN)
 def test_the_runtime_and_the_plugins_pass_on(
-    release: str, repository: Path, tmp_path: Path, record_property: pytest.RecordProperty
+    release: str, repository: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     path = os.pathsep.join([str(megatron_releases.installation(release)), *sys.path])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
