@@ -53,5 +53,6 @@ def test_the_runtime_and_the_plugins_pass_on(
     # A collection that went wrong, or a skip that swallows the rest, must not pass for a success.
     assert ran > int(suite.attrib["skipped"])
     modules = {case.attrib["classname"].rpartition(".")[2] for case in suite if not len(case)}
-    assert {file.stem for file in (repository / "tests" / "runtime").glob("test_*.py")} <= modules
+    files = (repository / "tests" / "runtime").glob("test_*.py")
+    assert {file.stem for file in files if "mark.megatron" in file.read_text()} <= modules
     record_property("summary", done.stdout.strip().splitlines()[-1])
