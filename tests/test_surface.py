@@ -228,6 +228,59 @@ def test_what_holds_no_megatron_is_said_to_hold_none(
     assert str(path) in caught.value.asked
 
 
+def cut_short_gz(path: Path) -> None:
+    empty_sdist(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def test_an_sdist_that_is_cut_short_holds_no_megatron(tmp_path: Path) -> None:
+    cut_short_gz(tmp_path / "given.tar.gz")
+    with pytest.raises(MegatronMissing):
+        open_source(tmp_path / "given.tar.gz")
+
+
+def test_a_wheel_with_a_damaged_file_is_of_an_unknown_shape(tree: Path, tmp_path: Path) -> None:
+    wheel = archive_wheel(tree, tmp_path / "damaged.whl")
+    data = wheel.read_bytes()
+    line = b"class HybridStackSubmodules"
+    assert line in data
+    wheel.write_bytes(data.replace(line, line.upper()))
+    found = where(wheel)
+    assert found.surface.symbols == ()
+    assert [type(fault) for fault in found.faults] == [SurfaceUnknown]
+    assert "cannot be read" in found.faults[0].found
+
+
+# --- which Python it is for -------------------------------------------------------------------
+
+
+def test_the_python_is_what_the_metadata_says(installed: Path, tree: Path) -> None:
+    from importlib.metadata import metadata
+
+    said = metadata("megatron-core")["Requires-Python"]
+    assert open_source(installed).requires_python() == said == ">=3.12"
+    assert open_source(tree).requires_python() is None
+    (tree / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.13"\n')
+    assert open_source(tree).requires_python() == ">=3.13"
+
+
+@pytest.mark.parametrize(
+    "text", ["[project", "project = 3\n", "[project]\nrequires-python = 3\n", "\n", "\udcff"]
+)
+def test_metadata_that_says_no_python_is_passed_over(text: str, tree: Path) -> None:
+    (tree / "pyproject.toml").write_bytes(text.encode(errors="surrogateescape"))
+    assert open_source(tree).requires_python() is None
+
+
+def test_of_two_installations_in_one_folder_neither_is_believed(tree: Path) -> None:
+    for version, python in (("0.18.0", ">=3.10"), ("0.19.0", ">=3.12")):
+        record = tree / f"megatron_core-{version}.dist-info"
+        record.mkdir()
+        (record / "METADATA").write_text(f"Requires-Python: {python}\n")
+    assert open_source(tree).requires_python() is None
+
+
 # --- sources of another shape -----------------------------------------------------------------
 
 MAMBA_BRANCH = "if layer_type == LayerSymbols.MAMBA:"

@@ -95,7 +95,7 @@ def read_layer_configs(file: SourceFile) -> LayerConfigs | None:
     Raises:
         SurfaceUnknown: There is one and it is of a shape that this reader does not know.
     """
-    bound = bindings(file.nodes)
+    bound = file.bound
     if not bound[_TABLE]:
         return None
     tables = [
@@ -141,7 +141,7 @@ def hold_apart(file: SourceFile, name: str) -> None:
         SurfaceUnknown: It may be another's too.
     """
     found = [cls for cls in classes(file.tree.body, name) if cls.name == name]
-    bound = bindings(file.nodes)
+    bound = file.bound
     file.hold(len(found) == 1 and bound[name] == 1, f"{name} is not one class")
     bases = [base.id if isinstance(base, ast.Name) else "?" for base in found[0].bases]
     file.hold(

@@ -13,6 +13,7 @@ import tarfile
 import tomllib
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +22,7 @@ from packaging.version import InvalidVersion, Version
 
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
 from megatron_seams.installed import editable_roots, installed
+from megatron_seams.syntax import bindings
 
 DISTRIBUTION = "megatron-core"
 _VERSION = "core/package_info.py"
@@ -130,6 +132,11 @@ class SourceFile:
         """Every node of the tree, breadth first."""
         return tuple(ast.walk(self.tree))
 
+    @functools.cached_property
+    def bound(self) -> Counter[str]:
+        """How often each name is bound in it."""
+        return bindings(self.nodes)
+
     def hold(self, known: bool, otherwise: str) -> None:
         """Go on only if this is so.
 
@@ -188,7 +195,7 @@ def open_source(path: Path) -> MegatronSource:
                 return _folder(folder)
     elif path.is_file() and zipfile.is_zipfile(path):
         return _zip(path)
-    elif path.is_file() and tarfile.is_tarfile(path):
+    elif path.is_file() and _is_tar(path):
         return _tar(path)
     raise MegatronMissing(
         asked=f"the megatron-core at {path}",
@@ -276,6 +283,13 @@ def _zip(path: Path) -> MegatronSource:
         return {_METADATA: get(found[0]) or b""} if len(found) == 1 else {}
 
     return _archived(path, lambda name: get(f"megatron/{name}"), about)
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except _DAMAGED:  # compressed, and cut off before its first entry ends
+        return False
 
 
 def _tar(path: Path) -> MegatronSource:

@@ -23,6 +23,7 @@ from megatron_seams.syntax import (
     is_docstring,
     mentions,
     module_of,
+    own_nodes,
 )
 
 _BUILDER = "megatron.core.transformer.spec_utils"
@@ -83,7 +84,7 @@ class _Reader:
 
     def __init__(self, file: SourceFile, allocation: str, configs: LayerConfigs | None) -> None:
         self._file = file
-        self._bound = bindings(file.nodes)
+        self._bound = file.bound
         self._allocation = module_of(allocation)
         self._configs = configs
         self._letters = imported(file.tree, self._allocation).get("Symbols")
@@ -108,7 +109,7 @@ class _Reader:
         constructors = functions(stack.body, "__init__")
         file.hold(
             len(constructors) == 1
-            and bindings(stack.body)["__init__"] == 1
+            and bindings(own_nodes(stack.body))["__init__"] == 1
             and not constructors[0].decorator_list,
             f"{stack.name} has not one plain constructor",
         )
@@ -169,13 +170,13 @@ class _Reader:
         nodes = list(ast.walk(constructor))
         bound = bindings(nodes)
         self._file.hold(bound[key] == 1, f"{key} is bound more than once")
-        self._hold_given(stack, constructor, listed)
+        self._hold_given(stack, nodes, listed)
         yield from self._read_chain(chain, key)
         wraps = self._wraps(after, key)
         self._file.hold(
             bound["layer"] == wraps + _length(chain), "layer is bound outside the branches"
         )
-        self._hold_submodules(stack, constructor, chain)
+        self._hold_submodules(stack, nodes, chain)
         kept = [n for n in nodes if _stores(n, "layers")]
         self._file.hold(len(kept) == 1, "self.layers is set more than once")
 
@@ -235,9 +236,9 @@ class _Reader:
                         )
         return wraps
 
-    def _hold_given(self, stack: ast.ClassDef, constructor: ast.FunctionDef, listed: str) -> None:
+    def _hold_given(self, stack: ast.ClassDef, nodes: list[ast.AST], listed: str) -> None:
         """Hold the list of layers to be the caller's, or one that upstream's own reader makes."""
-        for node in ast.walk(constructor):
+        for node in nodes:
             match node:
                 case ast.Assign(targets=[target], value=value) if _is_list(target, listed):
                     known = _is_list(value, listed) or self._is_listing(value)
@@ -269,14 +270,12 @@ class _Reader:
                 return name in _LISTED_BY and known.get(name) == name and self._bound[name] == 1
         return False
 
-    def _hold_submodules(
-        self, stack: ast.ClassDef, constructor: ast.FunctionDef, chain: ast.If
-    ) -> None:
+    def _hold_submodules(self, stack: ast.ClassDef, nodes: list[ast.AST], chain: ast.If) -> None:
         """Hold the submodules to be the caller's own, or copies with every slot in its place."""
         known = {id(part) for part in ast.walk(chain)}
-        given = sum(argument.arg == SUBMODULES for argument in constructor.args.args)
+        given = sum(isinstance(node, ast.arg) and node.arg == SUBMODULES for node in nodes)
         self._file.hold(given == 1, "the constructor is given no submodules")
-        for node in ast.walk(constructor):
+        for node in nodes:
             match node:
                 case ast.Assign(
                     targets=[ast.Name(id=target) as stored],
@@ -289,7 +288,7 @@ class _Reader:
                     found = functions(stack.body, method)
                     if len(found) == 1 and keeps_slots(found[0]):
                         known |= {id(stored), id(passed)}
-        for node in ast.walk(constructor):
+        for node in nodes:
             if isinstance(node, ast.Name) and node.id == SUBMODULES:
                 self._file.hold(
                     id(node) in known,

@@ -34,6 +34,15 @@ def _bound(node: ast.AST) -> Iterator[str]:
             yield from names
 
 
+def own_nodes(body: Iterable[ast.stmt]) -> Iterator[ast.AST]:
+    """The nodes of a class's body, without what is inside its methods."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef):
+            yield node
+        else:
+            yield from ast.walk(node)
+
+
 def mentions(node: ast.AST, name: str) -> bool:
     """Whether a name stands anywhere below ``node``."""
     return any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))

@@ -18,7 +18,7 @@ import attrs
 from megatron_seams.exclusions import Exclusion, read_exclusions
 from megatron_seams.layer_configs import LayerConfigs, read_layer_configs
 from megatron_seams.sources import SourceFile
-from megatron_seams.syntax import bindings, classes, functions, is_docstring
+from megatron_seams.syntax import bindings, classes, functions, is_docstring, own_nodes
 
 _LAYERS = ("VALID_LAYERS", "VALID")
 _SEPARATORS = ("PIPE", "MTP_SEPARATOR")
@@ -59,7 +59,7 @@ def read_vocabulary(file: SourceFile) -> Vocabulary:
     found = classes(file.tree.body, "Symbols")
     file.hold(len(found) == 1 and found[0].name == "Symbols", f"{len(found)} classes named Symbols")
     symbols = found[0]
-    bound = bindings(file.nodes)
+    bound = file.bound
     file.hold(bound["Symbols"] == 1 and not bound["*"], "Symbols is bound more than once")
     file.hold(
         not symbols.bases and not symbols.keywords and not symbols.decorator_list,
@@ -105,7 +105,6 @@ def _members(
     """The letters of the class, and its sets of them."""
     letters: dict[str, str] = {}
     sets: dict[str, tuple[str, ...]] = {}
-    methods: list[str] = []
     for node in symbols.body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str() as letter)):
@@ -113,13 +112,12 @@ def _members(
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Set(elts=elements)):
                 sets[name] = tuple(part.id for part in elements if isinstance(part, ast.Name))
                 file.hold(len(sets[name]) == len(elements), f"Symbols.{name} is no set of names")
-            case ast.FunctionDef(name=name):
-                methods.append(name)
+            case ast.FunctionDef():
+                pass  # a method says nothing of the vocabulary
             case _:
                 # Annotated or computed members might say something of the vocabulary.
                 file.hold(is_docstring(node), f"line {node.lineno} of class Symbols")
-    body = [part for node in symbols.body for part in _outside_functions(node)]
-    twice = [name for name, count in bindings(body).items() if count > 1]
+    twice = [name for name, count in bindings(own_nodes(symbols.body)).items() if count > 1]
     file.hold(not twice, f"class Symbols binds {', '.join(twice)} more than once")
     stored = [
         part
@@ -128,10 +126,6 @@ def _members(
     ]
     file.hold(not stored, "a method of class Symbols changes it")
     return letters, sets
-
-
-def _outside_functions(node: ast.stmt) -> list[ast.AST]:
-    return [node] if isinstance(node, ast.FunctionDef) else list(ast.walk(node))
 
 
 def _hold_uses(
