@@ -353,6 +353,33 @@ class ReceiptDiffers(SeamsError):
     code = "SEAM-V02"
 
 
+# --- graduation -------------------------------------------------------------------------------
+
+
+class ProofUnreadable(SeamsError):
+    """A folder that is no proof of a smoke run, or one of whose files is not as it was written."""
+
+    code = "SEAM-G01"
+
+
+class NotGraduated(SeamsError):
+    """A seam whose layers this Megatron does not all build natively, or that built none."""
+
+    code = "SEAM-G02"
+
+
+class CheckpointDiffers(SeamsError):
+    """A key of the seam's checkpoint that the native model does not have, or the other way."""
+
+    code = "SEAM-G03"
+
+
+class NumbersDiffer(SeamsError):
+    """A native model that computes other numbers from the seam's checkpoint."""
+
+    code = "SEAM-G04"
+
+
 class Refusal(Exception):
     """A plan that could not be made, with every reason at once.
 

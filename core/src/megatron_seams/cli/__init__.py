@@ -12,6 +12,7 @@ import click
 from megatron_seams import __version__
 from megatron_seams.cli.common import show_refusal
 from megatron_seams.cli.explain import explain
+from megatron_seams.cli.graduate import graduate_command
 from megatron_seams.cli.list import list_families
 from megatron_seams.cli.resolve import resolve_command
 from megatron_seams.cli.smoke import smoke_command
@@ -43,7 +44,15 @@ def cli() -> None:
     """
 
 
-for command in (list_families, resolve_command, explain, surface, verify_command, smoke_command):
+for command in (
+    list_families,
+    resolve_command,
+    explain,
+    surface,
+    verify_command,
+    smoke_command,
+    graduate_command,
+):
     cli.add_command(command)
 
 

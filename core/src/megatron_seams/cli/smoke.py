@@ -40,6 +40,12 @@ _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}
 @click.option(
     "--steps", type=click.IntRange(min=1), help="Optimizer steps (default: the recipe's)."
 )
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep checkpoint, probe and receipt there, for `registry graduate` on a later Megatron.",
+)
 @receipt_option
 @click.pass_context
 def smoke_command(
@@ -49,35 +55,41 @@ def smoke_command(
     depth: int | None,
     data: Path | None,
     steps: int | None,
+    save: Path | None,
     receipt: Path | None,
 ) -> None:
     """Build every layer at toy width and train it on text, on this machine's CPU.
 
-    Exits with 1 if the loss on held-back text does not fall below that text's unigram entropy.
+    Exits with 1 if the loss on held-back text does not fall below that text's unigram entropy; with
+    --save it is the proof that counts, for which a few steps will do.
     """
     recipe = recipe_of(model, dialect, depth)
     plan = resolve(recipe, read_environment())
     show_faults(plan.findings, style="yellow")
-    _require_runtime(plan)
+    require_runtime(plan)
     # Before the training: a path that cannot be written should not cost a run.
     kept = make_receipt(plan, recipe)
     write_receipt(receipt, kept)
     out = console()
     # Upstream warns of every optional package that is absent, and torch of an absent GPU: on a CPU
     # both are the normal case.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    for noisy in ("torch.utils.cpp_extension", "megatron.core.dist_checkpointing"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from megatron_seams.runtime.smoke import run_smoke
+        from megatron_seams.runtime.smoke import Keep, run_smoke
 
-        report = run_smoke(plan, recipe.smoke, data, steps, out)
+        keep = Keep(folder=save, receipt=kept) if save else None
+        report = run_smoke(plan, recipe.smoke, data, steps, out, keep)
     note = "" if receipt else " (keep it with --receipt FILE)"
     out.print(f"receipt {json.loads(kept)['digest']}{note}", markup=False)
-    if not report.learned:
+    if save is not None:
+        out.print(f"proof {save}: registry graduate SEAM --from {save}", markup=False)
+    elif not report.learned:
         context.exit(ExitCode.FINDINGS)
 
 
-def _require_runtime(plan: Plan) -> None:
+def require_runtime(plan: Plan) -> None:
     """Refuse, before anything heavy is imported, where torch or a known Megatron cannot be.
 
     Raises:

@@ -20,6 +20,7 @@ from megatron_seams.recipe import Parallelism, Smoke
 from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.cpu import cpu_world
 from megatron_seams.runtime.curve import plot
+from megatron_seams.runtime.probe import refuse_used, save_proof
 from megatron_seams.runtime.text import (
     Text,
     draw_windows,
@@ -36,10 +37,25 @@ if TYPE_CHECKING:
 _HELD_BACK_WINDOWS: Final = 256
 #: Of which so many at a time.
 _HELD_BACK_BATCH: Final = 32
+#: Windows of it that a proof keeps with their losses and logits.
+_PROBE_WINDOWS: Final = 4
 #: The gradient's norm is cut here, as every published recipe does.
 _CLIP: Final = 1.0
 #: Share of the steps over which the learning rate rises; then it falls as a cosine to a tenth.
 _WARM_UP: Final = 0.05
+
+
+@attrs.frozen(kw_only=True)
+class Keep:
+    """Where a run leaves its proof (``registry graduate`` reads it).
+
+    Attributes:
+        folder: Does not exist yet, or is empty.
+        receipt: The text of the plan's receipt.
+    """
+
+    folder: Path
+    receipt: str
 
 
 @attrs.frozen(kw_only=True)
@@ -69,7 +85,12 @@ class SmokeReport:
 
 
 def run_smoke(
-    plan: Plan, smoke: Smoke, data: Path | None, steps: int | None, console: Console
+    plan: Plan,
+    smoke: Smoke,
+    data: Path | None,
+    steps: int | None,
+    console: Console,
+    keep: Keep | None = None,
 ) -> SmokeReport:
     """Train the plan's model at toy width, in this process, and say how it went.
 
@@ -82,6 +103,7 @@ def run_smoke(
         data: A text file; None for the standard library's sources.
         steps: Instead of the recipe's.
         console: Where progress and result are shown.
+        keep: Saves the trained model and what it says of some held-back text.
 
     Returns:
         The losses and the speed.
@@ -89,11 +111,15 @@ def run_smoke(
     Raises:
         Refusal: The model cannot be built here.
         DataInvalid: The text is too short.
+        CannotRunHere: ``keep`` names a folder that holds something.
     """
+    if keep is not None:
+        refuse_used(keep.folder)
     smoke = smoke if steps is None else attrs.evolve(smoke, steps=steps)
     text = read_text(data, sequence=smoke.sequence)
-    with _one_thread(), cpu_world(seed=smoke.seed):
-        model = build_model(on_one_rank(plan), settings=toy_settings(plan, smoke))
+    with one_thread(), cpu_world(seed=smoke.seed):
+        settings = toy_settings(plan, smoke)
+        model = build_model(on_one_rank(plan), settings=settings)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         console.print(
             f"{plan.name}: {len(model.decoder.layers)} layers at toy width, "
@@ -112,6 +138,9 @@ def run_smoke(
             tokens_per_second=smoke.steps * smoke.batch * smoke.sequence / seconds,
             seconds=seconds,
         )
+        if keep is not None:
+            tokens = spread_windows(text.held_back, count=_PROBE_WINDOWS, length=smoke.sequence + 1)
+            save_proof(keep.folder, model, tokens, settings=settings, receipt=keep.receipt)
     show_report(report, console)
     return report
 
@@ -143,7 +172,7 @@ def show_report(report: SmokeReport, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch to one thread.
 
     Matrices of this size gain little from a second one, lose much where other work shares the

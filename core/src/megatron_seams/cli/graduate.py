@@ -1,0 +1,102 @@
+"""``registry graduate``: the proof that a seam's checkpoint loads natively with its numbers."""
+
+import datetime
+import logging
+import warnings
+from pathlib import Path
+
+import click
+
+from megatron_seams.cli.common import console, json_option, print_json
+from megatron_seams.cli.smoke import require_runtime
+from megatron_seams.environment import Environment, read_environment
+from megatron_seams.errors import Refusal
+from megatron_seams.graduation import (
+    LOGITS_BAR,
+    LOSS_BAR,
+    Graduation,
+    find_candidate,
+    write_report,
+)
+from megatron_seams.proof import read_proof
+from megatron_seams.retirement import retirement
+
+
+@click.command("graduate")
+@click.argument("name")
+@click.option(
+    "--from",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="What `registry smoke --save DIR` left, on a Megatron that needs the seam.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Where to write what was compared (default: DIR/graduation-NAME.json).",
+)
+@json_option
+def graduate_command(name: str, folder: Path, report: Path | None, as_json: bool) -> None:
+    """Prove that native Megatron takes the place of seam NAME, or say what differs.
+
+    Loads the seam's checkpoint into the native model of the Megatron in hand: same keys, same
+    shapes, same loss. Only then is the seam called deletable.
+    """
+    environment = read_environment()
+    candidate = find_candidate(name, read_proof(folder), environment)
+    require_runtime(candidate.plan)
+    # Of what upstream and torch warn on a CPU, nothing concerns the comparison.
+    for noisy in ("torch.utils.cpp_extension", "megatron.core.dist_checkpointing"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron_seams.runtime.graduation import graduate
+
+        graduation = graduate(candidate)
+    today = datetime.datetime.now(datetime.UTC).date()
+    file = report or folder / f"graduation-{name}.json"
+    write_report(graduation, file, today)
+    if as_json:
+        print_json(graduation.to_dict(today))
+    else:
+        _print(graduation, file)
+    if graduation.reasons:
+        raise Refusal(graduation.reasons)
+    if not as_json:
+        _print_next(graduation, environment)
+
+
+def _print(graduation: Graduation, file: Path) -> None:
+    candidate, keys, numbers = graduation.candidate, graduation.keys, graduation.numbers
+    out = console()
+    out.print(
+        f"seam {candidate.name}, megatron-core {candidate.proof.megatron_core} -> native in "
+        f"{candidate.plan.surface.version}, layers "
+        f"{', '.join(str(position) for position in sorted(candidate.layers))}",
+        style="bold",
+        markup=False,
+    )
+    differing = len(keys.missing) + len(keys.unexpected) + len(keys.different)
+    out.print(f"keys     {keys.compared} compared, {differing} differ", markup=False)
+    if numbers is not None:
+        out.print(
+            f"loss     {numbers.loss_saved:.9f} -> {numbers.loss_native:.9f}, difference "
+            f"{numbers.loss_difference:.1e} (at most {LOSS_BAR:.0e})",
+            markup=False,
+        )
+        out.print(
+            f"logits   greatest difference {numbers.logits_difference:.1e} (at most "
+            f"{LOGITS_BAR:.0e}) over {numbers.tokens} tokens",
+            markup=False,
+        )
+    out.print(f"report   {file}", markup=False)
+
+
+def _print_next(graduation: Graduation, environment: Environment) -> None:
+    name = graduation.candidate.name
+    seam = next((seam for seam in environment.discovery.seams if seam.name == name), None)
+    advice = retirement(seam) if seam else "it is not installed here any more"
+    console().print(f"seam {name} is deletable: {advice}", style="bold green", markup=False)

@@ -1,0 +1,261 @@
+"""What a graduation compared, and what follows from it."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from megatron_seams.environment import Environment
+from megatron_seams.errors import (
+    CheckpointDiffers,
+    NotGraduated,
+    NumbersDiffer,
+    ProofUnreadable,
+    Refusal,
+    SeamsError,
+)
+from megatron_seams.plan import Native, Plan
+from megatron_seams.proof import Proof
+from megatron_seams.receipt import read_receipt
+from megatron_seams.resolver import resolve
+
+SCHEMA: Final = 1
+KIND: Final = "megatron-seams graduation"
+
+#: The mean loss may differ by this much, nats per token: float32 on a CPU, the same arithmetic.
+LOSS_BAR: Final = 1e-6
+#: Any single logit by this much.
+LOGITS_BAR: Final = 1e-5
+
+
+@attrs.frozen(kw_only=True)
+class Candidate:
+    """A seam's proof beside the plan that would build the same layers without the seam.
+
+    Attributes:
+        name: The seam.
+        proof: What it left.
+        seam: What the proof's receipt says of it.
+        receipt_digest: The digest of that receipt.
+        plan: The proof's recipe, resolved here.
+        layers: Layer number -> slot and symbol that carried the seam there.
+    """
+
+    name: str
+    proof: Proof
+    seam: Mapping[str, Any]
+    receipt_digest: str
+    plan: Plan
+    layers: Mapping[int, str]
+
+
+@attrs.frozen(kw_only=True)
+class Keys:
+    """The keys of the saved checkpoint held against those of the native model.
+
+    Attributes:
+        compared: How many there are on either side.
+        missing: Keys that the native model wants and the checkpoint lacks.
+        unexpected: Keys of the checkpoint that the native model has not.
+        different: Key -> what was saved and what is wanted, where shape or type differ.
+    """
+
+    compared: int
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    different: Mapping[str, tuple[str, str]] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Numbers:
+    """The probe's numbers, in float32 on the CPU.
+
+    Attributes:
+        tokens: Predictions compared.
+        loss_saved: The mean loss through the seam, nats per token.
+        loss_native: The same without it.
+        logits_difference: The greatest absolute difference of a logit.
+    """
+
+    tokens: int
+    loss_saved: float
+    loss_native: float
+    logits_difference: float
+
+    @property
+    def loss_difference(self) -> float:
+        """Absolute."""
+        return abs(self.loss_saved - self.loss_native)
+
+    @property
+    def equal(self) -> bool:
+        """Whether both differences are within their bars; a NaN is within none."""
+        return self.loss_difference <= LOSS_BAR and self.logits_difference <= LOGITS_BAR
+
+
+@attrs.frozen(kw_only=True)
+class Graduation:
+    """The whole comparison.
+
+    Attributes:
+        candidate: What was compared.
+        keys: The checkpoint's keys.
+        numbers: The probe's numbers; None where the checkpoint could not be loaded.
+    """
+
+    candidate: Candidate
+    keys: Keys
+    numbers: Numbers | None
+
+    @property
+    def reasons(self) -> tuple[SeamsError, ...]:
+        """Why the seam is not deletable; empty if it is."""
+        return tuple(_reasons(self))
+
+    def to_dict(self, today: datetime.date) -> dict[str, Any]:
+        """What the report says (docs/schema/graduation.schema.json)."""
+        candidate, numbers = self.candidate, self.numbers
+        surface = candidate.plan.surface
+        now = {layer.position: layer.provider for layer in candidate.plan.layers}
+        return {
+            "schema": SCHEMA,
+            "kind": KIND,
+            "date": today.isoformat(),
+            "seam": {"name": candidate.name, **candidate.seam},
+            "saved_on": {
+                "megatron_core": candidate.proof.megatron_core,
+                "receipt_digest": candidate.receipt_digest,
+            },
+            "loaded_on": {
+                "megatron_core": str(surface.version),
+                "surface_digest": surface.digest,
+            },
+            "layers": [
+                {
+                    "position": position,
+                    "saved_through": slot,
+                    "built_by": f"{now[position].slot} {now[position].symbol}",
+                }
+                for position, slot in sorted(candidate.layers.items())
+            ],
+            "keys": {
+                "compared": self.keys.compared,
+                "missing": list(self.keys.missing),
+                "unexpected": list(self.keys.unexpected),
+                "different": [
+                    {"key": key, "saved": saved, "native": native}
+                    for key, (saved, native) in sorted(self.keys.different.items())
+                ],
+            },
+            "numbers": None
+            if numbers is None
+            else {
+                **attrs.asdict(numbers),
+                "loss_difference": numbers.loss_difference,
+                "loss_bar": LOSS_BAR,
+                "logits_bar": LOGITS_BAR,
+            },
+            "deletable": not self.reasons,
+            "reasons": [reason.to_dict() for reason in self.reasons],
+        }
+
+
+def find_candidate(name: str, proof: Proof, environment: Environment) -> Candidate:
+    """Resolve the proof's recipe here and see that native Megatron builds the seam's layers.
+
+    Raises:
+        ReceiptUnreadable: The proof's receipt was edited.
+        ProofUnreadable: The proof was made on another Megatron than its receipt says.
+        Refusal: The recipe cannot be resolved here; or with a :class:`NotGraduated` for each
+            reason why there is nothing to prove.
+    """
+    body, recipe = read_receipt(proof.receipt)
+    old = body["plan"]
+    if old["megatron_core"]["version"] != proof.megatron_core:
+        raise ProofUnreadable(
+            asked="a proof and its receipt of one Megatron",
+            found=f"the proof was made on {proof.megatron_core}, its receipt on "
+            f"{old['megatron_core']['version']}",
+            next="make it anew: registry smoke RECIPE --save DIR",
+            subject=str(proof.folder),
+        )
+    layers = {
+        layer["position"]: f"{layer['slot']} {layer['symbol']}"
+        for layer in old["layers"]
+        if layer["seam"] == name
+    }
+    if not layers:
+        built = ", ".join(sorted(old["seams"])) or "none"
+        raise Refusal([_not_graduated(name, f"the proof has no layer of it; its seams: {built}")])
+    plan = resolve(recipe, environment)
+    held = [
+        layer.position
+        for layer in plan.layers
+        if layer.position in layers and not isinstance(layer.provider, Native)
+    ]
+    if held:
+        found = f"on megatron-core {plan.surface.version} a seam still builds these layers"
+        raise Refusal([_not_graduated(name, found, tuple(held))])
+    return Candidate(
+        name=name,
+        proof=proof,
+        seam=old["seams"][name],
+        receipt_digest=body["digest"],
+        plan=plan,
+        layers=layers,
+    )
+
+
+def write_report(graduation: Graduation, file: Path, today: datetime.date) -> None:
+    """Write what was compared, for the record of a deletion."""
+    text = json.dumps(graduation.to_dict(today), indent=2, sort_keys=True, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def _not_graduated(name: str, found: str, positions: tuple[int, ...] = ()) -> NotGraduated:
+    return NotGraduated(
+        asked=f"native layers in the place of seam {name!r}",
+        found=found,
+        next="run this where native Megatron builds the family (registry list), on a proof that "
+        "registry smoke --save made where it does not",
+        subject=name,
+        positions=positions,
+    )
+
+
+def _reasons(graduation: Graduation) -> list[SeamsError]:
+    keys, name = graduation.keys, graduation.candidate.name
+    groups = {
+        "keys that the native model wants and the checkpoint lacks": keys.missing,
+        "keys of the checkpoint that the native model has not": keys.unexpected,
+        "keys with another shape or type": tuple(
+            f"{key} (saved {saved}, native {native})"
+            for key, (saved, native) in sorted(keys.different.items())
+        ),
+    }
+    reasons: list[SeamsError] = [
+        CheckpointDiffers(
+            asked=f"the checkpoint of seam {name!r} under native Megatron's keys",
+            found=f"{len(found)} {what}: {', '.join(found)}",
+            next="keep the seam, or convert the checkpoints before it is deleted",
+            subject=name,
+        )
+        for what, found in groups.items()
+        if found
+    ]
+    numbers = graduation.numbers
+    if numbers is not None and not numbers.equal:
+        reasons.append(
+            NumbersDiffer(
+                asked=f"the numbers of seam {name!r} from native Megatron",
+                found=f"loss {numbers.loss_saved:.9f} became {numbers.loss_native:.9f} (difference "
+                f"{numbers.loss_difference:.1e}, at most {LOSS_BAR:.0e}); a logit differs by "
+                f"{numbers.logits_difference:.1e} (at most {LOGITS_BAR:.0e})",
+                next="keep the seam: what upstream builds is not its equivalent",
+                subject=name,
+            )
+        )
+    return reasons

@@ -1,0 +1,113 @@
+"""The proof that a smoke run leaves for a later Megatron: its files, and that they are whole."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from megatron_seams.errors import ProofUnreadable
+from megatron_seams.receipt import receipt_digest
+
+SCHEMA: Final = 1
+KIND: Final = "megatron-seams proof"
+
+#: The file that describes the others; without it a folder is no proof.
+INDEX: Final = "proof.json"
+RECEIPT: Final = "receipt.json"
+PROBE: Final = "probe.pt"
+CHECKPOINT: Final = "checkpoint"
+
+
+@attrs.frozen(kw_only=True)
+class Proof:
+    """A folder with a receipt, a probe and a checkpoint.
+
+    Attributes:
+        folder: Where it is.
+        megatron_core: The version that trained and saved it.
+        settings: The native settings that the toy model was built with.
+    """
+
+    folder: Path
+    megatron_core: str
+    settings: Mapping[str, Any]
+
+    @property
+    def receipt(self) -> Path:
+        """The receipt of the plan that was trained."""
+        return self.folder / RECEIPT
+
+    @property
+    def probe(self) -> Path:
+        """Token ids, losses and logits."""
+        return self.folder / PROBE
+
+    @property
+    def checkpoint(self) -> Path:
+        """Upstream's own checkpoint folder."""
+        return self.folder / CHECKPOINT
+
+
+def write_index(proof: Proof) -> None:
+    """Describe the files that are there by now; the last step of making a proof."""
+    body: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "megatron_core": proof.megatron_core,
+        "settings": dict(proof.settings),
+        "files": _digests(proof.folder),
+    }
+    body["digest"] = receipt_digest(body)
+    text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (proof.folder / INDEX).write_text(text, encoding="utf-8")
+
+
+def read_proof(folder: Path) -> Proof:
+    """Read a proof and hold its files to their digests.
+
+    Raises:
+        ProofUnreadable: It is none, of another schema, or a file is missing, new or changed.
+    """
+
+    def unreadable(found: str) -> ProofUnreadable:
+        return ProofUnreadable(
+            asked="the proof of a smoke run",
+            found=found,
+            next="make it anew, on the Megatron that needs the seam: registry smoke RECIPE --save "
+            "DIR",
+            subject=str(folder),
+            file=str(folder / INDEX),
+        )
+
+    try:
+        body = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if not isinstance(body, dict) or (body.get("kind"), body.get("schema")) != (KIND, SCHEMA):
+            raise unreadable(f"it is not a {KIND} of schema {SCHEMA}")
+        proof = Proof(
+            folder=folder,
+            megatron_core=str(body["megatron_core"]),
+            settings=dict(body["settings"]),
+        )
+        stated, there = dict(body["files"]), _digests(folder)
+        edited = body["digest"] != receipt_digest(body)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise unreadable(f"{type(error).__name__}: {error}") from error
+    if edited:
+        raise unreadable("it was edited once written")
+    changed = sorted(name for name in stated.keys() | there if stated.get(name) != there.get(name))
+    if changed:
+        raise unreadable(f"missing, new or changed since it was made: {', '.join(changed)}")
+    return proof
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Path inside the folder -> SHA-256, for every file but the index and later reports."""
+    parts = [folder / RECEIPT, folder / PROBE, *sorted((folder / CHECKPOINT).rglob("*"))]
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in parts
+        if file.is_file()
+    }

@@ -1,0 +1,42 @@
+"""How a seam goes: the folder to delete in a workspace, or the distribution to uninstall."""
+
+import tomllib
+from pathlib import Path
+
+from megatron_seams.hookspecs import PROJECT
+from megatron_seams.installed import Installed, editable_roots, installed
+from megatron_seams.seam import Seam
+
+
+def retirement(seam: Seam) -> str:
+    """What to do once native Megatron builds what ``seam`` builds, as a command to a person.
+
+    ``delete plugins/mla`` where the seam is a project of a workspace, ``uninstall
+    megatron-seams-mla`` where it was installed from a wheel. A distribution with further seams is
+    kept, and only the seam's own package goes.
+    """
+    for project in installed(seam.distribution):
+        roots = editable_roots(project.distribution)
+        if not _alone(project):
+            folder = _in_workspace(seam.directory) if roots else seam.directory.as_posix()
+            return f"delete {folder} and its entry point in {seam.distribution}"
+        if roots:
+            return f"delete {_in_workspace(roots[0])}"
+    return f"uninstall {seam.distribution}"
+
+
+def _alone(project: Installed) -> bool:
+    points = project.entry_points(PROJECT)
+    return not isinstance(points, str) and len(points) == 1
+
+
+def _in_workspace(folder: Path) -> str:
+    """The folder as it is called from the root of its workspace; as it is without one."""
+    for parent in folder.parents:
+        try:
+            root = tomllib.loads((parent / "pyproject.toml").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if "workspace" in root.get("tool", {}).get("uv", {}):
+            return folder.relative_to(parent).as_posix()
+    return folder.as_posix()

@@ -1,0 +1,103 @@
+"""A model's checkpoint through upstream's own distributed checkpointing, and what is in it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensor,
+    apply_factories,
+)
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+if TYPE_CHECKING:
+    from megatron_seams.runtime.compat import HybridModel
+
+#: Where the receipt travels: common state beside the sharded tensors, never a key of the model.
+RECEIPT: Final = "megatron_seams_receipt"
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """What a checkpoint holds under one key.
+
+    Attributes:
+        shape: The global shape; None for an object that is no tensor.
+        dtype: The tensor's type, ``float32``; None for an object.
+    """
+
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+    def __str__(self) -> str:
+        """``float32 [64, 128]``, or what it is else."""
+        return f"{self.dtype} {list(self.shape)}" if self.shape is not None else "an object"
+
+
+def save_checkpoint(model: "HybridModel", receipt: str, folder: Path) -> None:
+    """Save a model with its receipt as common state.
+
+    Args:
+        model: Not wrapped; all its ranks call this.
+        receipt: The receipt's text.
+        folder: Exists and is empty.
+    """
+    dist_checkpointing.save({**model.sharded_state_dict(), RECEIPT: receipt}, str(folder))
+
+
+def load_checkpoint(model: "HybridModel", folder: Path) -> None:
+    """Load a checkpoint strictly: every key of the model from the file, none left over.
+
+    Raises:
+        RuntimeError: The loaded keys are not the model's (torch's own message).
+        megatron.core.dist_checkpointing.core.CheckpointingException: A key is not in the file, or
+            has another shape there.
+    """
+    loaded = dist_checkpointing.load(model.sharded_state_dict(), str(folder))
+    # Common state comes back whole; what is not the model's would fail the strict load.
+    loaded.pop(RECEIPT, None)
+    model.load_state_dict(loaded, strict=True)
+
+
+def saved_receipt(folder: Path) -> str | None:
+    """The text of the receipt that travelled in a checkpoint; None if none did."""
+    receipt = dist_checkpointing.load_common_state_dict(str(folder)).get(RECEIPT)
+    return receipt if isinstance(receipt, str) else None
+
+
+def saved_entries(folder: Path) -> dict[str, Entry]:
+    """Key -> entry of a checkpoint on disk, by torch's own reader of its format.
+
+    Upstream's ``load_tensors_metadata`` hands torch's tensor properties on to ``torch.empty``,
+    which fails since those have strides.
+    """
+    metadata = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    return {
+        key: Entry(shape=tuple(part.size), dtype=_name(part.properties.dtype))
+        if isinstance(part, TensorStorageMetadata)
+        else Entry()
+        for key, part in metadata.items()
+        if key.partition("/")[0] != RECEIPT
+    }
+
+
+def model_entries(model: "HybridModel") -> dict[str, Entry]:
+    """Key -> entry of the checkpoint that a model would be saved to."""
+    state = model.sharded_state_dict()
+    apply_factories(state)
+    entries: dict[str, Entry] = {}
+    for part in nested_values(state):
+        if isinstance(part, ShardedTensor):
+            entries[part.key] = Entry(shape=tuple(part.global_shape), dtype=_name(part.dtype))
+        elif isinstance(part, ShardedObject):
+            entries[part.unique_key] = Entry()
+    return entries
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix(f"{torch.__name__}.")
