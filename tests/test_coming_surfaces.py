@@ -220,6 +220,8 @@ def test_a_slot_that_is_specialised_before_it_is_built_is_still_that_slot(tmp_pa
         ("spec.submodules.self_attention.module = Other", "other.module = Other"),
         ("spec.submodules.self_attention.module = Other", "layer_type = Other"),
         ("spec.submodules.self_attention.module = Other", "change(spec)"),
+        ("spec.submodules.self_attention.module = Other", "copied(spec).module = Other"),
+        ("spec = submodules.SLOT\n", "spec = others.SLOT\n"),
         ("import Other", "import Other as build_module"),
         ("build_module(spec,", "build_module(spec or submodules.mlp_layer,"),
         ("build_module(spec,", "build_module(other,"),
@@ -231,6 +233,34 @@ def test_a_local_name_that_may_be_another_slots_is_refused(
     body = RESPECIALISED.replace(line, instead)
     assert body != RESPECIALISED
     refuse(tree(tmp_path, vocabulary(MAIN), stack(MAIN, bodies={"GDN": body})))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("submodules.mlp_layer, config", "others.mlp_layer, config"),
+        ("layer_type == LayerSymbols.MLP", "layer_type == Others.MLP"),
+        ("layer_type == LayerSymbols.MLP", "pp_layer_offset == LayerSymbols.MLP"),
+        ("import Symbols as LayerSymbols", "import Letters as LayerSymbols"),
+        ("pg_collection=None):", "pg_collection=None, LayerSymbols=None):"),
+        ("self, config, submodules, ", "self, config, "),
+        ("def __init__(", "def build("),
+        ("class HybridStack:", "class OtherStack:"),
+        ("class HybridStack:", "@other\nclass HybridStack:"),
+        ("class HybridStack:", "HybridStack = Other\n\n\nclass HybridStack:"),
+        ("class HybridStackSubmodules:", "class HybridStackParts:"),
+        ("class HybridStackSubmodules:", "class HybridStackSubmodules(Parts):"),
+        ("class HybridStackSubmodules:", "class HybridStackSubmodules(metaclass=Parts):"),
+        ("class HybridStackSubmodules:", "@other\nclass HybridStackSubmodules:"),
+        ("            pass\n", "            layer += other\n"),
+        ("            pass\n", "            layer, _ = other(layer)\n"),
+        ("            pass\n", "            del layer\n"),
+    ],
+)
+def test_a_stack_of_another_shape_is_refused(old: str, new: str, tmp_path: Path) -> None:
+    loop = stack(MAIN)
+    assert old in loop
+    refuse(tree(tmp_path, vocabulary(MAIN), loop.replace(old, new, 1)))
 
 
 # --- further symbols --------------------------------------------------------------------------
@@ -404,6 +434,17 @@ def test_a_class_that_may_be_another_layers_too_is_refused(base: str, tmp_path: 
         ("deepcopy(config)\n", "deepcopy(config)\n        symbol = ALIASES[symbol]\n"),
         ("from megatron.core.configs import", "from megatron.core.others import"),
         (f"Symbols.MLA: {CLASSES['MLA']}, ", ""),
+        (f"\n{TABLE} = {{", f"\n{TABLE} = dict() | {{"),
+        ("copied.__class__", "config.__class__"),
+        ("copied.__class__ = LAYER_SYMBOL_TO_CONFIG_CLASS", "copied.__class__ = OTHERS"),
+        ("made.append(copied)", "made.append(config)"),
+        ("made.append(copied)", "others.append(copied)"),
+        ("return made", "return others"),
+        ("for symbol in segment:", "for symbol in others:"),
+        ("_check(segment)\n    made", "_check(segment := expanded(segment))\n    made"),
+        ("_check(segment)\n    made", "if config:\n        return config\n    made"),
+        ("class Symbols:", f"{CLASSES['MLA']} = {CLASSES['MLP']}\n\n\nclass Symbols:"),
+        (f"import {CLASSES['ATTENTION']}, ", f"import Other as {CLASSES['ATTENTION']}, "),
     ],
 )
 def test_a_table_of_another_shape_is_refused(old: str, new: str, tmp_path: Path) -> None:
@@ -411,6 +452,44 @@ def test_a_table_of_another_shape_is_refused(old: str, new: str, tmp_path: Path)
     assert old in text
     changed = text.replace(old, new, 1)
     refuse(tree(tmp_path, changed, stack(MAIN, classes=CLASSES), config_classes()))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (FROM_CONFIG, FROM_CONFIG.replace("CLASS[symbol]", "CLASS[others]")),
+        (FROM_CONFIG, FROM_CONFIG.replace("made.append", "others.append")),
+        (FROM_CONFIG, FROM_CONFIG.replace(TABLE, "OTHERS")),
+        (FROM_CONFIG, FROM_CONFIG.replace("from_config", "like")),
+    ],
+)
+def test_configurations_that_are_made_otherwise_are_refused(
+    old: str, new: str, tmp_path: Path
+) -> None:
+    text = table(CLASSES, FROM_CONFIG)
+    assert old in text
+    changed = text.replace(old, new, 1)
+    refuse(tree(tmp_path, changed, stack(MAIN, classes=CLASSES), config_classes()))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (f"class {CLASSES['MLA']}(", "class Other("),
+        (f"class {CLASSES['MLA']}(TransformerConfig)", f"class {CLASSES['MLA']}"),
+        (f"class {CLASSES['MLA']}(TransformerConfig", f"class {CLASSES['MLA']}(metaclass=Kinds"),
+        (
+            f"class {CLASSES['MLA']}(TransformerConfig",
+            f"class {CLASSES['MLA']}(TransformerConfig, metaclass=Kinds",
+        ),
+        ("class", f"{CLASSES['MLA']} = Other\n\n\nclass"),
+    ],
+)
+def test_a_class_of_another_shape_is_refused(old: str, new: str, tmp_path: Path) -> None:
+    text = config_classes()
+    assert old in text
+    loop = stack(MAIN, classes=CLASSES)
+    refuse(tree(tmp_path, table(CLASSES), loop, text.replace(old, new, 1)))
 
 
 @pytest.mark.parametrize(

@@ -493,6 +493,24 @@ ALLOCATIONS: dict[str, Change] = {
         "\\g<0>    if Symbols.MLP in total_layers_count:\n        raise ValueError('no')\n",
     ),
 }
+#: Rewrites of what a stack up to 0.16 takes its part of the list with.
+SELECTS: dict[str, Change] = {
+    "letters are mapped": sub(
+        r"selected_list = layer_type_list\[.*\]", "selected_list = remapped()"
+    ),
+    "the list is changed before": sub(
+        r"        selected_list = ", r"        layer_type_list = remapped()\n\g<0>"
+    ),
+    "the part is changed afterwards": sub(
+        r"        return offset, selected_list", r"        selected_list = remapped()\n\g<0>"
+    ),
+    "another is returned": sub(
+        r"        selected_list = ", r"        if OTHER:\n            return 0, OTHER\n\g<0>"
+    ),
+    "nothing is returned": sub(
+        r"        return offset, selected_list\n", "        self.o = offset\n"
+    ),
+}
 EDITED = ("0.16", "0.19")
 
 
@@ -537,6 +555,13 @@ def test_a_wheel_whose_symbols_are_rewritten_is_refused(
     what: str, release: str, tmp_path: Path
 ) -> None:
     refuse(rewritten(release, 0, ALLOCATIONS[what], tmp_path))
+
+
+@pytest.mark.parametrize("what", SELECTS)
+def test_a_wheel_whose_selection_of_layers_is_rewritten_is_refused(
+    what: str, tmp_path: Path
+) -> None:
+    refuse(rewritten("0.16", 1, SELECTS[what], tmp_path))
 
 
 @pytest.mark.parametrize("release", EDITED)

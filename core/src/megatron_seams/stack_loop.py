@@ -110,7 +110,8 @@ class _Reader:
         file.hold(
             len(constructors) == 1
             and bindings(own_nodes(stack.body))["__init__"] == 1
-            and not constructors[0].decorator_list,
+            and not constructors[0].decorator_list
+            and not stack.decorator_list,
             f"{stack.name} has not one plain constructor",
         )
         branches = tuple(self._branches(stack, constructors[0]))
@@ -147,13 +148,20 @@ class _Reader:
                     self._file.hold(id(node) in inner, f"line {node.lineno} may change {name}")
 
     def _slots(self, submodules: ast.ClassDef) -> tuple[str, ...]:
+        file = self._file
+        file.hold(
+            not submodules.bases
+            and not submodules.keywords
+            and all(mentions(node, "dataclass") for node in submodules.decorator_list),
+            f"{submodules.name} is not a plain dataclass",
+        )
         fields: list[str] = []
         for node in submodules.body:
             match node:
                 case ast.AnnAssign(target=ast.Name(id=name)):
                     fields.append(name)
                 case _:
-                    self._file.hold(
+                    file.hold(
                         is_docstring(node), f"line {node.lineno} of {submodules.name} is no field"
                     )
         return tuple(fields)
