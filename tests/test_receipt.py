@@ -16,11 +16,12 @@ from megatron_seams.errors import (
     ReceiptUnreadable,
     SeamsError,
 )
-from megatron_seams.receipt import make_receipt, read_receipt, receipt_digest, verify
+from megatron_seams.receipt import make_receipt, read_receipt, receipt_digest
 from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.sources import in_hand, open_source
 from megatron_seams.surface import NativeSurface, read_surface
+from megatron_seams.verification import verify
 from seam_support import (
     TODAY,
     Table,

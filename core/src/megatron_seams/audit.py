@@ -10,6 +10,7 @@ from megatron_seams.environment import Environment
 from megatron_seams.errors import ExperimentNotNamed, NoProvider, OnlyBroken, SeamsError
 from megatron_seams.families import Family
 from megatron_seams.recipe import Recipe
+from megatron_seams.retirement import retirement
 from megatron_seams.seam import Seam
 from megatron_seams.surface import NativeSymbol
 
@@ -144,8 +145,8 @@ def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRo
         state = "superseded" if retired else "native"
         note = family.summary
         if retired:
-            names = " and ".join(f"seam {seam.name} ({seam.distribution})" for seam in retired)
-            note = f"native {symbol.symbol!r} in this Megatron; delete {names}"
+            gone = " and ".join(dict.fromkeys(retirement(seam) for seam in retired))
+            note = f"superseded: native {symbol.symbol!r} in this Megatron; {gone}"
     return FamilyRow(
         family=family,
         state=state,

@@ -353,6 +353,12 @@ class ReceiptDiffers(SeamsError):
     code = "SEAM-V02"
 
 
+class AcceptanceInvalid(SeamsError):
+    """An acceptance without a reason, or of a receipt that cannot be written."""
+
+    code = "SEAM-V03"
+
+
 # --- graduation -------------------------------------------------------------------------------
 
 

@@ -1,15 +1,27 @@
 """Which configuration fields, model arguments and flags one Megatron has, read from its source."""
 
 import ast
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import attrs
 
+from megatron_seams.dataclass_fields import UNREAD, ClassReader, NotUnderstoodError, literal
+from megatron_seams.flag_reader import CommandLine, read_command_line
+from megatron_seams.flags import Flag
 from megatron_seams.sources import MegatronSource
 
-_CONFIG = ("core/model_parallel_config.py", "core/transformer/transformer_config.py")
-_MODEL = ("core/models/hybrid/hybrid_model.py", "core/models/mamba/mamba_model.py")
-_FLAGS = "training/arguments.py"
+_CONFIG: Final = (
+    ("core/transformer/transformer_config.py", "MLATransformerConfig"),
+    ("core/transformer/transformer_config.py", "TransformerConfig"),
+    ("core/model_parallel_config.py", "ModelParallelConfig"),
+)
+#: The model's class, newest name first: 0.18 keeps the older name for one that passes on.
+_MODEL: Final = (
+    ("core/models/hybrid/hybrid_model.py", "HybridModel"),
+    ("core/models/mamba/mamba_model.py", "MambaModel"),
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -17,19 +29,32 @@ class NativeSettings:
     """The names that this Megatron knows.
 
     Attributes:
-        config_fields: Fields of its model configuration dataclasses.
-        model_arguments: Parameters of its hybrid model's constructor.
-        flags: Command-line flags spelled out in its argument parser. Flags that it generates from
-            dataclasses are not seen: a seam then stays one release too long, never one too short.
+        config_fields: Fields of its model configuration dataclasses, inherited ones included ->
+            their default values, or UNREAD where one is no literal.
+        model_arguments: The same for the parameters of its hybrid model's constructor.
+        flags: Spelling -> flag of its command line, those that it generates from dataclasses
+            included. One that is not surely there is left out: a seam that waits for it then stays
+            one release too long, never one too short.
+        unread: Why this may not be all, one sentence each.
     """
 
-    config_fields: frozenset[str] = frozenset()
-    model_arguments: frozenset[str] = frozenset()
-    flags: frozenset[str] = frozenset()
+    config_fields: Mapping[str, Any] = attrs.field(factory=dict)
+    model_arguments: Mapping[str, Any] = attrs.field(factory=dict)
+    flags: Mapping[str, Flag] = attrs.field(factory=dict)
+    unread: tuple[str, ...] = ()
 
     def knows(self, key: str) -> bool:
         """Whether a recipe's ``[megatron]`` may set ``key``."""
         return key in self.config_fields or key in self.model_arguments
+
+    def nearest(self, key: str) -> tuple[str, ...]:
+        """The real names that look most like ``key``: information, never applied."""
+        names = sorted({*self.config_fields, *self.model_arguments})
+        return tuple(difflib.get_close_matches(key, names, n=3))
+
+    def of_dest(self, dest: str) -> tuple[Flag, ...]:
+        """The flags whose value goes by the name ``dest``."""
+        return tuple(dict.fromkeys(flag for flag in self.flags.values() if flag.dest == dest))
 
 
 def read_settings(source: MegatronSource) -> NativeSettings:
@@ -38,39 +63,21 @@ def read_settings(source: MegatronSource) -> NativeSettings:
     Raises:
         SurfaceUnknown: A file is not Python that this interpreter can read.
     """
+    reader = ClassReader(source)
+    fields: dict[str, Any] = {}
+    unread: list[str] = []
+    for path, name in _CONFIG:
+        located = reader.find(path, name)
+        try:
+            read = reader.fields(located) if located else {}
+        except NotUnderstoodError as error:
+            unread.append(f"the fields of {name}: {error}")
+            continue
+        fields |= {field.name: field.default for field in read.values()}
+    line = read_command_line(source, reader)
     return NativeSettings(
-        config_fields=frozenset(name for path in _CONFIG for name in _fields(source, path)),
-        model_arguments=frozenset(name for path in _MODEL for name in _arguments(source, path)),
-        flags=frozenset(_flags(source)),
+        config_fields=fields,
+        model_arguments=_arguments(reader),
+        flags=line.flags,
+        unread=(*unread, *line.unread),
     )
-
-
-def _classes(source: MegatronSource, path: str) -> Iterator[ast.ClassDef]:
-    tree = source.parse(path)
-    for node in tree.body if tree else []:
-        if isinstance(node, ast.ClassDef):
-            yield node
-
-
-def _fields(source: MegatronSource, path: str) -> Iterator[str]:
-    for cls in _classes(source, path):
-        for node in cls.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                yield node.target.id
-
-
-def _arguments(source: MegatronSource, path: str) -> Iterator[str]:
-    for cls in _classes(source, path):
-        for node in cls.body:
-            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                yield from (argument.arg for argument in node.args.args[1:])
-
-
-def _flags(source: MegatronSource) -> Iterator[str]:
-    tree = source.parse(_FLAGS)
-    for node in ast.walk(tree) if tree else []:
-        match node:
-            case ast.Call(func=ast.Attribute(attr="add_argument"), args=arguments):
-                for argument in arguments:
-                    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                        yield argument.value

@@ -1,25 +1,23 @@
 """Receipts: a plan on disk with the versions and digests that produced it, byte for byte the same.
 
-A receipt holds the recipe that was asked, so that holding an environment to it means resolving that
-recipe again and comparing everything: the Megatron, each seam's distribution and code, each layer.
+A receipt holds the recipe that was asked, so that an environment can be held to it
+(:mod:`megatron_seams.verification`).
 """
 
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from megatron_seams import __version__
-from megatron_seams.environment import Environment
-from megatron_seams.errors import ReceiptDiffers, ReceiptUnreadable, Refusal, SeamsError
+from megatron_seams.errors import ReceiptUnreadable
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.plan import Custom, Layer, Plan
 from megatron_seams.recipe import Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.seam import Seam
 from megatron_seams.strict import key_of, structure
 
@@ -110,13 +108,28 @@ def code_digest(seam: Seam) -> str:
 
 def make_receipt(plan: Plan, recipe: Recipe) -> str:
     """The receipt of ``plan`` as text, ending in a newline; the same plan gives the same bytes."""
+    return receipt_text(describe_plan(plan), _plain(recipe))
+
+
+def receipt_text(
+    plan: Mapping[str, Any], request: Mapping[str, Any], accepted: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The text of a receipt.
+
+    Args:
+        plan: As :func:`describe_plan` gives it.
+        request: The recipe as JSON values.
+        accepted: Its history, the oldest first (:mod:`megatron_seams.acceptance`).
+    """
     body: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
         "planner": __version__,
-        "request": _plain(recipe),
-        "plan": describe_plan(plan),
+        "request": request,
+        "plan": plan,
     }
+    if accepted:
+        body["accepted"] = list(accepted)
     body["digest"] = receipt_digest(body)
     return _text(body)
 
@@ -179,7 +192,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         )
     try:
         request = _dated(body["request"])
-        whole = _is_whole(body["plan"])
+        whole = _is_whole(body["plan"]) and isinstance(body.get("accepted", []), list)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise unreadable(f"it lacks what a receipt holds ({error!r})", advice) from error
     if not whole:
@@ -196,7 +209,7 @@ def _is_whole(plan: dict[str, Any]) -> bool:
     layers = [*plan["layers"], *plan["mtp_layers"]]
     parts = (plan["seams"], plan["megatron_core"])
     return all(isinstance(part, dict) for part in parts) and all(
-        _short(layer) and isinstance(layer["position"], int) for layer in layers
+        layer_line(layer) and isinstance(layer["position"], int) for layer in layers
     )
 
 
@@ -211,90 +224,10 @@ def _dated(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def verify(
-    path: Path, environment: Environment, *, today: datetime.date | None = None
-) -> tuple[SeamsError, ...]:
-    """Hold an environment to a receipt.
-
-    Returns:
-        Every difference, none if the environment still makes exactly this plan.
-
-    Raises:
-        ReceiptUnreadable: It cannot be held to anything.
-    """
-    body, recipe = read_receipt(path)
-    old = body["plan"]
-    try:
-        plan = resolve(recipe, environment, today=today)
-    except Refusal as refusal:
-        return (*_environment_differences(old, environment), *refusal.reasons)
-    return tuple(_differences(old, describe_plan(plan)))
-
-
-def _environment_differences(
-    old: dict[str, Any], environment: Environment
-) -> Iterator[ReceiptDiffers]:
-    """What can be compared where no plan can be made any more."""
-    surface = environment.surface
-    megatron = {"version": str(surface.version), "surface_digest": surface.digest}
-    installed = {seam.name: seam for seam in environment.discovery.seams}
-    seams = {name: describe_seam(installed[name]) for name in old["seams"] if name in installed}
-    yield from _compare("megatron_core", old["megatron_core"], megatron)
-    yield from _compare("seams", old["seams"], seams)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[ReceiptDiffers]:
-    for key in sorted(set(old) | set(new)):
-        if key in ("layers", "mtp_layers"):
-            yield from _layer_differences(key, old.get(key, []), new.get(key, []))
-        else:
-            yield from _compare(key, old.get(key), new.get(key))
-
-
-def _compare(path: str, old: Any, new: Any) -> Iterator[ReceiptDiffers]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(set(old) | set(new)):
-            yield from _compare(f"{path}.{key}", old.get(key), new.get(key))
-    elif old != new and not path.endswith(".why"):
-        # Why a layer resolves as it does is prose that names versions; what it resolves *to* is
-        # compared in full.
-        yield _differs(path, old, new)
-
-
-def _layer_differences(
-    path: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
-) -> Iterator[ReceiptDiffers]:
-    """One difference for each way in which layers changed, with all its positions."""
-    if len(old) != len(new):
-        yield _differs(f"{path}: number of layers", len(old), len(new))
-        return
-    groups: dict[tuple[str, str], list[int]] = {}
-    for before, after in zip(old, new, strict=True):
-        was, now = _short(before), _short(after)
-        if was != now:
-            groups.setdefault((was, now), []).append(before["position"])
-    for (was, now), positions in groups.items():
-        yield _differs(path, was, now, tuple(positions))
-
-
-def _short(layer: dict[str, Any]) -> str:
+def layer_line(layer: dict[str, Any]) -> str:
+    """One described layer in a line: what is compared, and how differences name it."""
     provider = "native" if layer["seam"] is None else f"seam {layer['seam']} ({layer['owner']})"
     stage = f", stage {layer['stage']}"
     return (
         f"{layer['token']} {layer['family']}: {provider}, {layer['slot']} {layer['symbol']}{stage}"
-    )
-
-
-def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> ReceiptDiffers:
-    def said(value: Any) -> str:
-        if value is None:
-            return "nothing"
-        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-    return ReceiptDiffers(
-        asked=f"{path}: {said(old)}",
-        found=said(new),
-        next="restore what the receipt was made with, or resolve again and review the change",
-        key=path,
-        positions=positions,
     )

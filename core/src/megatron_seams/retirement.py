@@ -11,9 +11,9 @@ from megatron_seams.seam import Seam
 def retirement(seam: Seam) -> str:
     """What to do once native Megatron builds what ``seam`` builds, as a command to a person.
 
-    ``delete plugins/mla`` where the seam is a project of a workspace, ``uninstall
-    megatron-seams-mla`` where it was installed from a wheel. A distribution with further seams is
-    kept, and only the seam's own package goes.
+    ``delete plugins/kda`` where the seam is a project of a workspace, ``uninstall acme-kda`` where
+    it was installed from a wheel. A distribution with further seams is kept, and only the seam's
+    own package goes.
     """
     for project in installed(seam.distribution):
         roots = editable_roots(project.distribution)

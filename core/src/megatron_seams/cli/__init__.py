@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from megatron_seams import __version__
+from megatron_seams.cli.accept import accept_command
 from megatron_seams.cli.common import show_refusal
 from megatron_seams.cli.explain import explain
 from megatron_seams.cli.graduate import graduate_command
@@ -50,6 +51,7 @@ for command in (
     explain,
     surface,
     verify_command,
+    accept_command,
     smoke_command,
     graduate_command,
 ):

@@ -86,7 +86,7 @@ def console(*, error: bool = False) -> Console:
     """A console that wraps for a terminal and does not for a pipe, where 80 columns would cut."""
     made = Console(stderr=error, highlight=False, soft_wrap=False)
     if not made.is_terminal:
-        made = Console(stderr=error, highlight=False, width=160, no_color=True)
+        made = Console(stderr=error, highlight=False, width=200, no_color=True)
     return made
 
 

@@ -7,7 +7,7 @@ import click
 from megatron_seams.cli.common import console, megatron_option
 from megatron_seams.environment import read_environment
 from megatron_seams.errors import Refusal
-from megatron_seams.receipt import verify
+from megatron_seams.verification import verify
 
 
 @click.command("verify")

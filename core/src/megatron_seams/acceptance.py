@@ -1,0 +1,103 @@
+"""Taking a changed plan on the record: a receipt rewritten, with who, why and what it was.
+
+Native-first must not change a model in the middle of its life: after an upgrade a receipt no longer
+fits, and stays refused until a person has looked at the differences and says so here.
+"""
+
+import datetime
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import field
+
+from megatron_seams.checks import sentence
+from megatron_seams.environment import Environment
+from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
+from megatron_seams.receipt import describe_plan, read_receipt, receipt_text
+from megatron_seams.resolver import resolve
+from megatron_seams.verification import differences
+
+
+@attrs.frozen(kw_only=True)
+class Acceptance:
+    """One entry of a receipt's history.
+
+    Attributes:
+        by: Who accepts, as a version control system would name them.
+        reason: Why, in a sentence.
+        when: The day, UTC.
+    """
+
+    by: str = field(validator=sentence)
+    reason: str = field(validator=sentence)
+    when: datetime.date
+
+
+def accept(
+    path: Path, environment: Environment, acceptance: Acceptance
+) -> tuple[ReceiptDiffers, ...]:
+    """Rewrite a receipt to what this environment makes of its recipe.
+
+    The file is replaced as a whole or not at all, and keeps every earlier acceptance.
+
+    Args:
+        path: The receipt.
+        environment: What makes the new plan.
+        acceptance: Who, why and when.
+
+    Returns:
+        Every difference that was accepted; none if the receipt fits, which is then not touched.
+
+    Raises:
+        ReceiptUnreadable: It is no receipt, or was edited.
+        Refusal: This environment makes no plan at all of its recipe.
+        AcceptanceInvalid: The file cannot be replaced.
+    """
+    body, recipe = read_receipt(path)
+    plan = describe_plan(resolve(recipe, environment, today=acceptance.when))
+    accepted = tuple(differences(body["plan"], plan))
+    if accepted:
+        entry = {
+            "by": acceptance.by,
+            "reason": acceptance.reason,
+            "date": acceptance.when.isoformat(),
+            "previous_digest": body["digest"],
+            "differences": [_described(difference) for difference in accepted],
+        }
+        history = [*body.get("accepted", []), entry]
+        _replace(path, receipt_text(plan, body["request"], history))
+    return accepted
+
+
+def _described(difference: ReceiptDiffers) -> dict[str, Any]:
+    what, _, was = difference.asked.partition(": ")
+    return {
+        "what": what,
+        "was": was,
+        "now": difference.found,
+        "positions": list(difference.positions),
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            made = Path(name)
+            made.chmod(path.stat().st_mode & 0o777)
+            made.replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise AcceptanceInvalid(
+            asked=f"the receipt {path} with the new plan",
+            found=f"it cannot be replaced: {error}",
+            next="make the file and its folder writable; nothing was changed",
+            file=str(path),
+        ) from error

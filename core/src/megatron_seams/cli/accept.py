@@ -1,0 +1,57 @@
+"""``registry accept``: take a changed plan on the record."""
+
+import datetime
+import getpass
+import shutil
+import subprocess
+from pathlib import Path
+
+import click
+
+from megatron_seams.acceptance import Acceptance, accept
+from megatron_seams.cli.common import console, megatron_option
+from megatron_seams.environment import read_environment
+from megatron_seams.errors import AcceptanceInvalid
+
+
+@click.command("accept")
+@click.argument("receipt", type=click.Path(path_type=Path))
+@click.option("--reason", required=True, metavar="TEXT", help="Why the change is right.")
+@click.option("--by", metavar="WHO", help="Who accepts (default: git's user, else the login name).")
+@megatron_option
+def accept_command(receipt: Path, reason: str, by: str | None, megatron: Path | None) -> None:
+    """Rewrite RECEIPT to the plan that this environment makes, and record who, why and what.
+
+    The record keeps the old digest and every difference. A receipt that fits is not touched.
+    """
+    try:
+        acceptance = Acceptance(
+            by=by or _user(), reason=reason, when=datetime.datetime.now(datetime.UTC).date()
+        )
+    except ValueError as error:
+        raise AcceptanceInvalid(
+            asked=f"who accepts {receipt}, and why",
+            found=str(error),
+            next="say it: registry accept RECEIPT --reason 'the native layer has the same numbers'",
+            file=str(receipt),
+        ) from error
+    accepted = accept(receipt, read_environment(megatron), acceptance)
+    out = console()
+    for difference in accepted:
+        out.print(f"{difference.asked} -> {difference.found}", markup=False, soft_wrap=True)
+    if accepted:
+        noun = "difference" if len(accepted) == 1 else "differences"
+        out.print(f"{receipt}: {len(accepted)} {noun} accepted by {acceptance.by}", markup=False)
+    else:
+        out.print(f"{receipt}: this environment makes the same plan; nothing to accept")
+
+
+def _user() -> str:
+    git = shutil.which("git")
+    if git is not None:
+        asked = subprocess.run(
+            [git, "config", "user.name"], capture_output=True, text=True, check=False
+        )
+        if asked.stdout.strip():
+            return asked.stdout.strip()
+    return getpass.getuser()

@@ -1,0 +1,291 @@
+"""The command line of one Megatron, read from the source of its argument parser.
+
+Only what is followed from the parser's own beginning counts, and only unconditionally: a function
+that nothing calls adds no flag, and neither does one whose package is not installed.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import attrs
+
+from megatron_seams.dataclass_fields import UNREAD, ClassReader, Located, NotUnderstoodError, literal
+from megatron_seams.flags import Flag, of_call, of_field
+from megatron_seams.sources import MegatronSource
+from megatron_seams.syntax import is_docstring
+
+ARGUMENTS: Final = "training/arguments.py"
+_ENTRY: Final = "add_megatron_arguments"
+_GROUPS: Final = ("add_argument_group", "add_mutually_exclusive_group")
+
+#: The rules by which upstream's ``ArgumentGroupFactory`` makes flags of a dataclass, from 0.16 to
+#: main of 2026-08: its words (see :func:`_words`), digested. With other words the rules may be
+#: others, and what it makes is not known.
+_FACTORY_RULES: Final = ""
+
+
+@attrs.frozen(kw_only=True)
+class CommandLine:
+    """The flags of one Megatron.
+
+    Attributes:
+        flags: Spelling -> flag, for all spellings.
+        unread: Why further flags may exist that are not known here, one sentence each.
+    """
+
+    flags: Mapping[str, Flag] = attrs.field(factory=dict)
+    unread: tuple[str, ...] = ()
+
+
+def read_command_line(source: MegatronSource, reader: ClassReader) -> CommandLine:
+    """Read the flags.
+
+    Args:
+        source: The Megatron.
+        reader: Of the same source.
+
+    Raises:
+        SurfaceUnknown: A file is not Python that this interpreter can read.
+    """
+    tree = reader.tree(ARGUMENTS)
+    if tree is None:
+        return CommandLine(unread=(f"megatron/{ARGUMENTS} is not in {source.origin}",))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if _ENTRY not in functions:
+        return CommandLine(unread=(f"megatron/{ARGUMENTS} has no {_ENTRY}",))
+    walk = _Walk(functions, reader)
+    try:
+        walk.function(_ENTRY)
+    except NotUnderstoodError as error:
+        return CommandLine(unread=(f"megatron/{ARGUMENTS}: {error}",))
+    flags: dict[str, Flag] = {}
+    twice: set[str] = set()
+    for flag in walk.flags:
+        twice |= flags.keys() & set(flag.names)
+        flags |= dict.fromkeys(flag.names, flag)
+    # argparse takes no name twice: of two declarations at least one was misread.
+    doubted = {name for name in twice for name in flags[name].names}
+    return CommandLine(
+        flags={name: flag for name, flag in flags.items() if name not in doubted},
+        unread=(*walk.unread, *(f"{name} is declared twice" for name in sorted(twice))),
+    )
+
+
+class _Walk:
+    """Follows the parser through the functions that add to it."""
+
+    def __init__(self, functions: Mapping[str, ast.FunctionDef], reader: ClassReader) -> None:
+        self._functions = functions
+        self._reader = reader
+        self.flags: list[Flag] = []
+        self.unread: list[str] = []
+
+    def function(self, name: str) -> None:
+        """Follow one function.
+
+        Raises:
+            NotUnderstoodError: Something is done to the parser itself that may change any flag.
+        """
+        node = self._functions[name]
+        if len(node.args.args) != 1 or node.decorator_list:
+            message = f"{name} takes more than the parser"
+            raise NotUnderstoodError(message)
+        scope = _Scope(name, node.args.args[0].arg)
+        before = len(self.flags)
+        for statement in node.body:
+            self._statement(statement, scope)
+        if scope.lost:
+            del self.flags[before:]
+            self.unread.append(f"{name}: {scope.lost}")
+
+    def _statement(self, node: ast.stmt, scope: "_Scope") -> None:
+        match node:
+            case ast.Pass():
+                return
+            case ast.Return(value=ast.Name()):
+                return
+            case ast.ImportFrom() as statement:
+                scope.imports |= {alias.asname or alias.name: statement for alias in node.names}
+                return
+            case ast.If(body=body, orelse=orelse) if not scope.touched(node.test):
+                self._conditional([*body, *orelse], scope)
+                return
+            case ast.Try(body=body, handlers=handlers, orelse=orelse, finalbody=final):
+                caught = [part for handler in handlers for part in handler.body]
+                self._conditional([*body, *caught, *orelse, *final], scope)
+                return
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
+                if self._call(call, scope, name):
+                    return
+            case ast.Expr(value=ast.Tuple(elts=elts)):
+                if all(isinstance(e, ast.Call) and self._call(e, scope, None) for e in elts):
+                    return
+            case ast.Expr(value=ast.Call() as call):
+                if self._call(call, scope, None):
+                    return
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if (
+                not scope.touched(value) and literal(value) is not UNREAD
+            ):
+                scope.forget(node)
+                scope.values[name] = literal(value)
+                return
+        if is_docstring(node):
+            return
+        if any(isinstance(part, ast.Name) and part.id == scope.parser for part in ast.walk(node)):
+            message = f"{scope.name}: {ast.unparse(node)[:80]}"
+            raise NotUnderstoodError(message)
+        if scope.touched(node):
+            scope.lost = ast.unparse(node)[:80]
+        scope.forget(node)
+
+    def _conditional(self, body: Iterable[ast.stmt], scope: "_Scope") -> None:
+        """What is done under a condition may be done or not."""
+        before = len(self.flags)
+        for node in body:
+            self._statement(node, scope)
+        for flag in self.flags[before:]:
+            self.unread.append(f"{scope.name}: {flag.names[0]} is there under a condition")
+        del self.flags[before:]
+
+    def _call(self, call: ast.Call, scope: "_Scope", bound: str | None) -> bool:
+        """Follow one call whose value is bound to a name or dropped; False if it is not known."""
+        match call.func, call.args:
+            case ast.Name(id=name), [ast.Name(id=given)] if (
+                given == scope.parser and name in self._functions and bound in (given, None)
+            ):
+                self.function(name)
+                return not call.keywords
+            case ast.Attribute(value=ast.Name(id=owner), attr=attr), _ if (
+                attr in _GROUPS and scope.holds(owner) and bound not in (None, scope.parser)
+            ):
+                scope.groups.add(str(bound))
+                return True
+            case ast.Attribute(value=ast.Name(id=owner), attr="add_argument"), _ if (
+                scope.holds(owner)
+            ):
+                try:
+                    self.flags.append(of_call(call))
+                except NotUnderstoodError as error:
+                    self.unread.append(f"{scope.name}: {error}")
+                return True
+            case ast.Attribute(value=owner, attr="build_group"), [ast.Name(id=given), *_] if (
+                given == scope.parser and bound != scope.parser
+            ):
+                self._build_group(owner, scope)
+                if bound is not None:
+                    scope.groups.add(bound)
+                return True
+            case ast.Name(id=name), [ast.Name(), *_] if bound is not None and name[0].isupper():
+                scope.forget(call)
+                scope.factories[bound] = call
+                return not scope.touched(call)
+        return False
+
+    def _build_group(self, owner: ast.expr, scope: "_Scope") -> None:
+        """Add the flags that a factory makes of a dataclass."""
+        made = scope.factories.get(owner.id) if isinstance(owner, ast.Name) else owner
+        try:
+            for flag in self._generated(made, scope):
+                self.flags.append(flag)
+        except NotUnderstoodError as error:
+            self.unread.append(f"{scope.name}: {error}")
+
+    def _generated(self, made: ast.expr | None, scope: "_Scope") -> Iterator[Flag]:
+        exclude: Any = []
+        match made:
+            case ast.Call(func=ast.Name(id=factory), args=[ast.Name(id=given)], keywords=[]):
+                pass
+            case ast.Call(
+                func=ast.Name(id=factory),
+                args=[ast.Name(id=given)],
+                keywords=[ast.keyword(arg="exclude", value=value)],
+            ):
+                known = isinstance(value, ast.Name) and value.id in scope.values
+                exclude = scope.values[value.id] if known else literal(value)
+            case _:
+                exclude = UNREAD
+        if not isinstance(exclude, list):
+            what = ast.unparse(made)[:80] if made is not None else "of an unknown origin"
+            message = f"the flags of a factory {what}"
+            raise NotUnderstoodError(message)
+        if not _follows_the_rules(self._class(factory, scope)):
+            message = f"{factory} makes flags by rules that are not known"
+            raise NotUnderstoodError(message)
+        located = self._class(given, scope)
+        if located is None:
+            message = f"the flags of {given}, which is not to be found"
+            raise NotUnderstoodError(message)
+        for field in self._reader.fields(located).values():
+            if field.init and field.name not in exclude:
+                try:
+                    yield of_field(field, self._reader)
+                except NotUnderstoodError as error:
+                    self.unread.append(f"{scope.name}: {error}")
+
+    def _class(self, name: str, scope: "_Scope") -> Located | None:
+        """The class that a name is in a function: by the function's own imports first."""
+        statement = scope.imports.get(name)
+        if statement is None:
+            return self._reader.find(ARGUMENTS, name)
+        path = self._reader.imported(ARGUMENTS, statement)
+        original = next(a.name for a in statement.names if (a.asname or a.name) == name)
+        return self._reader.find(path, original) if path else None
+
+
+class _Scope:
+    """What the names of one function stand for, as far as it has been followed."""
+
+    def __init__(self, name: str, parser: str) -> None:
+        self.name = name
+        self.parser = parser
+        self.groups: set[str] = set()
+        self.factories: dict[str, ast.Call] = {}
+        self.values: dict[str, Any] = {}
+        self.imports: dict[str, ast.ImportFrom] = {}
+        self.lost = ""
+
+    def holds(self, name: str) -> bool:
+        """Whether a name is the parser or one of its groups."""
+        return name == self.parser or name in self.groups
+
+    def touched(self, node: ast.AST) -> bool:
+        """Whether the parser or a group stands anywhere below ``node``."""
+        return any(isinstance(part, ast.Name) and self.holds(part.id) for part in ast.walk(node))
+
+    def forget(self, node: ast.AST) -> None:
+        """Drop what is known of the names below a statement that may have changed them."""
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name):
+                self.values.pop(part.id, None)
+                self.factories.pop(part.id, None)
+
+
+def _follows_the_rules(factory: Located | None) -> bool:
+    if factory is None:
+        return False
+    text = " ".join(_words(factory.node))
+    return hashlib.sha256(text.encode()).hexdigest() == _FACTORY_RULES
+
+
+def _words(node: ast.AST) -> Iterator[str]:
+    """Names, constants and operators of a class in their order, whatever Python parses it.
+
+    Messages (f-strings, docstrings) and the method that reads docstrings for the help are left out.
+    """
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.FunctionDef(name="_get_field_docstrings") | ast.JoinedStr():
+                continue
+            case ast.Expr() if is_docstring(child):
+                continue
+            case ast.Name(id=word) | ast.Attribute(attr=word) | ast.arg(arg=word):
+                yield word
+            case ast.keyword(arg=str(word)) | ast.FunctionDef(name=word):
+                yield word
+            case ast.Constant(value=value):
+                yield repr(value)
+            case ast.stmt() | ast.operator() | ast.cmpop() | ast.boolop() | ast.unaryop():
+                yield type(child).__name__
+        yield from _words(child)

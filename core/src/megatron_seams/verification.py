@@ -1,0 +1,95 @@
+"""Holding an environment to a receipt: its recipe is resolved again and everything is compared."""
+
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_seams.environment import Environment
+from megatron_seams.errors import ReceiptDiffers, Refusal, SeamsError
+from megatron_seams.receipt import describe_plan, describe_seam, layer_line, read_receipt
+from megatron_seams.resolver import resolve
+
+
+def verify(
+    path: Path, environment: Environment, *, today: datetime.date | None = None
+) -> tuple[SeamsError, ...]:
+    """Hold an environment to a receipt.
+
+    Returns:
+        Every difference, none if the environment still makes exactly this plan.
+
+    Raises:
+        ReceiptUnreadable: It cannot be held to anything.
+    """
+    body, recipe = read_receipt(path)
+    old = body["plan"]
+    try:
+        plan = resolve(recipe, environment, today=today)
+    except Refusal as refusal:
+        return (*_environment_differences(old, environment), *refusal.reasons)
+    return tuple(differences(old, describe_plan(plan)))
+
+
+def _environment_differences(
+    old: dict[str, Any], environment: Environment
+) -> Iterator[ReceiptDiffers]:
+    """What can be compared where no plan can be made any more."""
+    surface = environment.surface
+    megatron = {"version": str(surface.version), "surface_digest": surface.digest}
+    installed = {seam.name: seam for seam in environment.discovery.seams}
+    seams = {name: describe_seam(installed[name]) for name in old["seams"] if name in installed}
+    yield from _compare("megatron_core", old["megatron_core"], megatron)
+    yield from _compare("seams", old["seams"], seams)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[ReceiptDiffers]:
+    """Every way in which two described plans differ."""
+    for key in sorted(set(old) | set(new)):
+        if key in ("layers", "mtp_layers"):
+            yield from _layer_differences(key, old.get(key, []), new.get(key, []))
+        else:
+            yield from _compare(key, old.get(key), new.get(key))
+
+
+def _compare(path: str, old: Any, new: Any) -> Iterator[ReceiptDiffers]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            yield from _compare(f"{path}.{key}", old.get(key), new.get(key))
+    elif old != new and not path.endswith(".why"):
+        # Why a layer resolves as it does is prose that names versions; what it resolves *to* is
+        # compared in full.
+        yield _differs(path, old, new)
+
+
+def _layer_differences(
+    path: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
+) -> Iterator[ReceiptDiffers]:
+    """One difference for each way in which layers changed, with all its positions."""
+    if len(old) != len(new):
+        yield _differs(f"{path}: number of layers", len(old), len(new))
+        return
+    groups: dict[tuple[str, str], list[int]] = {}
+    for before, after in zip(old, new, strict=True):
+        was, now = layer_line(before), layer_line(after)
+        if was != now:
+            groups.setdefault((was, now), []).append(before["position"])
+    for (was, now), positions in groups.items():
+        yield _differs(path, was, now, tuple(positions))
+
+
+def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> ReceiptDiffers:
+    def said(value: Any) -> str:
+        if value is None:
+            return "nothing"
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+    return ReceiptDiffers(
+        asked=f"{path}: {said(old)}",
+        found=said(new),
+        next="restore what the receipt was made with; or, the change reviewed, registry accept "
+        "RECEIPT --reason TEXT",
+        key=path,
+        positions=positions,
+    )
