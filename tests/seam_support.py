@@ -212,7 +212,8 @@ def environment(
 
 def option_environment(seam: Seam) -> Environment:
     """A Megatron whose configuration has the field ``engram_layers``."""
-    text = b"class TransformerConfig:\n    engram_layers: int = 0\n    hidden_size: int = 0\n"
+    fields = b"    engram_layers: int = 0\n    hidden_size: int = 0\n"
+    text = b"@dataclass\nclass TransformerConfig:\n" + fields
     source = MegatronSource(
         origin="a test",
         read=lambda path: text if path.endswith("transformer_config.py") else None,

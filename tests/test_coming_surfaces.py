@@ -245,6 +245,7 @@ def test_a_local_name_that_may_be_another_slots_is_refused(
         ("pg_collection=None):", "pg_collection=None, LayerSymbols=None):"),
         ("self, config, submodules, ", "self, config, "),
         ("def __init__(", "def build("),
+        ("def __init__(", "__init__ = other\n\n    def build("),
         ("class HybridStack:", "class OtherStack:"),
         ("class HybridStack:", "@other\nclass HybridStack:"),
         ("class HybridStack:", "HybridStack = Other\n\n\nclass HybridStack:"),
@@ -297,6 +298,11 @@ def test_a_rule_over_a_named_set_of_symbols_is_read(tmp_path: Path) -> None:
     assert found.forbidden({"ATTENTION", "MLA", "MAMBA"}) == ("not both",)
     assert found.forbidden({"ATTENTION", "KDA"}) == ()
     assert found.forbidden({"HCA", "MLA"}) == ()
+
+
+def test_a_set_that_names_more_than_symbols_is_refused(tmp_path: Path) -> None:
+    text = vocabulary(MAIN, sets=['LATENT = {MLA, "C"}'])
+    assert "LATENT" in refuse(tree(tmp_path, text, stack(MAIN)))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +375,11 @@ def table(classes: Mapping[str, str], added: str = CLASS_OF_COPY) -> str:
     names = ", ".join(sorted(set(classes.values())))
     rows = ", ".join(f"Symbols.{name}: {cls}" for name, cls in classes.items())
     text = vocabulary(MAIN, lists=LISTS_CONFIGS.replace("ADDED", added))
-    return f"from megatron.core.configs import {names}\n\n\n{text}\n\n{TABLE} = {{{rows}}}\n"
+    imports = (
+        "from megatron.core.transformer.transformer_config import TransformerConfig\n"
+        f"from megatron.core.configs import {names}\n"
+    )
+    return f"{imports}\n\n{text}\n\n{TABLE} = {{{rows}}}\n"
 
 
 def config_classes(bases: Mapping[str, str] | None = None) -> str:
@@ -441,6 +451,7 @@ def test_a_class_that_may_be_another_layers_too_is_refused(base: str, tmp_path: 
         ("made.append(copied)", "others.append(copied)"),
         ("return made", "return others"),
         ("for symbol in segment:", "for symbol in others:"),
+        ("for symbol in segment:", "for symbol in config:"),
         ("_check(segment)\n    made", "_check(segment := expanded(segment))\n    made"),
         ("_check(segment)\n    made", "if config:\n        return config\n    made"),
         ("class Symbols:", f"{CLASSES['MLA']} = {CLASSES['MLP']}\n\n\nclass Symbols:"),

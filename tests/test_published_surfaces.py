@@ -273,6 +273,17 @@ STACKS: dict[str, Change] = {
             "    def set_input_tensor(",
         )(text)
     ),
+    "a method copies other submodules": lambda text: sub(
+        INIT, r"\g<0>        submodules = self._swapped(submodules)\n"
+    )(
+        put(
+            "    def set_input_tensor(",
+            "    def _swapped(self, submodules):\n"
+            "        submodules = copy.deepcopy(OTHER)\n"
+            "        return submodules\n\n"
+            "    def set_input_tensor(",
+        )(text)
+    ),
     "a method returns other submodules": lambda text: sub(
         INIT, r"\g<0>        submodules = self._swapped(submodules)\n"
     )(
@@ -430,12 +441,18 @@ ALLOCATIONS: dict[str, Change] = {
         'MLP = "-"', 'MLP = "-"\n\n    def change(self):\n        type(self).MLP = "E"\n'
     ),
     "a symbol is set afterwards": appended('Symbols.MLP = "E"'),
+    "a symbol is set in the namespace": put('MLP = "-"', 'MLP = "-"\n    vars()["MLP"] = "E"'),
+    "the set of layers is set afterwards": appended("Symbols.VALID_LAYERS = OTHER"),
     "a symbol is set by name": appended('setattr(Symbols, "MLP", "E")'),
     "the set of layers is changed": lambda text: appended(
         f"Symbols.{'VALID_LAYERS' if 'VALID_LAYERS' in text else 'VALID'}.discard(1)"
     )(text),
     "the class is passed on": appended("letters = Symbols"),
     "the class is defined again": appended('class Symbols:\n    MLP = "E"'),
+    "the class is another's name": lambda text: appended("Symbols = OTHER.Symbols")(
+        put("class Symbols:", "class OtherSymbols:")(text)
+    ),
+    "a function has the name of the class": appended("def Symbols():\n    pass"),
     "the class is bound again": appended("Symbols = OTHER"),
     "names come from a star": appended("from megatron.core.utils import *"),
     "a bracket is a symbol": put('MLP = "-"', 'MLP = "-"\n    GROUP_START = "["'),

@@ -177,9 +177,10 @@ def test_a_native_setting_that_another_table_decides_is_refused(key: str, decide
 
 def test_the_fused_projection_of_native_latent_attention_takes_no_seam() -> None:
     seam = make_seam(slots=["mla_layer"])
+    text = b"@dataclass\nclass TransformerConfig:\n    mla_down_proj_fusion: bool = False\n"
     source = MegatronSource(
         origin="a test",
-        read=lambda _: b"class TransformerConfig:\n    mla_down_proj_fusion: bool = False\n",
+        read=lambda path: text if path.endswith("transformer_config.py") else None,
     )
     made = environment(seam)
     where = Environment(surface=made.surface, discovery=made.discovery, source=source)

@@ -70,7 +70,7 @@ def read_exclusions(
 
 
 def _only_raises(node: ast.If) -> bool:
-    return len(node.body) == 1 and isinstance(node.body[0], ast.Raise) and not node.orelse
+    return isinstance(node.body[0], ast.Raise) and not node.orelse
 
 
 def _rule(

@@ -11,7 +11,13 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.dataclass_fields import UNREAD, ClassReader, Located, NotUnderstoodError, literal
+from megatron_seams.dataclass_fields import (
+    UNREAD,
+    ClassReader,
+    Located,
+    NotUnderstoodError,
+    literal,
+)
 from megatron_seams.flags import Flag, of_call, of_field
 from megatron_seams.sources import MegatronSource
 from megatron_seams.syntax import is_docstring
@@ -23,7 +29,7 @@ _GROUPS: Final = ("add_argument_group", "add_mutually_exclusive_group")
 #: The rules by which upstream's ``ArgumentGroupFactory`` makes flags of a dataclass, from 0.16 to
 #: main of 2026-08: its words (see :func:`_words`), digested. With other words the rules may be
 #: others, and what it makes is not known.
-_FACTORY_RULES: Final = ""
+_FACTORY_RULES: Final = "e90f71fb661490ec3aa50bb1f918b810f20229ca5eff0d2cae57cf698e293ce4"
 
 
 @attrs.frozen(kw_only=True)
@@ -162,8 +168,8 @@ class _Walk:
             ):
                 scope.groups.add(str(bound))
                 return True
-            case ast.Attribute(value=ast.Name(id=owner), attr="add_argument"), _ if (
-                scope.holds(owner)
+            case ast.Attribute(value=ast.Name(id=owner), attr="add_argument"), _ if scope.holds(
+                owner
             ):
                 try:
                     self.flags.append(of_call(call))
@@ -177,50 +183,40 @@ class _Walk:
                 if bound is not None:
                     scope.groups.add(bound)
                 return True
-            case ast.Name(id=name), [ast.Name(), *_] if bound is not None and name[0].isupper():
-                scope.forget(call)
-                scope.factories[bound] = call
-                return not scope.touched(call)
+            case ast.Name(id=name), [ast.Name(), *_] if (
+                bound is not None and name[0].isupper() and not scope.touched(call)
+            ):
+                made = _factory(call, scope)
+                scope.forget(ast.Name(id=bound))
+                scope.factories[bound] = made
+                return True
         return False
 
     def _build_group(self, owner: ast.expr, scope: "_Scope") -> None:
         """Add the flags that a factory makes of a dataclass."""
-        made = scope.factories.get(owner.id) if isinstance(owner, ast.Name) else owner
+        made = scope.factories.get(owner.id) if isinstance(owner, ast.Name) else None
+        if isinstance(owner, ast.Call):
+            made = _factory(owner, scope)
         try:
-            for flag in self._generated(made, scope):
-                self.flags.append(flag)
+            self._generate(made, scope)
         except NotUnderstoodError as error:
             self.unread.append(f"{scope.name}: {error}")
 
-    def _generated(self, made: ast.expr | None, scope: "_Scope") -> Iterator[Flag]:
-        exclude: Any = []
-        match made:
-            case ast.Call(func=ast.Name(id=factory), args=[ast.Name(id=given)], keywords=[]):
-                pass
-            case ast.Call(
-                func=ast.Name(id=factory),
-                args=[ast.Name(id=given)],
-                keywords=[ast.keyword(arg="exclude", value=value)],
-            ):
-                known = isinstance(value, ast.Name) and value.id in scope.values
-                exclude = scope.values[value.id] if known else literal(value)
-            case _:
-                exclude = UNREAD
-        if not isinstance(exclude, list):
-            what = ast.unparse(made)[:80] if made is not None else "of an unknown origin"
-            message = f"the flags of a factory {what}"
+    def _generate(self, made: "_Factory | None", scope: "_Scope") -> None:
+        if made is None:
+            message = "the flags of a factory that is not made in a known way"
             raise NotUnderstoodError(message)
-        if not _follows_the_rules(self._class(factory, scope)):
-            message = f"{factory} makes flags by rules that are not known"
+        if not _follows_the_rules(self._class(made.name, scope)):
+            message = f"{made.name} makes flags by rules that are not known"
             raise NotUnderstoodError(message)
-        located = self._class(given, scope)
+        located = self._class(made.dataclass, scope)
         if located is None:
-            message = f"the flags of {given}, which is not to be found"
+            message = f"the flags of {made.dataclass}, which is not to be found"
             raise NotUnderstoodError(message)
         for field in self._reader.fields(located).values():
-            if field.init and field.name not in exclude:
+            if field.init and field.name not in made.exclude:
                 try:
-                    yield of_field(field, self._reader)
+                    self.flags.append(of_field(field, self._reader))
                 except NotUnderstoodError as error:
                     self.unread.append(f"{scope.name}: {error}")
 
@@ -241,7 +237,7 @@ class _Scope:
         self.name = name
         self.parser = parser
         self.groups: set[str] = set()
-        self.factories: dict[str, ast.Call] = {}
+        self.factories: dict[str, _Factory | None] = {}
         self.values: dict[str, Any] = {}
         self.imports: dict[str, ast.ImportFrom] = {}
         self.lost = ""
@@ -260,6 +256,33 @@ class _Scope:
             if isinstance(part, ast.Name):
                 self.values.pop(part.id, None)
                 self.factories.pop(part.id, None)
+
+
+@attrs.frozen(kw_only=True)
+class _Factory:
+    """A call of upstream's factory: its name, the dataclass's, and the fields left out."""
+
+    name: str
+    dataclass: str
+    exclude: tuple[str, ...]
+
+
+def _factory(call: ast.Call, scope: _Scope) -> _Factory | None:
+    """The factory that a call makes, or None if it is called in no known way."""
+    match call:
+        case ast.Call(func=ast.Name(id=name), args=[ast.Name(id=given)], keywords=[]):
+            return _Factory(name=name, dataclass=given, exclude=())
+        case ast.Call(
+            func=ast.Name(id=name),
+            args=[ast.Name(id=given)],
+            keywords=[ast.keyword(arg="exclude", value=value)],
+        ):
+            exclude = literal(value)
+            if isinstance(value, ast.Name):
+                exclude = scope.values.get(value.id)
+            if isinstance(exclude, list):
+                return _Factory(name=name, dataclass=given, exclude=tuple(exclude))
+    return None
 
 
 def _follows_the_rules(factory: Located | None) -> bool:

@@ -34,7 +34,7 @@ class Flag:
         names: Its spellings, the first as upstream lists them first.
         dest: The name that its value goes by after parsing.
         nargs: As argparse has it: 0 for a flag that takes no word, None for one word.
-        sets: The spellings of a flag that takes no word -> what each sets.
+        sets: The spellings of a flag that takes no word, each with what it sets.
         type: The name of what turns a word into a value; None for the word itself.
         choices: The words that it takes; None if any, or if the source does not spell them out.
         default: Its value where it is not given, or UNREAD.
@@ -43,14 +43,14 @@ class Flag:
     names: tuple[str, ...]
     dest: str
     nargs: int | str | None = None
-    sets: Mapping[str, Any] = attrs.field(factory=dict)
+    sets: tuple[tuple[str, bool], ...] = ()
     type: str | None = None
     choices: tuple[Any, ...] | None = None
     default: Any = None
 
     def that_sets(self, value: Any) -> str | None:
         """The spelling that sets ``value`` without a word, if one does."""
-        return next((name for name, set_ in self.sets.items() if set_ is value), None)
+        return next((name for name, set_ in self.sets if set_ is value), None)
 
 
 def of_call(call: ast.Call) -> Flag:
@@ -120,20 +120,19 @@ def _flag(
 ) -> Flag:
     """A flag from its names and keywords, with argparse's own rules for what is left out."""
     action = given.get("action", ast.Constant("store"))
-    sets: dict[str, Any] = {}
+    sets: tuple[tuple[str, bool], ...] = ()
     match literal(action), ast.unparse(action).rpartition(".")[2]:
         case "store", _:
             pass
         case "store_true", _:
-            sets = dict.fromkeys(names, True)
+            sets = tuple((name, True) for name in names)
             default = False if default is None and dest is None else default
         case "store_false", _:
-            sets = dict.fromkeys(names, False)
+            sets = tuple((name, False) for name in names)
             default = True if default is None and dest is None else default
         case _, "BooleanOptionalAction":
-            pairs = ((name, f"--no-{name.removeprefix('--')}") for name in names)
-            for on, off in pairs:
-                sets |= {on: True, off: False}
+            for name in names:
+                sets += ((name, True), (f"--no-{name.removeprefix('--')}", False))
         case _:
             message = f"{names[0]} with action {ast.unparse(action)}"
             raise NotUnderstoodError(message)
@@ -144,7 +143,7 @@ def _flag(
         raise NotUnderstoodError(message)
     choices = literal(given["choices"]) if "choices" in given else UNREAD
     return Flag(
-        names=tuple(sets) or tuple(names),
+        names=tuple(name for name, _ in sets) or tuple(names),
         dest=named,
         nargs=nargs,
         sets=sets,

@@ -7,16 +7,13 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.dataclass_fields import UNREAD, ClassReader, NotUnderstoodError, literal
-from megatron_seams.flag_reader import CommandLine, read_command_line
+from megatron_seams.dataclass_fields import ClassReader, NotUnderstoodError, literal
+from megatron_seams.flag_reader import read_command_line
 from megatron_seams.flags import Flag
 from megatron_seams.sources import MegatronSource
 
-_CONFIG: Final = (
-    ("core/transformer/transformer_config.py", "MLATransformerConfig"),
-    ("core/transformer/transformer_config.py", "TransformerConfig"),
-    ("core/model_parallel_config.py", "ModelParallelConfig"),
-)
+_CONFIG: Final = "core/transformer/transformer_config.py"
+_PLAIN, _LATENT = "TransformerConfig", "MLATransformerConfig"
 #: The model's class, newest name first: 0.18 keeps the older name for one that passes on.
 _MODEL: Final = (
     ("core/models/hybrid/hybrid_model.py", "HybridModel"),
@@ -31,6 +28,8 @@ class NativeSettings:
     Attributes:
         config_fields: Fields of its model configuration dataclasses, inherited ones included ->
             their default values, or UNREAD where one is no literal.
+        latent_fields: Those that the configuration for latent attention adds, or gives another
+            default.
         model_arguments: The same for the parameters of its hybrid model's constructor.
         flags: Spelling -> flag of its command line, those that it generates from dataclasses
             included. One that is not surely there is left out: a seam that waits for it then stays
@@ -39,6 +38,7 @@ class NativeSettings:
     """
 
     config_fields: Mapping[str, Any] = attrs.field(factory=dict)
+    latent_fields: Mapping[str, Any] = attrs.field(factory=dict)
     model_arguments: Mapping[str, Any] = attrs.field(factory=dict)
     flags: Mapping[str, Flag] = attrs.field(factory=dict)
     unread: tuple[str, ...] = ()
@@ -64,20 +64,52 @@ def read_settings(source: MegatronSource) -> NativeSettings:
         SurfaceUnknown: A file is not Python that this interpreter can read.
     """
     reader = ClassReader(source)
-    fields: dict[str, Any] = {}
     unread: list[str] = []
-    for path, name in _CONFIG:
-        located = reader.find(path, name)
-        try:
-            read = reader.fields(located) if located else {}
-        except NotUnderstoodError as error:
-            unread.append(f"the fields of {name}: {error}")
-            continue
-        fields |= {field.name: field.default for field in read.values()}
+    plain, latent = (_fields(reader, name, unread) for name in (_PLAIN, _LATENT))
     line = read_command_line(source, reader)
     return NativeSettings(
-        config_fields=fields,
+        config_fields={**latent, **plain},
+        latent_fields={
+            name: default
+            for name, default in latent.items()
+            if name not in plain or plain[name] != default
+        },
         model_arguments=_arguments(reader),
         flags=line.flags,
         unread=(*unread, *line.unread),
     )
+
+
+def _fields(reader: ClassReader, name: str, unread: list[str]) -> dict[str, Any]:
+    located = reader.find(_CONFIG, name)
+    try:
+        found = reader.fields(located) if located else {}
+    except NotUnderstoodError as error:
+        unread.append(f"the fields of {name}: {error}")
+        return {}
+    return {field.name: field.default for field in found.values()}
+
+
+def _arguments(reader: ClassReader) -> dict[str, Any]:
+    """The parameters of the hybrid model's constructor with their defaults."""
+    for path, name in _MODEL:
+        located = reader.find(path, name)
+        for node in located.node.body if located else []:
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                given = node.args
+                named = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+                defaults = _right_aligned(given.defaults, len(named)) | {
+                    len(named) + index: default for index, default in enumerate(given.kw_defaults)
+                }
+                named += [argument.arg for argument in given.kwonlyargs]
+                return {
+                    argument: literal(defaults.get(index))
+                    for index, argument in enumerate(named)
+                    if index > 0  # self
+                }
+    return {}
+
+
+def _right_aligned(defaults: Iterable[ast.expr], count: int) -> dict[int, ast.expr | None]:
+    listed = list(defaults)
+    return {count - len(listed) + index: default for index, default in enumerate(listed)}

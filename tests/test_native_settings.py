@@ -1,0 +1,98 @@
+"""Flags and fields: what is read from a Megatron's source is what its own parser has."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import megatron_releases
+from megatron_seams.native_settings import NativeSettings, read_settings
+from megatron_seams.sources import in_hand, open_source
+from seam_support import run_python
+
+REAL = Path(__file__).with_name("real_parser.py")
+
+#: What the reader knows that it cannot tell, on each release alike: the type of one field is not
+#: one that the generator of flags has a rule for, and two are there under a condition.
+UNREAD = ("--exit-signal",)
+
+
+def _read(release: str) -> NativeSettings:
+    if release in megatron_releases.RUN:
+        return read_settings(open_source(megatron_releases.installation(release)))
+    source, _ = in_hand()
+    assert source is not None
+    return read_settings(source)
+
+
+@pytest.mark.megatron
+@pytest.mark.published
+@pytest.mark.parametrize("release", [*megatron_releases.RUN, "in hand"])
+def test_flags_and_fields_are_those_of_upstreams_own_parser(release: str) -> None:
+    path = [megatron_releases.installation(release)] if release in megatron_releases.RUN else []
+    done = run_python("-W", "ignore", str(REAL), path=path, code=0)
+    real: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    found = _read(release)
+    flags = {name: flag for flag in real["flags"] for name in flag["names"]}
+    for name in ("-h", "--help", *UNREAD):
+        del flags[name]
+    assert found.flags.keys() == flags.keys()
+    for name, flag in found.flags.items():
+        assert (flag.dest, flag.nargs) == (flags[name]["dest"], flags[name]["nargs"]), name
+        assert dict(flag.sets) == flags[name]["sets"], name
+        if flag.choices is not None:
+            assert len(flag.choices) == len(flags[name]["choices"]), name
+    assert found.config_fields.keys() == real["fields"].keys()
+    assert set(found.model_arguments) == set(real["arguments"])
+    assert any(UNREAD[0].strip("-").replace("-", "_") in text for text in found.unread)
+
+
+@pytest.mark.published
+def test_a_wheel_without_the_trainer_has_no_flags_and_says_so() -> None:
+    found = read_settings(open_source(megatron_releases.wheel("0.16")))
+    assert found.flags == {}
+    assert "megatron/training/arguments.py is not in" in found.unread[0]
+    assert "hidden_size" in found.config_fields
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("add_argument", "add_option"),
+        ('"--spec"', "names.SPEC"),
+    ],
+    ids=str,
+)
+@pytest.mark.published
+def test_a_flag_that_is_not_understood_is_left_out(change: tuple[str, str], tmp_path: Path) -> None:
+    import shutil
+
+    tree = tmp_path / "tree"
+    shutil.copytree(megatron_releases.installation("0.18") / "megatron", tree / "megatron")
+    file = tree / "megatron" / "training" / "arguments.py"
+    text = file.read_text().replace("'--spec'", '"--spec"')
+    assert change[0] in text
+    file.write_text(text.replace(*change))
+    assert "--spec" not in read_settings(open_source(tree)).flags
+    assert "--spec" in _read("0.18").flags
+
+
+def test_the_nearest_names_are_real_ones() -> None:
+    found = _read("in hand")
+    assert "hidden_size" in found.nearest("hiden_size")
+    assert found.nearest("completely_unlike_anything") == ()
+
+
+def test_reading_settings_imports_nothing_of_megatron() -> None:
+    program = (
+        "import sys; from megatron_seams.native_settings import read_settings;"
+        "from megatron_seams.sources import in_hand; read_settings(in_hand()[0]);"
+        "print([name for name in ('torch', 'megatron') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
