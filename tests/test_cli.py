@@ -440,7 +440,7 @@ def test_the_schemas_share_their_definitions_and_take_no_unknown_key(
 ) -> None:
     shared: dict[str, Any] = {}
     for validator in schemas.values():
-        for name, definition in validator.schema["$defs"].items():
+        for name, definition in validator.schema.get("$defs", {}).items():
             assert shared.setdefault(name, definition) == definition
     document = {"schema": 1, "outcome": "refused", "reasons": [], "findings": [], "extra": 1}
     assert not schemas["resolve"].is_valid(document)

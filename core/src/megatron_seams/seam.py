@@ -118,10 +118,20 @@ class Carrier:
         part: ``mixer`` if the hook gives the mixer of upstream's own ``MambaLayer``, ``layer`` if
             it gives the whole layer. Left out, it is the mixer in ``mamba_layer`` and the whole
             layer everywhere else.
+        needs: Keywords of upstream's loop without which the layer cannot be built.
+        takes: Further keywords that it takes, or is known to do without. With either key an
+            upgrade can be judged before it is made (``registry preview``).
     """
 
     slots: tuple[str, ...] = field(validator=validators.min_len(1))
     part: str | None = field(default=None, validator=validators.optional(one_of("mixer", "layer")))
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+
+    @property
+    def declares_keywords(self) -> bool:
+        """Whether the manifest says which keywords the layer takes."""
+        return bool(self.needs or self.takes)
 
     def part_in(self, slot: str) -> Literal["mixer", "layer"]:
         """What the seam's hook provides when ``slot`` carries it."""

@@ -15,6 +15,7 @@ from megatron_seams.cli.common import show_refusal
 from megatron_seams.cli.explain import explain
 from megatron_seams.cli.graduate import graduate_command
 from megatron_seams.cli.list import list_families
+from megatron_seams.cli.preview import preview_command
 from megatron_seams.cli.resolve import resolve_command
 from megatron_seams.cli.smoke import smoke_command
 from megatron_seams.cli.surface import surface
@@ -50,6 +51,7 @@ for command in (
     resolve_command,
     explain,
     surface,
+    preview_command,
     verify_command,
     accept_command,
     smoke_command,

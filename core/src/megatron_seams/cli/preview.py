@@ -1,0 +1,99 @@
+"""``registry preview``: what an upgrade to another Megatron changes."""
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from megatron_seams.cli.common import (
+    console,
+    json_option,
+    megatron_option,
+    print_json,
+    recipe_of,
+    show_faults,
+)
+from megatron_seams.environment import read_environment
+from megatron_seams.errors import ExitCode, Refusal
+from megatron_seams.preview import Preview, RecipeChange, preview
+
+_STYLES = {
+    "graduates": "cyan",
+    "breaks": "bold red",
+    "needed again": "yellow",
+    "superseded": "dim",
+    "stays": "green",
+}
+
+
+@click.command("preview", context_settings={"ignore_unknown_options": True})
+@click.argument("other", metavar="WHEEL|PATH", type=click.Path(path_type=Path))
+@click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1)
+@json_option
+@megatron_option
+@click.pass_context
+def preview_command(
+    context: click.Context,
+    other: Path,
+    models: tuple[str, ...],
+    as_json: bool,
+    megatron: Path | None,
+) -> None:
+    """Say what the Megatron at WHEEL|PATH changes: which seams graduate, break or stay.
+
+    For each recipe: the layers that would resolve differently. Exits with 1 when something needs a
+    person. Read from source; nothing is installed or imported.
+    """
+    before, after = read_environment(megatron), read_environment(other)
+    faults = (*before.faults, *after.faults)
+    if faults:
+        raise Refusal(faults)
+    recipes = [(model, recipe_of(model, None, None)) for model in models]
+    found = preview(before, after, recipes)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+        show_faults(after.discovery.findings, style="yellow")
+    context.exit(ExitCode.FINDINGS if found.needs_person else ExitCode.OK)
+
+
+def _print(found: Preview) -> None:
+    out = console()
+    out.print(
+        f"megatron-core {found.before.surface.version} -> {found.after.surface.version}",
+        style="bold",
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("seam", "owner", "becomes"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why")
+    for change in found.seams:
+        state = Text(change.state, style=_STYLES[change.state])
+        for number, why in enumerate(change.why):
+            first = (change.seam.name, change.seam.owner, state) if number == 0 else ("", "", "")
+            table.add_row(*first, Text(why))
+    out.print(table)
+    for recipe in found.recipes:
+        _print_recipe(recipe)
+    out.print("something needs a person" if found.needs_person else "nothing needs a person")
+
+
+def _print_recipe(recipe: RecipeChange) -> None:
+    out = console()
+    if recipe.refused_after:
+        again = " (as it is now)" if recipe.refused_before else ""
+        out.print(f"{recipe.name}: would be refused{again}", style="bold red", markup=False)
+        show_faults(recipe.refused_after, style="red")
+        return
+    if not recipe.layers:
+        out.print(f"{recipe.name}: no layer changes", markup=False)
+        return
+    out.print(f"{recipe.name}:", style="bold", markup=False)
+    for change in recipe.layers:
+        positions = ", ".join(map(str, change.positions))
+        out.print(
+            f"  layers {positions}: {change.was} -> {change.now}", markup=False, soft_wrap=True
+        )

@@ -1,0 +1,276 @@
+"""What another Megatron changes, for the installed seams and for given recipes. Nothing is run."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import attrs
+
+from megatron_seams.environment import Environment
+from megatron_seams.errors import Refusal, SeamsError
+from megatron_seams.plan import Custom, Layer, Plan
+from megatron_seams.recipe import Recipe
+from megatron_seams.resolver import resolve
+from megatron_seams.retirement import retirement
+from megatron_seams.seam import Carrier, Seam
+from megatron_seams.surface import NativeSymbol
+
+SCHEMA: Final = 1
+
+#: What a seam becomes -> whether a person has something to do.
+STATES: Final = {
+    "graduates": True,
+    "breaks": True,
+    "needed again": True,
+    "superseded": False,
+    "stays": False,
+}
+
+
+@attrs.frozen(kw_only=True)
+class SeamChange:
+    """What becomes of one seam.
+
+    Attributes:
+        seam: The seam.
+        state: A key of :data:`STATES`. Graduating outranks breaking: what upstream builds needs no
+            seam, whatever the seam would need.
+        why: Every reason.
+    """
+
+    seam: Seam
+    state: str
+    why: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class LayerChange:
+    """Layers that another provider would build, or in another slot.
+
+    Attributes:
+        was: Family and provider now.
+        now: Family and provider with the other Megatron.
+        positions: The 1-based layer numbers.
+    """
+
+    was: str
+    now: str
+    positions: tuple[int, ...]
+
+
+@attrs.frozen(kw_only=True)
+class RecipeChange:
+    """What becomes of one recipe.
+
+    Attributes:
+        name: As it was given.
+        layers: What would resolve differently.
+        refused_before: Why it has no plan now; empty if it has one.
+        refused_after: Why it would have none.
+    """
+
+    name: str
+    layers: tuple[LayerChange, ...] = ()
+    refused_before: tuple[SeamsError, ...] = ()
+    refused_after: tuple[SeamsError, ...] = ()
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether the model would be another one, or none."""
+        return bool(self.layers or self.refused_after)
+
+
+@attrs.frozen(kw_only=True)
+class Preview:
+    """The whole comparison.
+
+    Attributes:
+        before: The Megatron in hand and the seams.
+        after: The other Megatron and the same seams.
+        seams: Every valid seam, by name.
+        recipes: Every recipe, as given.
+    """
+
+    before: Environment
+    after: Environment
+    seams: tuple[SeamChange, ...]
+    recipes: tuple[RecipeChange, ...]
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether anything is left to do or to decide before the upgrade."""
+        return any(STATES[change.state] for change in self.seams) or any(
+            change.needs_person for change in self.recipes
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``preview --json`` prints it."""
+        return {
+            "schema": SCHEMA,
+            "from": _described(self.before),
+            "to": _described(self.after),
+            "needs_person": self.needs_person,
+            "seams": [
+                {
+                    "name": change.seam.name,
+                    "family": change.seam.family,
+                    "owner": change.seam.owner,
+                    "state": change.state,
+                    "why": list(change.why),
+                }
+                for change in self.seams
+            ],
+            "recipes": [
+                {
+                    "name": change.name,
+                    "layers": [
+                        {**attrs.asdict(layer), "positions": list(layer.positions)}
+                        for layer in change.layers
+                    ],
+                    "refused_before": [reason.to_dict() for reason in change.refused_before],
+                    "refused_after": [reason.to_dict() for reason in change.refused_after],
+                }
+                for change in self.recipes
+            ],
+            "findings": [finding.to_dict() for finding in self.after.discovery.findings],
+        }
+
+
+def preview(
+    before: Environment, after: Environment, recipes: Iterable[tuple[str, Recipe]] = ()
+) -> Preview:
+    """Compare two Megatrons for the same seams.
+
+    Args:
+        before: The one in hand.
+        after: The other one; its seams are those of ``before``.
+        recipes: Name and recipe of each model to compare.
+    """
+    return Preview(
+        before=before,
+        after=after,
+        seams=tuple(seam_change(seam, before, after) for seam in before.discovery.seams),
+        recipes=tuple(recipe_change(name, recipe, before, after) for name, recipe in recipes),
+    )
+
+
+def seam_change(seam: Seam, before: Environment, after: Environment) -> SeamChange:
+    """What becomes of ``seam``, with every reason."""
+    retired, was_retired = after.superseded_by(seam), before.superseded_by(seam)
+    if retired is not None:
+        constant = seam.manifest.upstream.symbol_name
+        symbol = after.surface.of_constant(constant) if constant else None
+        built = f"{retired} builds {seam.family}"
+        if symbol is not None:
+            built += f" ({symbol.constant}, slot {symbol.slot})"
+        state = "superseded" if was_retired else "graduates"
+        return SeamChange(seam=seam, state=state, why=(f"{built}; {retirement(seam)}",))
+    broken = tuple(_breaks(seam, before, after))
+    if broken:
+        return SeamChange(seam=seam, state="breaks", why=broken)
+    if was_retired is not None:
+        why = f"{was_retired} is gone: {seam.family} has no native equivalent there"
+        return SeamChange(seam=seam, state="needed again", why=(why,))
+    return SeamChange(
+        seam=seam, state="stays", why=("not native there, and nothing that it needs goes",)
+    )
+
+
+def recipe_change(
+    name: str, recipe: Recipe, before: Environment, after: Environment
+) -> RecipeChange:
+    """What becomes of one recipe, layer by layer."""
+    old, refused_before = _resolved(recipe, before)
+    new, refused_after = _resolved(recipe, after)
+    layers: tuple[LayerChange, ...] = ()
+    if new is not None:
+        layers = tuple(_layer_changes(old, new))
+    return RecipeChange(
+        name=name, layers=layers, refused_before=refused_before, refused_after=refused_after
+    )
+
+
+def _resolved(
+    recipe: Recipe, environment: Environment
+) -> tuple[Plan | None, tuple[SeamsError, ...]]:
+    try:
+        return resolve(recipe, environment), ()
+    except Refusal as refusal:
+        return None, refusal.reasons
+
+
+def _layer_changes(old: Plan | None, new: Plan) -> Iterator[LayerChange]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    # A recipe has the same layers on every Megatron; without a plan there was nothing there.
+    before = [_line(layer) for layer in old.layers] if old else ["refused"] * len(new.layers)
+    for was, layer in zip(before, new.layers, strict=True):
+        if was != _line(layer):
+            groups.setdefault((was, _line(layer)), []).append(layer.position)
+    for (was, now), positions in groups.items():
+        yield LayerChange(was=was, now=now, positions=tuple(positions))
+
+
+def _line(layer: Layer) -> str:
+    provider = layer.provider
+    owner = f" of {provider.seam.owner}" if isinstance(provider, Custom) else ""
+    return f"{layer.family} by {provider.label}{owner} on {provider.slot} {provider.symbol}"
+
+
+def _breaks(seam: Seam, before: Environment, after: Environment) -> Iterator[str]:
+    fault = after.out_of_range(seam)
+    if fault is not None:
+        yield f"megatron-core {after.surface.version}: {fault.found}"
+    native = after.surface.of_family(seam.family)
+    if native is not None and seam.manifest.upstream.fallback == "refuse":
+        yield (
+            f"contested: native {native.symbol!r} builds {seam.family}, and the manifest "
+            "accepts no upstream equivalent"
+        )
+    if seam.manifest.carrier is not None:
+        yield from _carrier_breaks(seam.manifest.carrier, before, after)
+
+
+def _carrier_breaks(carrier: Carrier, before: Environment, after: Environment) -> Iterator[str]:
+    offered = [after.surface.of_slot(slot) for slot in carrier.slots]
+    if not any(offered):
+        has = ", ".join(symbol.slot for symbol in after.surface.symbols) or "none"
+        yield f"no slot that may carry it: it offers {', '.join(carrier.slots)}; there are {has}"
+    for symbol in offered:
+        if symbol is not None:
+            yield from _keyword_breaks(carrier, before.surface.of_slot(symbol.slot), symbol)
+
+
+def _keyword_breaks(carrier: Carrier, old: NativeSymbol | None, new: NativeSymbol) -> Iterator[str]:
+    """What the loop passes to a slot, held against what the seam says that it takes.
+
+    The other Megatron may call an old keyword by a new name: where one is new that the seam does
+    not take, those that went are named beside it.
+    """
+    passed = set(new.keywords)
+    gone = set(old.keywords) - passed if old else set()
+    if carrier.declares_keywords:
+        missing = set(carrier.needs) - passed
+        strange = passed - {*carrier.needs, *carrier.takes}
+        unknown = ", which the seam does not take"
+    else:
+        missing, strange = gone, passed - set(old.keywords) if old else set()
+        unknown = ", and the manifest does not say what the seam takes"
+    said = []
+    if strange:
+        said.append(f"now passes {_names(strange)}{unknown}")
+    if lost := missing | (gone if strange else set()):
+        said.append(f"no longer passes {_names(lost)}")
+    if said:
+        yield f"slot {new.slot}: its loop {', and '.join(said)}"
+
+
+def _names(keywords: Iterable[str]) -> str:
+    return " and ".join(repr(keyword) for keyword in sorted(keywords))
+
+
+def _described(environment: Environment) -> dict[str, Any]:
+    surface = environment.surface
+    return {
+        "megatron_core": str(surface.version) if surface.version else None,
+        "origin": surface.origin or None,
+        "surface_digest": surface.digest or None,
+    }
