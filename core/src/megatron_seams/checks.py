@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
 Check = Callable[[Any, Any, Any], None]
 
 
@@ -40,3 +43,21 @@ def schema(supported: int) -> Check:
             raise ValueError(message)
 
     return check
+
+
+def specifier(_: Any, __: Any, value: str) -> None:
+    """A range of releases."""
+    try:
+        SpecifierSet(value)
+    except InvalidSpecifier:
+        message = f"expected a version range like >=0.17,<0.20; found {value!r}"
+        raise ValueError(message) from None
+
+
+def version(_: Any, __: Any, value: str) -> None:
+    """One release."""
+    try:
+        Version(value)
+    except InvalidVersion:
+        message = f"expected a version like 0.19; found {value!r}"
+        raise ValueError(message) from None

@@ -176,6 +176,24 @@ class WrongMegatron(SeamsError):
     code = "SEAM-D08"
 
 
+class Superseded(SeamsError):
+    """A seam whose block the Megatron in hand builds by itself: it is to be deleted."""
+
+    code = "SEAM-D09"
+
+
+class ClaimDiffers(SeamsError):
+    """A manifest that says otherwise of upstream than the Megatron in hand shows."""
+
+    code = "SEAM-D10"
+
+
+class WorkspaceInvalid(SeamsError):
+    """A workspace's ``[tool.megatron-seams]`` with a wrong key or value."""
+
+    code = "SEAM-W01"
+
+
 # --- the native surface -----------------------------------------------------------------------
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import attrs
 from attrs import field, validators
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.specifiers import SpecifierSet
 
-from megatron_seams.checks import one_of, schema, sentence
+from megatron_seams.checks import one_of, schema, sentence, specifier, version
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
 from megatron_seams.strict import KeyFault, structure
@@ -50,14 +50,6 @@ def _owner(_: Any, __: Any, value: str) -> None:
         raise ValueError(message)
 
 
-def _specifier(_: Any, __: Any, value: str) -> None:
-    try:
-        SpecifierSet(value)
-    except InvalidSpecifier:
-        message = f"expected a version range like >=0.17,<0.20; found {value!r}"
-        raise ValueError(message) from None
-
-
 @attrs.frozen(kw_only=True)
 class About:
     """``[seam]``: who and what."""
@@ -81,6 +73,8 @@ class Upstream:
         symbol_name: Upstream's constant for the layer (``MLA``).
         config_field: A field of upstream's configuration that ships the family as an option.
         flag: A command-line flag that does.
+        native_since: The first release that has it, as far as the owner knows; ``registry check``
+            holds the Megatron in hand to it.
         tracking: Where the upstream work can be followed.
     """
 
@@ -88,6 +82,7 @@ class Upstream:
     symbol_name: str | None = None
     config_field: str | None = None
     flag: str | None = None
+    native_since: str | None = field(default=None, validator=validators.optional(version))
     tracking: str = ""
 
     def __attrs_post_init__(self) -> None:
@@ -99,7 +94,7 @@ class Upstream:
                 f"what retires the seam; found {len(named)}"
             )
             raise ValueError(message)
-        if self.fallback == "refuse" and named:
+        if self.fallback == "refuse" and (named or self.native_since):
             message = 'with fallback = "refuse" nothing upstream is accepted, so nothing is named'
             raise ValueError(message)
 
@@ -159,7 +154,7 @@ class Introduces:
 class Requires:
     """``[requires]``: the Megatron releases that the seam was written for."""
 
-    megatron_core: str = field(validator=_specifier)
+    megatron_core: str = field(validator=specifier)
 
     @property
     def range(self) -> SpecifierSet:

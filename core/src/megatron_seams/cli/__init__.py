@@ -11,6 +11,7 @@ import click
 
 from megatron_seams import __version__
 from megatron_seams.cli.accept import accept_command
+from megatron_seams.cli.check import check_command
 from megatron_seams.cli.common import show_refusal
 from megatron_seams.cli.explain import explain
 from megatron_seams.cli.graduate import graduate_command
@@ -51,6 +52,7 @@ for command in (
     resolve_command,
     explain,
     surface,
+    check_command,
     preview_command,
     verify_command,
     accept_command,
