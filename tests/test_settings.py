@@ -157,7 +157,6 @@ def test_a_native_setting_that_this_megatron_does_not_have_is_refused() -> None:
         ("hybrid_layer_pattern", "model.pattern"),
         ("hybrid_override_pattern", "model.pattern"),
         ("is_hybrid_model", "model.pattern"),
-        ("multi_latent_attention", "model.pattern has mla or dsa layers"),
         ("mtp_num_layers", "the MTP suffix"),
         ("tensor_model_parallel_size", "parallelism.tensor-parallel"),
         ("pipeline_model_parallel_size", "parallelism.pipeline-parallel"),

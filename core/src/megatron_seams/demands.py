@@ -22,7 +22,6 @@ _ELSEWHERE = {
     "expert_model_parallel_size": "parallelism.expert-parallel",
     "context_parallel_size": "parallelism.context-parallel",
     "sequence_parallel": "parallelism.sequence-parallel",
-    "multi_latent_attention": "whether model.pattern has mla or dsa layers",
     "is_hybrid_model": "model.pattern",
 }
 
@@ -135,6 +134,8 @@ def _native_keys(recipe: Recipe, environment: Environment, carriers: Carriers) -
             found, advice = f"{_ELSEWHERE[key]} decides it", "set it there"
         elif known is not None and not known.knows(key):
             found = f"megatron-core {environment.surface.version} has no such setting"
+            if near := known.nearest(key):
+                found += f"; the names most like it are {', '.join(near)} (none is applied)"
             advice = "correct the key; it is a field of TransformerConfig or a model argument"
         else:
             continue

@@ -377,6 +377,15 @@ class AcceptanceInvalid(SeamsError):
     code = "SEAM-V03"
 
 
+# --- arguments --------------------------------------------------------------------------------
+
+
+class NoArgument(SeamsError):
+    """A part of a plan that no flag of this Megatron's command line says."""
+
+    code = "SEAM-A01"
+
+
 # --- graduation -------------------------------------------------------------------------------
 
 

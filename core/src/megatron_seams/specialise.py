@@ -1,6 +1,7 @@
 """From tokens to families: the dialect first, then what the recipe says explicitly."""
 
 from collections.abc import Iterable
+from typing import Final
 
 import attrs
 
@@ -27,6 +28,11 @@ class Families:
     spelled: tuple[str | None, ...]
     because: dict[int, str]
     faults: tuple[SeamsError, ...]
+
+
+#: Upstream's switch for latent attention. In a hybrid model its symbols say the same, so that here
+#: it says what the attention layers are.
+_LATENT_KEY: Final = "multi_latent_attention"
 
 
 def read_pattern(recipe: Recipe) -> tuple[Pattern, Dialect]:
@@ -67,19 +73,36 @@ def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
     faults.extend(_strangers(recipe, set(spelled.values())))
     because: dict[int, str] = {}
     layers = list(base)
+    targets, said = dict(recipe.families), "the recipe"
+    if recipe.megatron.get(_LATENT_KEY) is True and "attention" not in targets:
+        targets["attention"], said = "mla", f"[megatron] {_LATENT_KEY}"
     for index, family in enumerate(base):
-        if family is not None and family in recipe.families:
-            layers[index] = recipe.families[family]
-            because[index] = f"the recipe specialises {family} as {layers[index]}"
+        if family is not None and family in targets:
+            layers[index] = targets[family]
+            by = said if family not in recipe.families else "the recipe"
+            because[index] = f"{by} specialises {family} as {layers[index]}"
     faults.extend(_entries(recipe, base, layers, because))
-    mtp = [spelled[token] for token in pattern.mtp]
+    mtp = [
+        targets.get(family, family) if family else None for family in map(spelled.get, pattern.mtp)
+    ]
+    faults.extend(_contradiction(recipe, {*layers, *mtp}))
     return Families(
         layers=tuple(layers),
-        mtp=tuple(recipe.families.get(family, family) if family else None for family in mtp),
+        mtp=tuple(mtp),
         spelled=tuple(base),
         because=because,
         faults=tuple(faults),
     )
+
+
+def _contradiction(recipe: Recipe, families: Iterable[str | None]) -> list[SeamsError]:
+    """``multi_latent_attention`` must not say other than the layers, which decide it natively."""
+    value = recipe.megatron.get(_LATENT_KEY)
+    latent = sorted({"mla", "dsa"}.intersection(family for family in families if family))
+    if value is None or value is bool(latent):
+        return []
+    found = f"the layers are {' and '.join(latent)}" if latent else "no layer is mla or dsa"
+    return [_invalid(f"[megatron] {_LATENT_KEY} = {value!r}", found, f"megatron.{_LATENT_KEY}")]
 
 
 def _strangers(recipe: Recipe, spelled: Iterable[str | None]) -> list[SeamsError]:

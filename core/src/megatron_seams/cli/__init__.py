@@ -11,6 +11,7 @@ import click
 
 from megatron_seams import __version__
 from megatron_seams.cli.accept import accept_command
+from megatron_seams.cli.args import args_command
 from megatron_seams.cli.check import check_command
 from megatron_seams.cli.common import show_refusal
 from megatron_seams.cli.explain import explain
@@ -52,6 +53,7 @@ for command in (
     resolve_command,
     explain,
     surface,
+    args_command,
     check_command,
     preview_command,
     verify_command,

@@ -1,0 +1,220 @@
+"""A plan as arguments of upstream's own command line: only flags that the Megatron in hand has."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import attrs
+
+from megatron_seams.errors import NoArgument, Refusal, SeamsError
+from megatron_seams.flags import Flag
+from megatron_seams.lowering import lowered_pattern
+from megatron_seams.native_settings import NativeSettings
+from megatron_seams.plan import Custom, Plan
+
+#: The stack of a receipt, as ``--spec`` wants it: a module and a name in it.
+SPEC: Final = ("megatron_seams.runtime.launch", "stack_spec")
+
+#: Families whose layers need Megatron's configuration for latent attention.
+_LATENT: Final = frozenset({"mla", "dsa"})
+
+#: Configuration fields and model arguments whose flag has another destination. Upstream copies each
+#: by hand in `core_transformer_config_from_args` and `hybrid_config_from_args`.
+_RENAMED: Final = {
+    "max_sequence_length": "max_position_embeddings",
+    "num_moe_experts": "num_experts",
+    "num_layers_in_first_pipeline_stage": "decoder_first_pipeline_num_layers",
+    "num_layers_in_last_pipeline_stage": "decoder_last_pipeline_num_layers",
+}
+
+#: Activation and whether it is gated -> the flag that asks for both; `gelu` is the default.
+_ACTIVATIONS: Final[Mapping[tuple[str, bool], tuple[str, ...]]] = {
+    ("gelu", False): (),
+    ("silu", True): ("--swiglu",),
+    ("squared_relu", False): ("--squared-relu",),
+    ("quick_gelu", True): ("--quick-geglu",),
+}
+_ACTIVATION_KEYS: Final = ("activation_func", "gated_linear_unit")
+
+_PARALLEL: Final = {
+    "tensor_parallel": "--tensor-model-parallel-size",
+    "pipeline_parallel": "--pipeline-model-parallel-size",
+    "expert_parallel": "--expert-model-parallel-size",
+    "context_parallel": "--context-parallel-size",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Arguments:
+    """Words for upstream's command line, and what no word can say.
+
+    Attributes:
+        groups: Flag and values, in order.
+        notes: One sentence each.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words, unquoted."""
+        return tuple(word for group in self.groups for word in group)
+
+    def for_shell(self) -> str:
+        """One line that a shell splits into exactly :attr:`words`."""
+        return shlex.join(self.words)
+
+
+def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
+    """The arguments of a plan.
+
+    Args:
+        plan: The model.
+        settings: The flags of the Megatron that it was planned against.
+
+    Raises:
+        Refusal: With a :class:`NoArgument` for everything that no flag of this Megatron says.
+    """
+    faults: list[SeamsError] = []
+    groups = [
+        *_of_layers(plan),
+        *_of_parallelism(plan),
+        *_of_settings(plan, settings, faults),
+    ]
+    if plan.seams:
+        groups.append(("--spec", *SPEC))
+    faults += [_no_flag(plan, group[0], settings) for group in groups if _unknown(group, settings)]
+    if faults:
+        raise Refusal(faults)
+    return Arguments(groups=tuple(groups), notes=tuple(_notes(plan)))
+
+
+def _of_layers(plan: Plan) -> Iterator[tuple[str, ...]]:
+    yield "--hybrid-layer-pattern", lowered_pattern(plan)
+    if any(layer.family in _LATENT for layer in (*plan.layers, *plan.mtp)):
+        yield ("--multi-latent-attention",)
+
+
+def _of_parallelism(plan: Plan) -> Iterator[tuple[str, ...]]:
+    for name, flag in _PARALLEL.items():
+        size = getattr(plan.parallelism, name)
+        if size > 1:
+            yield flag, str(size)
+    if plan.parallelism.sequence_parallel:
+        yield ("--sequence-parallel",)
+
+
+def _of_settings(
+    plan: Plan, settings: NativeSettings, faults: list[SeamsError]
+) -> Iterator[tuple[str, ...]]:
+    wanted = {k: v for k, v in plan.megatron.items() if k != "multi_latent_attention"}
+    if any(key in wanted for key in _ACTIVATION_KEYS):
+        asked = wanted.get("activation_func", "gelu"), bool(wanted.get("gated_linear_unit"))
+        flags = _ACTIVATIONS.get(asked)
+        if flags is None:
+            faults.append(_unsaid(plan, "activation_func", f"no flag for {asked[0]}, gated or not"))
+        elif flags:
+            yield flags
+    if "num_query_groups" in wanted:
+        # Without it upstream sets the number of groups aside.
+        yield ("--group-query-attention",)
+    for key, value in wanted.items():
+        if key in _ACTIVATION_KEYS:
+            continue
+        if key == "share_embeddings_and_output_weights":
+            if not value:
+                yield ("--untie-embeddings-and-output-weights",)
+            continue
+        said = _said(key, value, settings)
+        if isinstance(said, str):
+            faults.append(_unsaid(plan, key, said))
+        elif said:
+            yield said
+
+
+def _said(key: str, value: Any, settings: NativeSettings) -> tuple[str, ...] | str:
+    """The words for one setting, none if it is the default; or why there are none, as text."""
+    flags = settings.of_dest(_RENAMED.get(key, key))
+    if not flags:
+        return "its command line has no flag for it"
+    if isinstance(value, bool) and any(flag.sets for flag in flags):
+        spelled = next((said for flag in flags if (said := flag.that_sets(value))), None)
+        # A flag that takes no word can only say the opposite of its default.
+        return (spelled,) if spelled else ()
+    flag = next((flag for flag in flags if not flag.sets), None)
+    words = _words(value)
+    if flag is None or words is None or isinstance(value, bool):
+        return f"{value!r} is no value of {' or '.join(flag.names[0] for flag in flags)}"
+    if not _takes(flag, len(words)):
+        return f"{flag.names[0]} does not take {len(words)} values"
+    if flag.choices and not {str(choice) for choice in flag.choices} >= set(words):
+        return f"{flag.names[0]} takes {', '.join(map(str, flag.choices))}"
+    return (flag.names[0], *words)
+
+
+def _words(value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, list | tuple):
+        parts = [_words(part) for part in value]
+        return None if None in parts or not parts else tuple(part[0] for part in parts if part)
+    return (str(value),) if isinstance(value, str | int | float) else None
+
+
+def _takes(flag: Flag, count: int) -> bool:
+    return count == 1 if flag.nargs in (None, "?") else flag.nargs in ("+", "*", count)
+
+
+def _unknown(group: tuple[str, ...], settings: NativeSettings) -> bool:
+    return group[0] not in settings.flags
+
+
+def _unsaid(plan: Plan, key: str, found: str) -> NoArgument:
+    return NoArgument(
+        asked=f"[megatron] {key} = {plan.megatron[key]!r} as an argument of megatron-core "
+        f"{plan.surface.version}"
+        if key in plan.megatron
+        else f"[megatron] {key} as an argument",
+        found=found,
+        next="leave it out of the recipe, or build the model from Python, where it is a field",
+        subject=key,
+        key=f"megatron.{key}",
+    )
+
+
+def _no_flag(plan: Plan, flag: str, settings: NativeSettings) -> NoArgument:
+    why = "" if settings.flags else f" ({'; '.join(settings.unread)})"
+    return NoArgument(
+        asked=f"{flag}, for {plan.name}",
+        found=f"the command line of megatron-core {plan.surface.version} does not have it{why}",
+        next="name a Megatron with its trainer: --megatron CHECKOUT, or a release from 0.17 on",
+        subject=flag,
+    )
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    for seam in plan.seams:
+        layers = [
+            layer
+            for layer in plan.layers
+            if isinstance(layer.provider, Custom) and layer.provider.seam.name == seam.name
+        ]
+        if not layers:
+            continue
+        symbol = layers[0].provider.symbol
+        numbers = ", ".join(str(layer.position) for layer in layers)
+        # Upstream's num_floating_point_operations counts layers by get_hybrid_layer_counts.
+        yield (
+            f"seam {seam.name} ({seam.owner}) builds layers {numbers}, which the pattern spells "
+            f"{symbol!r}: upstream's FLOP count, and with it TFLOP/s per GPU, takes them for "
+            f"{symbol!r} layers, and so do its layer counts"
+        )
+    for feature in plan.features:
+        yield (
+            f"feature {feature.family} at {feature.placement}, by seam {feature.seam.name} "
+            f"({feature.seam.owner}): upstream's FLOP count does not know it"
+        )
+    if plan.seams:
+        yield (
+            "the seams and their options travel in the receipt: write it with --receipt FILE and "
+            "export MEGATRON_SEAMS_RECEIPT=FILE on every rank; a run without it stops"
+        )

@@ -1,0 +1,206 @@
+"""`registry args`: words that a shell keeps apart and that upstream's own parser takes."""
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jsonschema
+import pytest
+
+import megatron_releases
+from megatron_seams.arguments import native_arguments
+from megatron_seams.environment import Environment, read_environment
+from megatron_seams.errors import NoArgument, Refusal, SpecialisationInvalid
+from megatron_seams.native_settings import NativeSettings, read_settings
+from megatron_seams.sources import in_hand
+from megatron_seams.surface import read_surface
+from seam_support import environment, make_seam, only, plan, reasons, recipe, registry, run_python
+
+REAL = Path(__file__).with_name("real_parser.py")
+SIZES = {"hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def here() -> tuple[Environment, NativeSettings]:
+    """The Megatron in hand with one test seam."""
+    source, _ = in_hand()
+    assert source is not None
+    seam = make_seam("kda", "kda", slots=["mamba_layer"])
+    made = attrs.evolve(environment(seam, native=read_surface(source)), source=source)
+    return made, read_settings(source)
+
+
+def words(asked: Any, here: tuple[Environment, NativeSettings]) -> tuple[str, ...]:
+    return native_arguments(plan(asked, here[0]), here[1]).words
+
+
+def test_latent_attention_by_upstreams_own_switch_is_native_and_needs_no_seam(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    asked = recipe("*E*-", megatron={"multi_latent_attention": True, **SIZES})
+    made = plan(asked, here[0])
+    assert [layer.family for layer in made.layers] == ["mla", "moe", "mla", "mlp"]
+    assert "[megatron] multi_latent_attention specialises attention as mla" in made.layers[0].why
+    found = words(asked, here)
+    assert found[:3] == ("--hybrid-layer-pattern", "+E+-", "--multi-latent-attention")
+    assert "--spec" not in found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "tables"),
+    [
+        ("+-", {"megatron": {"multi_latent_attention": False}}),
+        ("M-", {"megatron": {"multi_latent_attention": True}}),
+        ("*-", {"megatron": {"multi_latent_attention": True}, "families": {"attention": "gdn"}}),
+    ],
+)
+def test_a_switch_that_contradicts_the_layers_is_refused(
+    pattern: str, tables: dict[str, Any], here: tuple[Environment, NativeSettings]
+) -> None:
+    fault = only(reasons(recipe(pattern, **tables), here[0]), SpecialisationInvalid)
+    assert fault.key == "megatron.multi_latent_attention"
+
+
+def test_a_plan_with_a_seam_names_its_stack_and_what_is_counted_wrongly(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    found = native_arguments(plan(recipe("K*K", tokens={"K": "kda"}), here[0]), here[1])
+    assert found.groups[0] == ("--hybrid-layer-pattern", "M*M")
+    assert found.groups[-1] == ("--spec", "megatron_seams.runtime.launch", "stack_spec")
+    assert found.notes[0].startswith("seam kda (@acme/layers) builds layers 1, 3, ")
+    assert "takes them for 'M' layers" in found.notes[0]
+    assert "MEGATRON_SEAMS_RECEIPT" in found.notes[1]
+
+
+def test_a_shell_keeps_every_word_as_it_is(here: tuple[Environment, NativeSettings]) -> None:
+    asked = recipe("*-|*-/*-", megatron=SIZES, parallelism={"pipeline-parallel": 2})
+    found = native_arguments(plan(asked, here[0]), here[1])
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {found.for_shell()}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert tuple(done.stdout.splitlines()) == found.words
+    assert found.words[:2] == ("--hybrid-layer-pattern", "*-|*-/*-")
+    assert ("--pipeline-model-parallel-size", "2") in found.groups
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"add_bias_linear": False}, ("--disable-bias-linear",)),
+        ({"add_bias_linear": True}, ()),
+        ({"qk_layernorm": True}, ("--qk-layernorm",)),
+        ({"qk_layernorm": False}, ()),
+        ({"max_sequence_length": 128}, ("--max-position-embeddings", "128")),
+        ({"num_query_groups": 2}, ("--group-query-attention", "--num-query-groups", "2")),
+        ({"activation_func": "squared_relu"}, ("--squared-relu",)),
+        ({"activation_func": "silu", "gated_linear_unit": True}, ("--swiglu",)),
+        (
+            {"share_embeddings_and_output_weights": False},
+            ("--untie-embeddings-and-output-weights",),
+        ),
+        ({"share_embeddings_and_output_weights": True}, ()),
+        ({"layernorm_epsilon": 1e-6}, ("--norm-epsilon", "1e-06")),
+        ({"moe_aux_loss_coeff": [0.1, 0.2]}, ("--moe-aux-loss-coeff", "0.1", "0.2")),
+    ],
+    ids=str,
+)
+def test_a_setting_becomes_the_flag_that_sets_it(
+    settings: dict[str, Any], said: tuple[str, ...], here: tuple[Environment, NativeSettings]
+) -> None:
+    assert words(recipe("*-", megatron=settings), here)[2:] == said
+
+
+def test_everything_that_no_flag_says_is_refused_at_once(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    settings = {
+        "activation_func": "silu",  # upstream has a flag for the gated form alone
+        "params_dtype": "bfloat16",
+        "normalization": "BatchNorm",
+        "hidden_size": True,
+    }
+    made = plan(recipe("*-", megatron=settings), here[0])
+    with pytest.raises(Refusal) as refused:
+        native_arguments(made, here[1])
+    assert all(isinstance(reason, NoArgument) for reason in refused.value.reasons)
+    assert {reason.subject for reason in refused.value.reasons} == set(settings)
+
+
+def test_a_megatron_without_a_trainer_has_no_arguments(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    bare = NativeSettings(unread=("there is no parser",))
+    with pytest.raises(Refusal, match="there is no parser"):
+        native_arguments(plan(recipe("*-"), here[0]), bare)
+
+
+def test_an_unknown_setting_is_refused_with_names_that_are_only_information() -> None:
+    where = read_environment()
+    faults = reasons(recipe("*-", megatron={"hiden_size": 8}), where)
+    assert "hidden_size" in faults[0].found
+    assert "none is applied" in faults[0].found
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def test_the_command_prints_arguments_alone_on_standard_output(
+    repository: Path, tmp_path: Path
+) -> None:
+    quoted = registry("args", "*-", code=0)
+    lines = registry("args", "*-", "--lines", code=0)
+    assert (
+        shlex.split(quoted.stdout)
+        == lines.stdout.splitlines()
+        == [
+            "--hybrid-layer-pattern",
+            "*-",
+        ]
+    )
+    schema = json.loads((repository / "docs" / "schema" / "args.schema.json").read_text())
+    printed = json.loads(registry("args", "*-", "--json", code=0).stdout)
+    jsonschema.validate(printed, schema)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"hybrid_override_pattern": "M-", "hidden_size": 8}))
+    taken = registry("args", config, code=0)
+    assert shlex.split(taken.stdout) == ["--hybrid-layer-pattern", "M-"]
+    assert "only the layers are used" in taken.stderr
+    receipt = tmp_path / "receipt.json"
+    registry("args", "*-", "--receipt", receipt, code=0)
+    registry("verify", receipt, code=0)
+
+
+@pytest.mark.megatron
+@pytest.mark.published
+@pytest.mark.parametrize("release", [*megatron_releases.RUN, "in hand"])
+def test_upstreams_own_parser_takes_every_recipe_that_resolves(
+    release: str, repository: Path, tmp_path: Path
+) -> None:
+    older = release in megatron_releases.RUN
+    path = [megatron_releases.installation(release)] if older else []
+    latent = tmp_path / "latent.toml"
+    latent.write_text(
+        'schema = 1\n[model]\nname = "latent"\npattern = "*E*-"\n[megatron]\n'
+        "multi_latent_attention = true\nhidden_size = 64\nnum_moe_experts = 8\n"
+    )
+    lines = []
+    for file in [*sorted((repository / "recipes").glob("*.toml")), latent]:
+        done = registry("args", file, "--lines", path=path)
+        assert done.returncode in (0, 2), done.stderr
+        if done.returncode == 0:
+            lines.append(done.stdout.splitlines())
+    assert len(lines) >= 5
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
+    done = run_python("-W", "ignore", REAL, tmp_path / "lines.json", path=path, code=0)
+    parsed = json.loads(done.stdout.strip().splitlines()[-1])
+    for given, values in zip(lines, parsed, strict=True):
+        assert values["hybrid_layer_pattern"] == given[1]
+        if "--num-experts" in given:
+            assert values["num_experts"] == int(given[given.index("--num-experts") + 1])
+        assert values["multi_latent_attention"] == ("--multi-latent-attention" in given)
