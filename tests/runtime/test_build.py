@@ -5,6 +5,7 @@ import torch
 
 from megatron_seams.errors import CannotRunHere, Refusal, SettingsInvalid, UpstreamForbids
 from megatron_seams.recipe import Parallelism
+from sparse_attention import sparse_backend, sparse_settings
 
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
 
@@ -90,23 +91,25 @@ def test_a_plan_without_a_seam_is_upstreams_own_model(plan_of):
 def test_every_family_that_the_local_backend_has_trains(plan_of, native):
     from megatron_seams.runtime.build import build_model
 
-    sparse = {
-        "dsa_indexer_n_heads": 2,
-        "dsa_indexer_head_dim": 16,
-        "dsa_indexer_topk": 4,
-        "dsa_indexer_loss_coeff": 0.01,
-        "dsa_indexer_rotate_activation": False,
-    }
     for pattern, settings in (
         ("*-E", MOE | {"qk_layernorm": True}),
         ("+-E", MOE | MLA | {"qk_layernorm": True}),
         ("+-", MLA | {"rope_type": "yarn"}),
-        ("DE+", MOE | MLA | sparse),
         ("*-", {"normalization": "LayerNorm", "add_bias_linear": True}),
         ("*E", MOE | {"moe_shared_expert_intermediate_size": 32, "moe_aux_loss_coeff": 0.1}),
     ):
         if native(pattern):
             assert train_once(build_model(plan_of(pattern, megatron=settings))) == [], pattern
+
+
+@pytest.mark.parametrize("pattern", ["DED", "DE+"])
+def test_sparse_attention_trains_where_its_kernel_is(plan_of, native, monkeypatch, pattern):
+    from megatron_seams.runtime.build import build_model
+
+    if not native(pattern):
+        pytest.skip(f"this Megatron builds not all of {pattern} by itself")
+    plan = plan_of(pattern, megatron=MOE | MLA | sparse_settings())
+    assert train_once(build_model(plan, backend=sparse_backend(monkeypatch))) == []
 
 
 def test_a_seam_leaves_no_trace_of_a_wrapper(plan_of):

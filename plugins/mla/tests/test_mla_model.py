@@ -10,6 +10,7 @@ from megatron_seams.plan import Custom, Plan
 from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.strict import structure
+from sparse_attention import sparse_backend, sparse_settings
 
 pytestmark = pytest.mark.megatron
 
@@ -79,35 +80,53 @@ def test_beside_native_sparse_attention_the_next_legal_slot_carries_it(
 @pytest.mark.parametrize("position_embedding_type", ["none", "rope"])
 @pytest.mark.parametrize("pattern", ["L-L", "LDL"])
 def test_a_model_trains(
-    pattern: str, position_embedding_type: str, environment: Environment
+    pattern: str,
+    position_embedding_type: str,
+    environment: Environment,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
+    from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
+    from megatron_seams.runtime.backend import choose_backend
     from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.cpu import cpu_world
 
-    sparse = {"dsa_indexer_n_heads": 2, "dsa_indexer_head_dim": 16, "dsa_indexer_topk": 4}
-    if "D" in pattern and environment.surface.of_family("dsa") is None:
-        pytest.skip("this Megatron has no native sparse attention")
+    backend, settings = choose_backend(), {}
     if "D" in pattern:
-        sparse["dsa_indexer_loss_coeff"] = 0.01
-        if "dsa_indexer_rotate_activation" in environment.settings().config_fields:
-            sparse["dsa_indexer_rotate_activation"] = False
+        if environment.surface.of_family("dsa") is None:
+            pytest.skip("this Megatron has no native sparse attention")
+        backend, settings = sparse_backend(monkeypatch), sparse_settings()
     plan = plan_of(
-        pattern,
-        environment,
-        position_embedding_type=position_embedding_type,
-        **(sparse if "D" in pattern else {}),
+        pattern, environment, position_embedding_type=position_embedding_type, **settings
     )
+    latent = [layer.position - 1 for layer in plan.layers if layer.family == "mla"]
+    assert latent == [0, 2]
     with cpu_world() as groups:
-        try:
-            model = build_model(plan, pg_collection=groups)
-        except Refusal as refusal:
-            # The whole plan is sound; this release's sparse attention needs a GPU.
-            assert [type(reason) for reason in refusal.reasons] == [CannotRunHere]  # noqa: PT017
-            pytest.skip(refusal.reasons[0].found)
+        model = build_model(plan, backend=backend, pg_collection=groups)
         ids = torch.randint(0, 64, (2, 16))
         loss = model(ids, torch.arange(16).expand(2, -1), None, labels=ids).mean()
         loss.backward()
     assert loss.isfinite()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+    for index in latent:
+        layer = model.decoder.layers[index]
+        assert layer.layer_number == index + 1
+        assert isinstance(layer.self_attention, MLASelfAttention)
+        assert type(layer.self_attention.core_attention) is backend.provider.core_attention()
+
+
+def test_where_sparse_attention_needs_a_kernel_the_refusal_says_which(
+    environment: Environment,
+) -> None:
+    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.compat import NO_ROTATION
+
+    if environment.surface.of_family("dsa") is None or NO_ROTATION:
+        pytest.skip("this Megatron has no sparse attention that insists on the kernel")
+    with pytest.raises(Refusal) as refused:
+        build_model(plan_of("LDL", environment, **sparse_settings()))
+    (reason,) = refused.value.reasons
+    assert isinstance(reason, CannotRunHere)
+    assert reason.positions == (2,)
+    assert "fast-hadamard-transform" in reason.found

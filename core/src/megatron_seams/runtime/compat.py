@@ -53,10 +53,26 @@ NO_ROTATION: Final[Mapping[str, Any]] = (
     else {}
 )
 
+#: Fact: `MLASelfAttention` hands sparse attention what it selects by only where the configuration
+#: has this setting; the class of its own that came with 0.19 always does. Goes: with 0.18.
+SPARSE: Final[Mapping[str, Any]] = (
+    {"experimental_attention_variant": "dsa"} if SparseSelfAttention is MLASelfAttention else {}
+)
+
+_MODEL_ARGUMENTS: Final = frozenset(inspect.signature(HybridModel.__init__).parameters)
+
+#: Fact: the model's argument for its stack has this name since 0.18; before, it is
+#: `mamba_stack_spec`. Goes: with 0.17.
+STACK_ARGUMENT: Final = (
+    "hybrid_stack_spec" if "hybrid_stack_spec" in _MODEL_ARGUMENTS else "mamba_stack_spec"
+)
+
 __all__ = [
     "ALWAYS_PASSED",
     "GLOBAL_NUMBERS",
     "NO_ROTATION",
+    "SPARSE",
+    "STACK_ARGUMENT",
     "HybridModel",
     "HybridStack",
     "HybridStackSubmodules",
@@ -77,9 +93,6 @@ ALWAYS_PASSED: Final = frozenset({"config", "layer_number", "pg_collection", "su
 #: the `mamba_layer` slot does not tell it, because a `MambaLayer` never adds one; the stack's own
 #: numbers are global. Goes: when no layer of upstream's takes the keyword.
 GLOBAL_NUMBERS: Final = "add_layer_offset"
-
-
-_MODEL_ARGUMENTS: Final = frozenset(inspect.signature(HybridModel.__init__).parameters)
 
 
 def native_submodules(**slots: Any) -> HybridStackSubmodules:
@@ -104,10 +117,5 @@ def dense_mlp(submodules: MLPSubmodules) -> Any:
 
 
 def build_hybrid_model(config: Any, stack_spec: ModuleSpec, **arguments: Any) -> HybridModel:
-    """Upstream's hybrid model around ``stack_spec``.
-
-    Fact: the model's argument for its stack is `hybrid_stack_spec` since 0.18 (before:
-    `mamba_stack_spec`). Goes: with 0.17.
-    """
-    stack = "hybrid_stack_spec" if "hybrid_stack_spec" in _MODEL_ARGUMENTS else "mamba_stack_spec"
-    return HybridModel(config=config, **{stack: stack_spec}, **arguments)
+    """Upstream's hybrid model around ``stack_spec``, by whatever name it takes it."""
+    return HybridModel(config=config, **{STACK_ARGUMENT: stack_spec}, **arguments)

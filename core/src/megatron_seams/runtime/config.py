@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from megatron_seams.errors import Refusal, SeamsError, SettingsInvalid
 from megatron_seams.plan import Plan
-from megatron_seams.runtime.compat import HybridModel
+from megatron_seams.runtime.compat import SPARSE, STACK_ARGUMENT, HybridModel
 
 #: Families whose layers need Megatron's configuration for latent attention.
 LATENT: Final = frozenset({"mla", "dsa"})
@@ -43,7 +43,7 @@ _OURS: Final = frozenset(
     {
         "self",
         "config",
-        "hybrid_stack_spec",
+        STACK_ARGUMENT,
         "hybrid_layer_pattern",
         "pg_collection",
         "pre_process",
@@ -83,7 +83,8 @@ def model_settings(
         Refusal: With a :class:`SettingsInvalid` for each setting that is unknown or misspelled, or
             for what Megatron's own checks say.
     """
-    latent = any(layer.family in LATENT for layer in (*plan.layers, *plan.mtp))
+    families = {layer.family for layer in (*plan.layers, *plan.mtp)}
+    latent = not families.isdisjoint(LATENT)
     kind = MLATransformerConfig if latent else TransformerConfig
     fields = {field.name for field in dataclasses.fields(kind) if field.init}
     arguments = frozenset(inspect.signature(HybridModel.__init__).parameters) - _OURS
@@ -100,7 +101,9 @@ def model_settings(
     if faults:
         raise Refusal(faults)
     config = {key: value for key, value in wanted.items() if key in fields}
-    config |= _derived(plan, latent) | {k: v for k, v in backend.items() if k in fields}
+    config |= _derived(plan, latent)
+    config |= SPARSE if "dsa" in families else {}
+    config |= {k: v for k, v in backend.items() if k in fields}
     config.setdefault("params_dtype", _dtype(config))
     config.setdefault("pipeline_dtype", config["params_dtype"])
     try:
