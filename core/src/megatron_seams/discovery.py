@@ -7,7 +7,7 @@ would otherwise win an import, and the audit would describe code that does not r
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import attrs
@@ -70,32 +70,50 @@ class Discovery:
 
 
 @attrs.frozen(kw_only=True)
-class _Claim:
+class Claim:
     """An entry point: who says that which package is a seam of which name."""
 
     name: str
     package: str
     distribution: str
     version: str
-    project: Installed
 
     @property
     def by(self) -> str:
+        """The claimant, as messages name it."""
         return f"{self.distribution} {self.version}".strip()
+
+
+@attrs.frozen(kw_only=True)
+class _Claim(Claim):
+    """One of an installed distribution."""
+
+    project: Installed
 
 
 def discover() -> Discovery:
     """Find every installed seam, in an order that no installation order changes."""
-    seams: list[Seam] = []
     broken: list[BrokenSeam] = []
-    claims = _claims(broken)
-    contested = _contested(claims)
-    for claim in claims:
-        seam = _read(claim)
+    return gather([(claim, _read(claim)) for claim in _claims(broken)], broken)
+
+
+def gather(
+    claims: Sequence[tuple[Claim, Seam | BrokenSeam]], lost: Iterable[BrokenSeam]
+) -> Discovery:
+    """Judge claims that have been read against one another.
+
+    Args:
+        claims: Each with its seam, or with what is wrong with it, by name and distribution.
+        lost: What could not be read so far that it makes a claim.
+    """
+    seams: list[Seam] = []
+    broken = list(lost)
+    contested = _contested(claim for claim, _ in claims)
+    for claim, seam in claims:
         if claim.name in contested:
             others = seam.faults if isinstance(seam, BrokenSeam) else ()
             fault = _duplicate(claim, contested[claim.name])
-            seam = _broken(claim, (fault, *others), seam.manifest)
+            seam = broken_seam(claim, (fault, *others), seam.manifest)
         if isinstance(seam, BrokenSeam):
             broken.append(seam)
         else:
@@ -116,7 +134,7 @@ def _claims(broken: list[BrokenSeam]) -> list[_Claim]:
                 name=name, package="", distribution=name, version=version, project=project
             )
             found = f"its entry_points.txt cannot be read: {entries}"
-            broken.append(_broken(claim, [_damaged(claim, found)]))
+            broken.append(broken_seam(claim, [_damaged(claim, found)]))
             continue
         for entry in entries:
             claim = _Claim(
@@ -130,7 +148,7 @@ def _claims(broken: list[BrokenSeam]) -> list[_Claim]:
                 claims.append(claim)
             else:
                 fault = _damaged(claim, f"{name} has no METADATA that says what it is")
-                broken.append(_broken(claim, [fault]))
+                broken.append(broken_seam(claim, [fault]))
     return sorted(claims, key=lambda it: (it.name, canonicalize_name(it.distribution), it.version))
 
 
@@ -143,16 +161,16 @@ def _damaged(claim: _Claim, found: str) -> EntryPointInvalid:
     )
 
 
-def _contested(claims: Iterable[_Claim]) -> dict[str, list[_Claim]]:
+def _contested(claims: Iterable[Claim]) -> dict[str, list[Claim]]:
     # A distribution that stands on the path twice is given once, so two claims are two
     # distributions, or one with a stale record or a name twice; none can be chosen between.
-    by_name: dict[str, list[_Claim]] = {}
+    by_name: dict[str, list[Claim]] = {}
     for claim in claims:
         by_name.setdefault(claim.name, []).append(claim)
     return {name: entries for name, entries in by_name.items() if len(entries) > 1}
 
 
-def _duplicate(claim: _Claim, claimants: list[_Claim]) -> DuplicateName:
+def _duplicate(claim: Claim, claimants: list[Claim]) -> DuplicateName:
     listed = " and ".join(f"{entry.by} ({entry.package})" for entry in claimants)
     return DuplicateName(
         asked=f"one distribution for the seam name {claim.name!r}",
@@ -162,9 +180,10 @@ def _duplicate(claim: _Claim, claimants: list[_Claim]) -> DuplicateName:
     )
 
 
-def _broken(
-    claim: _Claim, faults: Iterable[SeamsError], manifest: Manifest | None = None
+def broken_seam(
+    claim: Claim, faults: Iterable[SeamsError], manifest: Manifest | None = None
 ) -> BrokenSeam:
+    """A claim that names no usable seam."""
     return BrokenSeam(
         name=claim.name,
         distribution=claim.distribution,
@@ -178,18 +197,30 @@ def _read(claim: _Claim) -> Seam | BrokenSeam:
     """One claim, as a seam or as what is wrong with it."""
     located = _locate(claim)
     if isinstance(located, SeamsError):
-        return _broken(claim, [located])
+        return broken_seam(claim, [located])
     file = located / MANIFEST
     try:
         with file.open("rb") as stream:
             # One byte more than allowed is enough to know that it is too large.
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        return _broken(claim, [_unreadable(claim, file, str(error))])
+        return broken_seam(claim, [unreadable(claim, file, str(error))])
+    return read_seam(claim, data, located)
+
+
+def read_seam(claim: Claim, data: bytes, folder: Path) -> Seam | BrokenSeam:
+    """The seam that a manifest's bytes declare, or what is wrong with it.
+
+    Args:
+        claim: Who says so.
+        data: The manifest.
+        folder: The package that it lies in.
+    """
+    file = folder / MANIFEST
     manifest, faults = parse_manifest(data, file=str(file))
     if manifest is None:
         asked = f"of seam {claim.name!r} ({claim.by})"
-        return _broken(
+        return broken_seam(
             claim,
             [attrs.evolve(it, asked=f"{it.asked}, {asked}", subject=claim.name) for it in faults],
         )
@@ -203,18 +234,19 @@ def _read(claim: _Claim) -> Seam | BrokenSeam:
             file=str(file),
             key="seam.name",
         )
-        return _broken(claim, [fault], manifest)
+        return broken_seam(claim, [fault], manifest)
     return Seam(
         manifest=manifest,
         package=claim.package,
         distribution=claim.distribution,
         version=claim.version,
-        directory=located,
+        directory=folder,
         manifest_digest=hashlib.sha256(data).hexdigest(),
     )
 
 
-def _unreadable(claim: _Claim, file: Path, found: str) -> SeamsError:
+def unreadable(claim: Claim, file: Path, found: str) -> SeamsError:
+    """The fault of a manifest that is there and cannot be read."""
     return ManifestUnreadable(
         asked=f"the manifest of seam {claim.name!r} ({claim.by})",
         found=found,
@@ -228,23 +260,18 @@ def _locate(claim: _Claim) -> Path | SeamsError:
     """The folder of the claimed package, if it belongs to the claiming distribution."""
     parts = claim.package.split(".")
     if not all(part.isidentifier() for part in parts):
-        return EntryPointInvalid(
-            asked=f"the package of seam {claim.name!r} ({claim.by})",
-            found=f"the entry point names {claim.package!r}, which is not a package",
-            next="name the package that holds seam.toml, without an attribute",
-            subject=claim.name,
-        )
+        return not_a_package(claim)
     # Only the top-level name is asked for: find_spec of a dotted one imports its parent.
     try:
         spec = importlib.util.find_spec(parts[0])
     except (ValueError, ImportError):
         spec = None
     if spec is None:
-        return _missing(claim, f"there is no package {parts[0]!r}")
+        return missing_manifest(claim, f"there is no package {parts[0]!r}")
     if not spec.submodule_search_locations:
         if claim.project.file(parts[0]).is_dir():
             return _shadowed(claim, Path(spec.origin or parts[0]))
-        return _missing(claim, f"{parts[0]!r} is a module and not a package")
+        return missing_manifest(claim, f"{parts[0]!r} is a module and not a package")
     # A namespace package has several folders; an import takes the first that holds the package.
     folders = [Path(place).joinpath(*parts[1:]) for place in spec.submodule_search_locations]
     folder = next((it for it in folders if (it / "__init__.py").is_file()), folders[0])
@@ -252,10 +279,20 @@ def _locate(claim: _Claim) -> Path | SeamsError:
     if not _belongs(file, claim.project, "/".join(parts)):
         return _shadowed(claim, folder)
     if not file.is_file():
-        return _missing(claim, f"{folder} holds no {MANIFEST}")
+        return missing_manifest(claim, f"{folder} holds no {MANIFEST}")
     if not file.resolve().is_relative_to(folder.resolve()):
-        return _unreadable(claim, file, f"it is a link to {file.resolve()}, outside its package")
+        return unreadable(claim, file, f"it is a link to {file.resolve()}, outside its package")
     return folder
+
+
+def not_a_package(claim: Claim) -> EntryPointInvalid:
+    """The fault of an entry point that names something else than a dotted package."""
+    return EntryPointInvalid(
+        asked=f"the package of seam {claim.name!r} ({claim.by})",
+        found=f"the entry point names {claim.package!r}, which is not a package",
+        next="name the package that holds seam.toml, without an attribute",
+        subject=claim.name,
+    )
 
 
 def _shadowed(claim: _Claim, found: Path) -> Shadowed:
@@ -269,7 +306,8 @@ def _shadowed(claim: _Claim, found: Path) -> Shadowed:
     )
 
 
-def _missing(claim: _Claim, found: str) -> ManifestMissing:
+def missing_manifest(claim: Claim, found: str) -> ManifestMissing:
+    """The fault of a claim without a manifest."""
     return ManifestMissing(
         asked=f"the manifest of seam {claim.name!r} ({claim.by})",
         found=found,

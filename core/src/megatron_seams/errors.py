@@ -6,73 +6,9 @@ with them in one :class:`Refusal`.
 """
 
 from collections.abc import Iterable
-from enum import IntEnum
-from typing import Any, ClassVar
 
-import attrs
-
-
-class ExitCode(IntEnum):
-    """What the process returns to its caller."""
-
-    OK = 0
-    FINDINGS = 1
-    REFUSED = 2
-    ENVIRONMENT = 3
-
-
-@attrs.frozen(kw_only=True, auto_exc=True)
-class SeamsError(Exception):
-    """The base of all of them: what was asked, what was found, what to do next.
-
-    Attributes:
-        asked: What the user, the recipe or the manifest wanted.
-        found: What is there instead; both claimants where two contend.
-        next: The next command to run, or the next thing to do.
-        subject: The seam, token, family or file it is about.
-        file: The file that is at fault, where there is one.
-        key: The key inside that file, dotted.
-        positions: The 1-based layer numbers concerned.
-    """
-
-    code: ClassVar[str]
-    exit_code: ClassVar[ExitCode] = ExitCode.REFUSED
-
-    asked: str
-    found: str
-    next: str
-    subject: str = ""
-    file: str | None = None
-    key: str | None = None
-    positions: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        """One paragraph a person can act on."""
-        where = "".join(f"\n  in: {part}" for part in (self._location(),) if part)
-        layers = f"\n  layers: {', '.join(map(str, self.positions))}" if self.positions else ""
-        return (
-            f"[{self.code}] {self.asked}{where}{layers}\n  found: {self.found}\n  next: {self.next}"
-        )
-
-    def _location(self) -> str:
-        if self.file and self.key:
-            return f"{self.file}, key {self.key}"
-        return self.file or (f"key {self.key}" if self.key else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fault as the JSON outputs carry it."""
-        return {
-            "code": self.code,
-            "error": type(self).__name__,
-            "subject": self.subject,
-            "asked": self.asked,
-            "found": self.found,
-            "next": self.next,
-            "file": self.file,
-            "key": self.key,
-            "positions": list(self.positions),
-        }
-
+from megatron_seams.fault import ExitCode as ExitCode
+from megatron_seams.fault import SeamsError as SeamsError
 
 # --- patterns and recipes -------------------------------------------------------------------
 
