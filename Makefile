@@ -5,8 +5,8 @@
 demo: setup  ## The tour: audit, resolution, a refusal, a small hybrid learning text
 	@bash scripts/demo.sh
 
-test: setup lint  ## Everything that CI runs
-	@.venv/bin/python -m pytest $(ARGS)
+test: setup lint  ## Everything that CI runs, a test file at a time on each core
+	@.venv/bin/python -m pytest --numprocesses logical --dist loadfile $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff check --quiet .

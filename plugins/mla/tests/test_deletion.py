@@ -37,7 +37,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(REPOSITORY / name, made / name)
     # What was fetched already: the package installer's own folder and the published releases.
     if (REPOSITORY / ".tools").is_dir():
-        shutil.copytree(REPOSITORY / ".tools", made / ".tools", symlinks=True)
+        shutil.copytree(
+            REPOSITORY / ".tools",
+            made / ".tools",
+            symlinks=True,
+            ignore=shutil.ignore_patterns(".0*"),  # what another test process is fetching
+        )
     owners = made / "CODEOWNERS"
     lines = owners.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith(LINE)]
