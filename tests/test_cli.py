@@ -163,7 +163,7 @@ def test_with_an_unknown_megatron_the_listing_says_so_first_and_lists_the_seams(
     (tmp_path / "megatron" / "core").mkdir(parents=True)
     (tmp_path / "megatron" / "core" / "package_info.py").write_text("MAJOR = 0\n")
     done = registry("list", "--megatron", tmp_path, path=[site], cwd=tmp_path, code=3)
-    assert done.stdout.startswith("no Megatron: none is native")
+    assert done.stdout.startswith("a Megatron that cannot be read: none is native")
     assert "acme-bad" in done.stdout
     assert done.stderr.startswith("[SEAM-S02]")
 

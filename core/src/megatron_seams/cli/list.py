@@ -14,7 +14,7 @@ from megatron_seams.cli.common import (
     print_json,
     show_faults,
 )
-from megatron_seams.environment import read_environment
+from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import ExitCode
 
 _STYLES = {
@@ -53,9 +53,7 @@ def list_families(
 
 
 def _print(found: Audit, owners: bool) -> None:
-    surface = found.environment.surface
-    hand = f"megatron-core {surface.version}" if surface.version else "no Megatron: none is native"
-    table = Table(title=hand, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=_hand(found.environment), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in ("family", "state", "provider"):
         table.add_column(column, no_wrap=True)
     if owners:
@@ -83,6 +81,14 @@ def _print(found: Audit, owners: bool) -> None:
             cells += [manifest.upstream.fallback if manifest else "unknown"]
         table.add_row(*cells, ", ".join(fault.code for fault in broken.faults))
     console().print(table)
+
+
+def _hand(environment: Environment) -> str:
+    """What the audit was made against."""
+    if environment.surface.version:
+        return f"megatron-core {environment.surface.version}"
+    there = "a Megatron that cannot be read" if environment.source else "no Megatron"
+    return f"{there}: none is native"
 
 
 def _provider(row: FamilyRow) -> str:
