@@ -53,7 +53,13 @@ def list_families(
 
 
 def _print(found: Audit, owners: bool) -> None:
-    table = Table(title=_hand(found.environment), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=_hand(found.environment),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+    )
     for column in ("family", "state", "provider"):
         table.add_column(column, no_wrap=True)
     if owners:
