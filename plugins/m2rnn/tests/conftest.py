@@ -1,13 +1,27 @@
-"""One thread for torch: the tensors here are too small to share, and waiting costs more."""
+"""What the operator's tests share: its backends, and one thread for torch."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+#: Under Triton's interpreter, which a process is in or is not, the suite is that backend's
+#: (``test_triton.py`` runs it so).
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ("triton",) if INTERPRETED else ("reference", "torch", "cpu")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn, by the name that an argument or a recipe gives it."""
+    name: str = request.param
+    return name
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
+    """The tensors here are too small to share, and waiting costs more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,5 +1,8 @@
-"""The operator and the reference against a loop that shares no code with either."""
+"""The numbers of every backend: the reference against a loop that shares no code with it, and the
+others against the reference.
+"""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +12,6 @@ import torch
 from torch import Tensor
 
 from megatron_seams_m2rnn.operator import m2rnn
-from megatron_seams_m2rnn.reference import m2rnn_reference
 
 # Nq, Nk, Nv, Nw, Nf: all equal, the paper's, each input grouped alone, and all different.
 LAYOUTS = [
@@ -115,6 +117,7 @@ def agree(found: list[Tensor], expected: list[Tensor], tolerance: float = TOLERA
 
 
 def compare(
+    backend: str,
     inputs: list[Tensor],
     *,
     cu: list[int] | None = None,
@@ -122,18 +125,21 @@ def compare(
     clip: float | None = None,
     every: int = 4,
 ) -> None:
-    """Hold both implementations to by_hand, outputs and every gradient."""
+    """Hold a backend to the reference, and the reference to by_hand: outputs, every gradient."""
     if not with_h0:
         inputs[-1].zero_()
     q, v, h0 = inputs[0], inputs[2], inputs[-1]
     dy = torch.randn(*q.shape[:2], h0.shape[2], v.shape[-1], dtype=torch.float64)
     dlast = torch.randn_like(h0)
-    spans = [(0, q.shape[1])] if cu is None else list(itertools.pairwise(cu))
-    expected = by_hand(inputs, spans, clip, dy, dlast)
-    given: dict[str, Any] = {"clip": clip, "with_h0": with_h0}
+    given: dict[str, Any] = {"clip": clip, "with_h0": with_h0, "checkpoint_every": every}
     given["cu_seqlens"] = None if cu is None else torch.tensor(cu, dtype=torch.int32)
-    agree(run(m2rnn, inputs, dy, dlast, checkpoint_every=every, **given), expected)
-    agree(run(m2rnn_reference, inputs, dy, dlast, **given), expected)
+    found = run(m2rnn, inputs, dy, dlast, backend=backend, **given)
+    if backend == "reference":
+        spans = [(0, q.shape[1])] if cu is None else list(itertools.pairwise(cu))
+        expected = by_hand(inputs, spans, clip, dy, dlast)
+    else:
+        expected = run(m2rnn, inputs, dy, dlast, backend="reference", **given)
+    agree(found, expected)
 
 
 @pytest.fixture(autouse=True)
@@ -141,77 +147,95 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("clip", [None, 0.4])
 @pytest.mark.parametrize("with_h0", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_outputs_and_gradients_agree_for_every_head_layout(
-    layout: tuple[int, ...], with_h0: bool, clip: float | None
+    backend: str, layout: tuple[int, ...], with_h0: bool
 ) -> None:
-    compare(draw(layout), with_h0=with_h0, clip=clip)
+    compare(backend, draw(layout), with_h0=with_h0, clip=0.4 if with_h0 else None)
 
 
 @pytest.mark.parametrize("every", [1, 4, 32])
 @pytest.mark.parametrize("steps", [1, 3, 4, 8, 13])
-def test_any_length_agrees_whatever_the_checkpoint_interval(steps: int, every: int) -> None:
-    compare(draw(PAPER, S=steps), every=every, clip=0.4)
+def test_any_length_agrees_whatever_the_checkpoint_interval(
+    backend: str, steps: int, every: int
+) -> None:
+    compare(backend, draw(PAPER, B=1, S=steps), every=every, clip=0.4)
 
 
-@pytest.mark.parametrize("gate", [0.0, 0.999, 1.0])
-def test_gates_at_and_near_their_ends_agree(gate: float) -> None:
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_gates_at_their_ends_agree(backend: str, gate: float) -> None:
     inputs = draw(PAPER)
     inputs[4].fill_(gate)
-    compare(inputs)
+    compare(backend, inputs)
 
 
-def test_a_saturated_tanh_agrees() -> None:
+def test_a_gate_near_one_agrees_over_three_hundred_steps(backend: str) -> None:
+    inputs = draw((1, 1, 2, 2, 2), B=1, S=300)
+    inputs[4].fill_(0.999)
+    compare(backend, inputs, every=32)
+
+
+def test_a_saturated_tanh_agrees(backend: str) -> None:
     inputs = draw(PAPER)
     inputs[1] *= 30
     inputs[2] *= 30
-    compare(inputs)
+    compare(backend, inputs)
+
+
+@pytest.mark.parametrize(("K", "V"), [(128, 64), (64, 16), (16, 128), (1, 1), (17, 3)])
+def test_states_of_any_size_agree(backend: str, K: int, V: int) -> None:
+    inputs = draw((1, 1, 2, 2, 2), B=1, S=6, K=K, V=V)
+    inputs[3] *= V**-0.5
+    compare(backend, inputs, clip=0.4)
 
 
 @pytest.mark.parametrize("with_h0", [True, False])
 @pytest.mark.parametrize("layout", [PAPER, (6, 2, 3, 1, 2)])
 @pytest.mark.parametrize("cu", [[0, 1, 6, 11], [0, 5, 10, 11], [0, 4, 4, 11, 11], [0, 11]])
 def test_packed_documents_agree_one_token_and_empty_ones_included(
-    cu: list[int], layout: tuple[int, ...], with_h0: bool
+    backend: str, cu: list[int], layout: tuple[int, ...], with_h0: bool
 ) -> None:
-    compare(draw(layout, B=1, documents=len(cu) - 1), cu=cu, with_h0=with_h0, clip=0.4)
+    inputs = draw(layout, B=1, documents=len(cu) - 1)
+    compare(backend, inputs, cu=cu, with_h0=with_h0, clip=0.4)
 
 
-def test_the_clip_bounds_the_carry_and_not_the_sum() -> None:
+def test_the_clip_bounds_the_carry_and_not_the_sum(backend: str) -> None:
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     h0 = torch.zeros(1, 1, 1, 1, dtype=torch.float64, requires_grad=True)
     gate = torch.ones(1, 1, 1, dtype=torch.float64)  # the state is kept: h1 = h0
-    y, last = m2rnn(one, one, one, one[0], gate, h0, clip=1.0)
+    y, last = m2rnn(one, one, one, one[0], gate, h0, clip=1.0, backend=backend)
     (dh0,) = torch.autograd.grad((y, last), h0, (5 * one, 7 * one))
     # q dy = 5 enters whole beside the carry, clipped from 7 to 1; clamping the sum would give 1.
     assert dh0.item() == 6.0
 
 
-def test_a_sequence_split_over_two_calls_has_the_outputs_and_gradients_of_one() -> None:
+def test_a_sequence_split_over_two_calls_has_the_outputs_and_gradients_of_one(
+    backend: str,
+) -> None:
     inputs = draw(PAPER)
     dy = torch.randn(2, 11, 4, 5, dtype=torch.float64)
     dlast = torch.randn_like(inputs[-1])
+    call = functools.partial(m2rnn, clip=0.4, backend=backend)
 
     def in_two(q: Tensor, k: Tensor, v: Tensor, W: Tensor, f: Tensor, h0: Tensor) -> Any:
-        first, middle = m2rnn(q[:, :7], k[:, :7], v[:, :7], W, f[:, :7], h0, clip=0.4)
-        second, last = m2rnn(q[:, 7:], k[:, 7:], v[:, 7:], W, f[:, 7:], middle, clip=0.4)
+        first, middle = call(q[:, :7], k[:, :7], v[:, :7], W, f[:, :7], h0)
+        second, last = call(q[:, 7:], k[:, 7:], v[:, 7:], W, f[:, 7:], middle)
         return torch.cat([first, second], dim=1), last
 
-    agree(run(in_two, inputs, dy, dlast), run(m2rnn, inputs, dy, dlast, clip=0.4), 1e-13)
+    agree(run(in_two, inputs, dy, dlast), run(call, inputs, dy, dlast), 1e-13)
 
 
-def test_a_document_is_bitwise_the_same_whatever_is_packed_before_it() -> None:
+def test_a_document_is_bitwise_the_same_whatever_is_packed_before_it(backend: str) -> None:
     inputs = draw(PAPER, B=1, documents=2)
     for x in inputs:
         x.data = x.data.float()
     dy, dlast = torch.randn(1, 11, 4, 5), torch.randn(2, 1, 4, 6, 5)
-    cu = torch.tensor([0, 5, 11])
-    before = run(m2rnn, inputs, dy, dlast, cu_seqlens=cu)
+    settings = {"cu_seqlens": torch.tensor([0, 5, 11]), "backend": backend}
+    before = run(m2rnn, inputs, dy, dlast, **settings)
     for x in (*inputs[:3], inputs[4]):
         x[:, :5] = torch.nan
-    after = run(m2rnn, inputs, dy, dlast, cu_seqlens=cu)
+    after = run(m2rnn, inputs, dy, dlast, **settings)
     assert after[0][:, :5].isnan().any()
     for name, x, other in zip(NAMES, before, after, strict=True):
         if name != "dW":  # the one gradient that is summed over documents
@@ -219,39 +243,50 @@ def test_a_document_is_bitwise_the_same_whatever_is_packed_before_it() -> None:
             assert torch.equal(x[part], other[part]), name
 
 
-def test_bfloat16_inputs_are_as_exact_as_their_own_rounding() -> None:
+def test_two_runs_are_bitwise_equal_whatever_the_number_of_threads(backend: str) -> None:
+    inputs = [x.float() for x in draw((1, 1, 4, 4, 2), S=21)]
+    dy, dlast = torch.randn(2, 21, 4, 5), torch.randn(1, 2, 4, 6, 5)
+    call = functools.partial(m2rnn, clip=0.4, checkpoint_every=8, backend=backend)
+    before = run(call, inputs, dy, dlast)
+    torch.set_num_threads(3)
+    after = run(call, inputs, dy, dlast)
+    torch.set_num_threads(1)
+    for name, x, other in zip(NAMES, before, after, strict=True):
+        assert torch.equal(x, other), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_inputs_are_as_exact_as_their_own_rounding(
+    backend: str, dtype: torch.dtype
+) -> None:
     exact = draw(PAPER, S=40, K=16, V=8)
     exact[3] *= 0.3  # a transition that shrinks: a chaotic one would magnify float32's rounding
-    rounded = [x.bfloat16() for x in exact]
+    rounded = [x.to(dtype) for x in exact]
     rounded[4] = exact[4].float()
     rounded[5] = exact[5].float()
     truth = [x.double() for x in rounded]
-    dy = torch.randn(2, 40, 4, 8).bfloat16()
+    dy = torch.randn(2, 40, 4, 8).to(dtype)
     dlast = torch.randn(1, 2, 4, 16, 8)
-    found = run(m2rnn, rounded, dy, dlast)
-    expected = by_hand(truth, [(0, 40)], None, dy.double(), dlast.double())
+    found = run(functools.partial(m2rnn, backend=backend), rounded, dy, dlast)
+    expected = run(
+        functools.partial(m2rnn, backend="reference"), truth, dy.double(), dlast.double()
+    )
     for name, x, true in zip(NAMES, found, expected, strict=True):
-        # float32 inside, rounded once at the end: half a unit in the last of 8 bits.
-        epsilon = 2**-8 if x.dtype is torch.bfloat16 else 1e-5
+        # float32 inside, rounded once at the end: half a unit in the last place.
+        epsilon = torch.finfo(dtype).eps / 2 if x.dtype is dtype else 1e-5
         error = (x.double() - true).abs() - epsilon * true.abs()
         assert error.max() <= 1e-5 * true.abs().max(), name
-    assert [x.dtype for x in found[:2]] == [torch.bfloat16, torch.float32]
+    assert [x.dtype for x in found] == [dtype, torch.float32, *(x.dtype for x in rounded)]
 
 
-def test_a_gate_that_bfloat16_would_round_to_one_still_moves_the_state() -> None:
+def test_a_gate_that_bfloat16_would_round_to_one_still_moves_the_state(backend: str) -> None:
     inputs = draw(PAPER, S=64)
     gate = 1 - 2.0**-11
     assert torch.tensor(gate).bfloat16() == 1
     inputs[4].fill_(gate)
     q, k, v, W, f, h0 = inputs
     q, k, v, W = (x.bfloat16() for x in (q, k, v, W))
-    _, last = m2rnn(q, k, v, W, f.float(), h0[0].float())
-    truth = by_hand(
-        [x.double() for x in (q, k, v, W, f, h0)],
-        [(0, 64)],
-        None,
-        torch.zeros(2, 64, 4, 5).double(),
-        torch.zeros_like(h0),
-    )[1]
+    _, last = m2rnn(q, k, v, W, f.float(), h0[0].float(), backend=backend)
+    _, truth = m2rnn(*(x.double() for x in (q, k, v, W, f, h0[0])), backend="reference")
     assert (last - h0[0]).abs().mean() > 1e-3
-    assert (last - truth[0]).abs().max() < 1e-5
+    assert (last - truth).abs().max() < 1e-5

@@ -5,6 +5,34 @@ from torch import Tensor
 
 from megatron_seams_m2rnn.heads import HeadCounts
 
+#: The ``(start, stop)`` of each document of a row, in steps, one after the other.
+Spans = tuple[tuple[int, int], ...]
+
+
+def state_dtype(q: Tensor, f: Tensor, W: Tensor, h0: Tensor | None) -> torch.dtype:
+    """What the state is kept in: float32, or float64 as soon as one input is.
+
+    Args:
+        q: Query; k and v have its dtype.
+        f: Gates.
+        W: Transition matrices.
+        h0: Initial states, or None.
+    """
+    dtype = torch.float32
+    for x in (q, f, W) if h0 is None else (q, f, W, h0):
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def state_heads(q: Tensor, k: Tensor, v: Tensor, f: Tensor, W: Tensor) -> int:
+    """How many heads the state has, N, from inputs in the layout of :func:`check_shapes`."""
+    return max(q.shape[2], k.shape[2], v.shape[2], f.shape[2], W.shape[0])
+
+
+def kept_states(spans: Spans, every: int) -> int:
+    """How many states forward keeps for backward: each document's first is given."""
+    return sum(max(0, -((start - stop) // every) - 1) for start, stop in spans)
+
 
 def check_settings(clip: float | None, every: int) -> None:
     """Refuse settings that mean nothing.
@@ -35,6 +63,21 @@ def check_dtypes(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> None:
             f"state never moves; found {f.dtype}. Compute the gate in float32"
         )
         raise TypeError(message)
+
+
+def check_devices(**inputs: Tensor | None) -> None:
+    """Refuse inputs that are not all in one place.
+
+    Args:
+        inputs: The tensors by their names.
+
+    Raises:
+        ValueError: More than one device.
+    """
+    found = {name: str(x.device) for name, x in inputs.items() if x is not None}
+    if len(set(found.values())) > 1:
+        message = f"the inputs are on one device; found {found}"
+        raise ValueError(message)
 
 
 def check_shapes(

@@ -5,6 +5,9 @@ from attrs import field, validators
 
 from megatron_seams_m2rnn.heads import HeadCounts
 
+#: The implementations of the recurrence (:mod:`megatron_seams_m2rnn.backends`).
+BACKENDS = ("reference", "torch", "cpu")
+
 _positive = validators.ge(1)
 _optional_count = validators.optional(_positive)
 
@@ -28,6 +31,7 @@ class Options:
         conv_size: Taps of the causal depthwise convolution over q, k and v, in tokens.
         state_gradient_clip: The bound of every element of the gradient that one time step hands to
             the one before it; ``inf`` clips nothing.
+        backend: What computes the recurrence, one of :data:`BACKENDS`; left out, the device's own.
 
     Raises:
         ValueError: A size below 1, a clip that is not above 0, or head counts that do not divide N.
@@ -44,6 +48,9 @@ class Options:
     conv_size: int = field(default=4, validator=_positive)
     # gt refuses nan too: a comparison with nan is false.
     state_gradient_clip: float = field(default=1.0, validator=validators.gt(0.0))
+    backend: str | None = field(
+        default=None, validator=validators.optional(validators.in_(BACKENDS))
+    )
 
     def __attrs_post_init__(self) -> None:
         """Head counts that are spelled out are checked before any model is known."""

@@ -1,8 +1,8 @@
-"""The M²RNN recurrence as plain as it can be written, differentiated by autograd.
+"""The ``reference`` backend: the recurrence as plain as it can be written.
 
-The same signature as :func:`megatron_seams_m2rnn.operator.m2rnn`, for reading and for holding
-faster implementations to. It keeps every state, and it computes in the dtype of its inputs: give it
-float64 to compare with.
+One head and one step at a time, every state kept, differentiated by autograd: for reading, and for
+holding the fast backends to. It computes in the state's dtype throughout; give it float64 to
+compare with.
 """
 
 from collections.abc import Callable
@@ -10,54 +10,45 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.documents import document_spans
+from megatron_seams_m2rnn.contract import Spans, state_dtype, state_heads
 
 
-def m2rnn_reference(
+def recurrence(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    W: Tensor,
     f: Tensor,
-    h0: Tensor | None = None,
-    *,
-    cu_seqlens: Tensor | None = None,
-    clip: float | None = None,
+    W: Tensor,
+    h0: Tensor | None,
+    spans: Spans,
+    clip: float | None,
+    every: int,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence over every sequence, one head at a time.
+    """Run the recurrence; arguments and results as :func:`megatron_seams_m2rnn.cpu.recurrence`.
 
-    Args:
-        q: Query, [B, S, Nq, K] or packed [T, Nq, K].
-        k: Key, [B, S, Nk, K] or [T, Nk, K].
-        v: Value, [B, S, Nv, V] or [T, Nv, V].
-        W: Transition matrices, [Nw, V, V].
-        f: Forget gates, [B, S, Nf] or [T, Nf].
-        h0: Initial states, [B, N, K, V], packed [documents, N, K, V]; None means zero.
-        cu_seqlens: Cumulative document lengths, [documents + 1]; None if not packed.
-        clip: The bound on each element of the gradient that a step hands back.
-
-    Returns:
-        y, [B, S, N, V] or [T, N, V], and the last states, [B, N, K, V] or [documents, N, K, V].
+    ``every`` counts for nothing here: all states are kept.
     """
-    if cu_seqlens is not None:
-        parts = [
-            m2rnn_reference(
-                q[None, start:stop],
-                k[None, start:stop],
-                v[None, start:stop],
-                W,
-                f[None, start:stop],
-                None if h0 is None else h0[None, document],
-                clip=clip,
-            )
-            for document, (start, stop) in enumerate(document_spans(cu_seqlens, q.shape[0]))
-        ]
-        return torch.cat([y[0] for y, _ in parts]), torch.cat([last for _, last in parts])
-
-    batch, steps, _, K = q.shape
-    N = max(q.shape[2], k.shape[2], v.shape[2], W.shape[0], f.shape[2])
+    del every
+    kind = v.dtype
+    dtype = state_dtype(q, f, W, h0)
+    q, k, v, f, W = (x.to(dtype) for x in (q, k, v, f, W))
+    N = state_heads(q, k, v, f, W)
     if h0 is None:
-        h0 = q.new_zeros(batch, N, K, v.shape[-1])
+        h0 = q.new_zeros(len(spans), q.shape[0], N, q.shape[-1], v.shape[-1])
+    documents = [
+        _document(*(x[:, start:stop] for x in (q, k, v, f)), W=W, h0=initial, clip=clip)
+        for (start, stop), initial in zip(spans, h0.to(dtype), strict=True)
+    ]
+    y = torch.cat([y for y, _ in documents], dim=1)
+    return y.to(kind), torch.stack([last for _, last in documents])
+
+
+def _document(
+    q: Tensor, k: Tensor, v: Tensor, f: Tensor, *, W: Tensor, h0: Tensor, clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """Run one document of B rows from the states h0, [B, N, K, V]."""
+    batch, steps = q.shape[:2]
+    N = h0.shape[1]
     outputs, states = [], []
     for n in range(N):
         head = _server(n, N)

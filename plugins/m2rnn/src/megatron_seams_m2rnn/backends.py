@@ -1,0 +1,87 @@
+"""Which implementation of the recurrence runs: one signature, and never a silent slow path."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from megatron_seams.errors import CannotRunHere
+from megatron_seams_m2rnn import cpu, reference, torch_loop
+from megatron_seams_m2rnn.cpu_library import NotBuilt, library
+from megatron_seams_m2rnn.options import BACKENDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: ``recurrence(q, k, v, f, W, h0, spans, clip, every)``, see :func:`cpu.recurrence`.
+Recurrence = Callable[..., "tuple[Tensor, Tensor]"]
+
+#: What runs where nobody chose, by the type of torch's device.
+_BY_DEVICE: Final = {"cpu": "cpu"}
+
+
+class SlowBackend(UserWarning):
+    """The fast backend of this device is missing, and a slower one took its place."""
+
+
+def choose(name: str | None, device: torch.device) -> Recurrence:
+    """Find the backend for tensors on ``device``.
+
+    Args:
+        name: One of :data:`BACKENDS`, or None for the device's own: ``cpu`` on a CPU. Where no C++
+            compiler is at hand, ``torch`` takes the place of ``cpu`` and a :class:`SlowBackend`
+            warning says so, once for each process.
+        device: Where the inputs are.
+
+    Raises:
+        CannotRunHere: The backend that was named, or that the device wants, cannot run here.
+        ValueError: A name that there is not.
+    """
+    if name is not None and name not in BACKENDS:
+        message = f"backend is one of {', '.join(BACKENDS)}; found {name!r}"
+        raise ValueError(message)
+    wanted = name or _BY_DEVICE.get(device.type)
+    if wanted == "reference":
+        return reference.recurrence
+    if wanted == "torch":
+        return torch_loop.recurrence
+    if wanted == "cpu" and device.type == "cpu":
+        fault = _build_fault()
+        if fault is None:
+            return cpu.recurrence
+        if name is None:
+            return _stand_in(fault)
+        raise _cannot(fault, device, wanted)
+    raise _cannot(
+        "no backend but 'torch' and 'reference' runs there", device, wanted or "for this device"
+    )
+
+
+@functools.cache
+def _build_fault() -> str | None:
+    """Say why this process has no C++; None where it has."""
+    try:
+        library()
+    except NotBuilt as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _stand_in(fault: str) -> Recurrence:
+    """Give the torch backend, and say once that it is one."""
+    message = f"M2RNN has no backend 'cpu' here, and the slower 'torch' is its stand-in: {fault}"
+    warnings.warn(message, SlowBackend, stacklevel=4)  # the caller of m2rnn
+    return torch_loop.recurrence
+
+
+def _cannot(found: str, device: torch.device, wanted: str) -> CannotRunHere:
+    return CannotRunHere(
+        asked=f"backend {wanted!r} of seam 'm2rnn' for tensors on {device}",
+        found=found,
+        next="move the tensors, install what is missing (a C++ compiler and ninja for 'cpu'), or "
+        "choose backend 'torch', which is slower and runs anywhere",
+        subject="m2rnn",
+    )
