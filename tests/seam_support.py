@@ -293,18 +293,7 @@ def install_plugin(
     Returns:
         The ``.dist-info`` folder.
     """
-    files: dict[str, bytes] = {}
-    named: dict[str, str] = {}
-    for package, manifest in manifests.items():
-        parts = package.split(".")
-        for depth in range(1, len(parts) + 1):
-            files["/".join([*parts[:depth], "__init__.py"])] = code.encode()
-        files["/".join([*parts, "plugin.py"])] = code.encode()
-        if isinstance(manifest, bytes):
-            files["/".join([*parts, "seam.toml"])] = manifest
-        elif manifest is not None:
-            files["/".join([*parts, "seam.toml"])] = toml(manifest).encode()
-            named[manifest["seam"]["name"]] = package
+    files, named = _plugin_files(manifests, code)
     points = named if entry_points is None else dict(entry_points)
     info = f"{distribution.replace('-', '_')}-{version}.dist-info"
     files[f"{info}/METADATA"] = (
@@ -318,6 +307,66 @@ def install_plugin(
         file.write_bytes(data)
     write_record(site, info, files)
     return site / info
+
+
+def source_plugin(
+    project: Path,
+    distribution: str,
+    manifests: Mapping[str, Mapping[str, Any] | bytes | None],
+    *,
+    version: str = "1.0",
+    entry_points: Mapping[str, Any] | None = None,
+    code: str = "",
+) -> Path:
+    """Write the source of a plugin: a ``pyproject.toml`` and its packages below ``src``.
+
+    Arguments as for :func:`install_plugin`; the result can be built, and installed as editable.
+    """
+    files, named = _plugin_files(manifests, code)
+    points = named if entry_points is None else dict(entry_points)
+    table = {
+        "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
+        "project": {
+            "name": distribution,
+            "version": version,
+            "entry-points": {"megatron_seams": points},
+        },
+        "tool": {
+            "hatch": {
+                "build": {
+                    "targets": {
+                        "wheel": {
+                            "packages": sorted({f"src/{it.partition('.')[0]}" for it in manifests})
+                        }
+                    }
+                }
+            }
+        },
+    }
+    for path, data in {"pyproject.toml": toml(table).encode(), **files}.items():
+        file = project / path if path == "pyproject.toml" else project / "src" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return project
+
+
+def _plugin_files(
+    manifests: Mapping[str, Mapping[str, Any] | bytes | None], code: str
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The files of some packages, and the seam names that their manifests give them."""
+    files: dict[str, bytes] = {}
+    named: dict[str, str] = {}
+    for package, manifest in manifests.items():
+        parts = package.split(".")
+        for depth in range(1, len(parts) + 1):
+            files["/".join([*parts[:depth], "__init__.py"])] = code.encode()
+        files["/".join([*parts, "plugin.py"])] = code.encode()
+        if isinstance(manifest, bytes):
+            files["/".join([*parts, "seam.toml"])] = manifest
+        elif manifest is not None:
+            files["/".join([*parts, "seam.toml"])] = toml(manifest).encode()
+            named[manifest["seam"]["name"]] = package
+    return files, named
 
 
 def write_record(site: Path, info: str, files: Mapping[str, bytes]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import attrs
 import click
-import pytest
 
 from megatron_seams.cli import cli
 from megatron_seams.errors import SeamsError, causes
@@ -16,6 +15,7 @@ from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
 from megatron_seams.recipe import Recipe
 from megatron_seams.seam import Manifest
 from megatron_seams.strict import key_of, structure
+from megatron_seams.workspace import Holds, WorkspacePolicy
 from seam_support import run_python
 
 
@@ -101,11 +101,15 @@ def test_every_key_of_a_recipe_stands_in_the_page_on_recipes(repository: Path) -
     assert missing_from(page(repository, "recipes.md"), all_keys(Recipe)) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/write-a-seam.md", "docs/delete-a-seam.md"])
-def test_every_link_between_the_pages_leads_somewhere(repository: Path, name: str) -> None:
-    file = repository / name
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
-        assert (file.parent / target).exists(), target
+def test_every_key_of_a_workspace_stands_in_the_page_on_the_gate(repository: Path) -> None:
+    keys = all_keys(WorkspacePolicy) | all_keys(Holds)
+    assert missing_from(page(repository, "check.md"), keys) == []
+
+
+def test_every_link_between_the_pages_leads_somewhere(repository: Path) -> None:
+    for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
+            assert (file.parent / target).exists(), (file.name, target)
 
 
 def test_no_code_in_the_documentation_is_one_that_does_not_exist(repository: Path) -> None:

@@ -158,6 +158,8 @@ def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRo
 
 def _state(environment: Environment, seam: Seam, family_state: str) -> str:
     """How one seam stands, which is not how its family stands where it has several."""
+    if environment.allowlist.against(seam.name) is not None:
+        return "not allowed"
     if family_state == "superseded" or environment.superseded_by(seam):
         return "superseded"
     if environment.out_of_range(seam) is not None:

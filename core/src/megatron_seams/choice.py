@@ -11,6 +11,7 @@ from megatron_seams.errors import (
     NativeContested,
     NativeOption,
     NoProvider,
+    NotAllowed,
     OnlyBroken,
     OverrideInvalid,
     SeamsError,
@@ -48,6 +49,9 @@ class Chooser:
         self._surface = environment.surface
         self._recipe = recipe
         self._today = today
+        self._allowlist = environment.allowlist.narrowed(
+            "the recipe's [policy] allow", recipe.policy.allow
+        )
 
     def choose(self, family: str, *, of_layer: bool = True) -> Choice | SeamsError:
         """The provider of ``family``, or the one reason that it has none."""
@@ -69,11 +73,13 @@ class Chooser:
         return self._one_seam(family)
 
     def installed(self, family: str) -> list[Seam]:
-        """The valid seams of a family that this recipe could take; unnamed experiments left out."""
+        """The valid seams of a family that this recipe could take: allowed, named if on trial."""
         return [
             seam
             for seam in self._environment.discovery.seams
-            if seam.family == family and (not seam.manifest.experiment or self._named(seam))
+            if seam.family == family
+            and (not seam.manifest.experiment or self._named(seam))
+            and self._allowlist.against(seam.name) is None
         ]
 
     def native(self, family: str) -> NativeSymbol | SeamsError | None:
@@ -180,6 +186,8 @@ class Chooser:
     def _pin_misses(self, family: str, pin: str, candidates: list[Seam]) -> SeamsError:
         asked = f"seam {pin!r} for family {family!r}, as the recipe pins it"
         broken = [text for name, text in self._broken(family, candidates) if name == pin]
+        if (fault := self._not_allowed(asked, family, pin)) is not None:
+            return fault
         if broken:
             return OnlyBroken(
                 asked=asked,
@@ -216,12 +224,15 @@ class Chooser:
         trial = [
             seam
             for seam in self._environment.discovery.seams
-            if seam.family == family and seam.manifest.experiment and seam not in candidates
+            if seam.family == family and seam not in candidates
         ]
         install = self._recipe.install.get(family)
+        asked = f"a provider for family {family!r}"
+        if (fault := self._not_allowed(asked, family)) is not None:
+            return fault
         if broken:
             return OnlyBroken(
-                asked=f"a provider for family {family!r}",
+                asked=asked,
                 found=f"{self._no_native(family)}, and its only seams are broken: "
                 + "; ".join(broken),
                 next="mend or reinstall what is named, then run `registry list` again",
@@ -229,7 +240,7 @@ class Chooser:
             )
         if trial:
             return ExperimentNotNamed(
-                asked=f"a provider for family {family!r}",
+                asked=asked,
                 found=f"{self._no_native(family)}, and {' and '.join(s.claim for s in trial)} is "
                 "an experiment",
                 next=f'accept it in the recipe: [policy] experiments = ["{trial[0].name}"]',
@@ -242,11 +253,24 @@ class Chooser:
             "docs/write-a-seam.md"
         )
         return NoProvider(
-            asked=f"a provider for family {family!r}",
+            asked=asked,
             found=f"{self._no_native(family)}, and no installed seam builds it",
             next=advice,
             subject=family,
         )
+
+    def _not_allowed(self, asked: str, family: str, name: str | None = None) -> NotAllowed | None:
+        """The fault that a seam for the family (the one of that name, if given) is not allowed."""
+        for seam in self._environment.discovery.seams:
+            against = self._allowlist.against(seam.name)
+            if seam.family == family and name in (None, seam.name) and against is not None:
+                return NotAllowed(
+                    asked=asked,
+                    found=f"{seam.claim} is not allowed: {against}",
+                    next="allow it there, or change the model",
+                    subject=family,
+                )
+        return None
 
     def _may_be(self, name: str, known: str | None, family: str) -> bool:
         # A manifest that cannot be read names no family. If its seam carries the family's name, or
@@ -266,6 +290,8 @@ class Chooser:
         elif self._today > entry.expires:
             problem = f"it expired on {entry.expires} (reason given: {entry.reason})"
             advice = "remove it, or give a new reason and date"
+        elif (barred := self._not_allowed("", family, entry.seam)) is not None:
+            problem, advice = barred.found, barred.next
         elif seam is None:
             seams = ", ".join(s.name for s in self.installed(family)) or "none"
             problem = f"no usable seam of that name builds {family}; the seams for it: {seams}"
@@ -278,7 +304,7 @@ class Chooser:
                 found=problem,
                 next=advice,
                 subject=family,
-                key="override",
+                key=f"override[{self._recipe.override.index(entry)}]",
             )
         why = f"the recipe takes it over native until {entry.expires}: {entry.reason}"
         return Choice(provider=seam, why=why)

@@ -85,8 +85,8 @@ class Claim:
 
 
 @attrs.frozen(kw_only=True)
-class _Claim(Claim):
-    """One of an installed distribution."""
+class InstalledClaim(Claim):
+    """One of a distribution as an installer leaves it."""
 
     project: Installed
 
@@ -94,7 +94,7 @@ class _Claim(Claim):
 def discover() -> Discovery:
     """Find every installed seam, in an order that no installation order changes."""
     broken: list[BrokenSeam] = []
-    return gather([(claim, _read(claim)) for claim in _claims(broken)], broken)
+    return gather([(claim, _read(claim)) for claim in claims_of(installed(), broken)], broken)
 
 
 def gather(
@@ -113,6 +113,8 @@ def gather(
         if claim.name in contested:
             others = seam.faults if isinstance(seam, BrokenSeam) else ()
             fault = _duplicate(claim, contested[claim.name])
+            if isinstance(seam, Seam):
+                fault = attrs.evolve(fault, file=str(seam.directory / MANIFEST), key="seam.name")
             seam = broken_seam(claim, (fault, *others), seam.manifest)
         if isinstance(seam, BrokenSeam):
             broken.append(seam)
@@ -121,23 +123,23 @@ def gather(
     return _with_families(seams, broken)
 
 
-def _claims(broken: list[BrokenSeam]) -> list[_Claim]:
+def claims_of(projects: Iterable[Installed], broken: list[BrokenSeam]) -> list[InstalledClaim]:
     """All claims, by name and distribution; those of damaged installations go to ``broken``."""
-    claims: list[_Claim] = []
-    for project in installed():
+    claims: list[InstalledClaim] = []
+    for project in projects:
         entries = project.entry_points(GROUP)
         if not entries:
             continue
         name, version = project.identity or (project.record, "")
         if isinstance(entries, str):
-            claim = _Claim(
+            claim = InstalledClaim(
                 name=name, package="", distribution=name, version=version, project=project
             )
             found = f"its entry_points.txt cannot be read: {entries}"
             broken.append(broken_seam(claim, [_damaged(claim, found)]))
             continue
         for entry in entries:
-            claim = _Claim(
+            claim = InstalledClaim(
                 name=entry.name,
                 package=entry.value,
                 distribution=name,
@@ -152,7 +154,7 @@ def _claims(broken: list[BrokenSeam]) -> list[_Claim]:
     return sorted(claims, key=lambda it: (it.name, canonicalize_name(it.distribution), it.version))
 
 
-def _damaged(claim: _Claim, found: str) -> EntryPointInvalid:
+def _damaged(claim: InstalledClaim, found: str) -> EntryPointInvalid:
     return EntryPointInvalid(
         asked=f"the seams of {claim.by}",
         found=found,
@@ -193,7 +195,7 @@ def broken_seam(
     )
 
 
-def _read(claim: _Claim) -> Seam | BrokenSeam:
+def _read(claim: InstalledClaim) -> Seam | BrokenSeam:
     """One claim, as a seam or as what is wrong with it."""
     located = _locate(claim)
     if isinstance(located, SeamsError):
@@ -256,7 +258,7 @@ def unreadable(claim: Claim, file: Path, found: str) -> SeamsError:
     )
 
 
-def _locate(claim: _Claim) -> Path | SeamsError:
+def _locate(claim: InstalledClaim) -> Path | SeamsError:
     """The folder of the claimed package, if it belongs to the claiming distribution."""
     parts = claim.package.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -295,7 +297,7 @@ def not_a_package(claim: Claim) -> EntryPointInvalid:
     )
 
 
-def _shadowed(claim: _Claim, found: Path) -> Shadowed:
+def _shadowed(claim: InstalledClaim, found: Path) -> Shadowed:
     return Shadowed(
         asked=f"package {claim.package!r} from {claim.by}",
         found=f"an import would load it from {found}, which is not part of that distribution",

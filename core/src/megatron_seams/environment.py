@@ -5,7 +5,8 @@ from pathlib import Path
 
 import attrs
 
-from megatron_seams.discovery import Discovery, discover
+from megatron_seams.allowlist import Allowlist, operators_allowlist
+from megatron_seams.discovery import MANIFEST, Discovery, discover
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
 from megatron_seams.native_settings import NativeSettings, read_settings
@@ -24,6 +25,7 @@ class Environment:
         source: The Megatron's source; None where there is none.
         faults: Why nothing is native, where that is so; such a fault goes before all others.
         notes: What is odd about the Megatron without making it unusable.
+        allowlist: Which seams may be used; the others are listed and are no candidates.
     """
 
     surface: NativeSurface
@@ -31,6 +33,7 @@ class Environment:
     source: MegatronSource | None = None
     faults: tuple[SeamsError, ...] = ()
     notes: tuple[SeamsError, ...] = ()
+    allowlist: Allowlist = attrs.field(factory=Allowlist)
 
     @property
     def findings(self) -> tuple[SeamsError, ...]:
@@ -79,11 +82,19 @@ class Environment:
             next=f"install a release of {seam.distribution} for megatron-core {version}, or ask "
             f"{seam.owner}",
             subject=seam.name,
+            file=str(seam.directory / MANIFEST),
+            key="requires.megatron-core",
         )
 
 
-def read_environment(megatron: Path | None = None) -> Environment:
+def read_environment(
+    megatron: Path | None = None, *, discovery: Discovery | None = None
+) -> Environment:
     """Read the Megatron in hand, or the one at ``megatron``, and the installed seams.
+
+    Args:
+        megatron: A wheel, sdist or folder.
+        discovery: Seams to take instead of the installed ones.
 
     Raises:
         MegatronMissing: ``megatron`` was given and holds none.
@@ -94,18 +105,19 @@ def read_environment(megatron: Path | None = None) -> Environment:
         source = open_source(megatron)
     else:
         source, notes = in_hand()
-    discovery = discover()
+    found = Environment(
+        surface=NativeSurface(),
+        discovery=discover() if discovery is None else discovery,
+        source=source,
+        notes=notes,
+        allowlist=operators_allowlist(),
+    )
     if source is None:
-        return Environment(surface=NativeSurface(), discovery=discovery, faults=(missing(),))
+        return attrs.evolve(found, faults=(missing(),))
     try:
         surface = read_surface(source)
     except SurfaceUnknown as fault:
-        surface = NativeSurface(origin=source.origin)
-        return Environment(
-            surface=surface, discovery=discovery, source=source, faults=(fault,), notes=notes
-        )
-    claimed = {seam.manifest.upstream.symbol_name for seam in discovery.seams}
+        return attrs.evolve(found, surface=NativeSurface(origin=source.origin), faults=(fault,))
+    claimed = {seam.manifest.upstream.symbol_name for seam in found.discovery.seams}
     unmapped = tuple(note for note in surface.unmapped() if note.subject not in claimed)
-    return Environment(
-        surface=surface, discovery=discovery, source=source, notes=(*notes, *unmapped)
-    )
+    return attrs.evolve(found, surface=surface, notes=(*notes, *unmapped))

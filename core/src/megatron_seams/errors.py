@@ -125,9 +125,48 @@ class ClaimDiffers(SeamsError):
 
 
 class WorkspaceInvalid(SeamsError):
-    """A workspace's ``[tool.megatron-seams]`` with a wrong key or value."""
+    """A workspace's ``[tool.megatron-seams]`` with a wrong key or value, or that does not hold."""
 
     code = "SEAM-W01"
+
+
+# --- ownership --------------------------------------------------------------------------------
+
+
+class OwnerMissing(SeamsError):
+    """A seam with files that CODEOWNERS gives to nobody."""
+
+    code = "SEAM-O01"
+
+
+class OwnerShadowed(SeamsError):
+    """A seam whose owner is named for its files, by a line that a later one overrules."""
+
+    code = "SEAM-O02"
+
+
+class OwnerDiffers(SeamsError):
+    """A seam whose files CODEOWNERS gives to others than the owner in its manifest."""
+
+    code = "SEAM-O03"
+
+
+class OwnedElsewhere(SeamsError):
+    """A seam whose source is not in the tree that CODEOWNERS speaks of."""
+
+    code = "SEAM-O04"
+
+
+class CodeownersInvalid(SeamsError):
+    """No CODEOWNERS, one that cannot be read, or a line in it that GitHub skips."""
+
+    code = "SEAM-O05"
+
+
+class ReviewDue(SeamsError):
+    """A seam whose review date has passed, or will within 60 days."""
+
+    code = "SEAM-O06"
 
 
 # --- the native surface -----------------------------------------------------------------------
@@ -232,6 +271,12 @@ class NativeOption(SeamsError):
     """Megatron ships the family as an option, which no token of a pattern can spell."""
 
     code = "SEAM-R12"
+
+
+class NotAllowed(SeamsError):
+    """An installed seam that the allowlist leaves out, where it would be taken."""
+
+    code = "SEAM-R13"
 
 
 # --- building ---------------------------------------------------------------------------------

@@ -64,10 +64,12 @@ class Policy:
     Attributes:
         experiments: Names of experiments that this model accepts.
         pin: Family -> the seam to take where several build it.
+        allow: The seams that this model may use; None allows every one.
     """
 
     experiments: tuple[str, ...] = ()
     pin: dict[str, str] = field(factory=dict)
+    allow: tuple[str, ...] | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -15,7 +15,10 @@ def retirement(seam: Seam) -> str:
     it was installed from a wheel. A distribution with further seams is kept, and only the seam's
     own package goes.
     """
-    for project in installed(seam.distribution):
+    projects = list(installed(seam.distribution))
+    if not projects and seam.directory.is_dir():  # read from its source
+        return f"delete {_in_workspace(seam.directory)} and its entry point"
+    for project in projects:
         roots = editable_roots(project.distribution)
         if not _alone(project):
             folder = _in_workspace(seam.directory) if roots else seam.directory.as_posix()

@@ -1,6 +1,7 @@
 """What a workspace says of itself: ``[tool.megatron-seams]`` in its root ``pyproject.toml``."""
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron_seams.errors import Refusal, WorkspaceInvalid
 from megatron_seams.strict import structure
 
 TABLE = "megatron-seams"
+_PROJECT = "pyproject.toml"
 
 
 @attrs.frozen(kw_only=True)
@@ -21,9 +23,13 @@ class WorkspacePolicy:
 
     Attributes:
         megatron_core: The releases that are still trained on here, ``>=0.17,<0.20``.
+        allow: The seams that may be used here; None allows every one.
+        require_codeowners: Whether every seam's source lies in the tree of CODEOWNERS.
     """
 
     megatron_core: str | None = field(default=None, validator=validators.optional(specifier))
+    allow: tuple[str, ...] | None = None
+    require_codeowners: bool = False
 
     @property
     def range(self) -> SpecifierSet | None:
@@ -32,14 +38,65 @@ class WorkspacePolicy:
 
 
 @attrs.frozen(kw_only=True)
+class Holds:
+    """``[tool.megatron-seams.holds]``: what is committed here and must stay true. All are globs.
+
+    Attributes:
+        recipes: Recipes that resolve.
+        refused: Recipes that are known to be refused.
+        receipts: Receipts that verify.
+    """
+
+    recipes: tuple[str, ...] | None = None
+    refused: tuple[str, ...] = ()
+    receipts: tuple[str, ...] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class _Table:
+    policy: WorkspacePolicy = field(factory=WorkspacePolicy)
+    holds: Holds = field(factory=Holds)
+
+
+@attrs.frozen(kw_only=True)
 class Workspace:
     """The whole table.
 
     Attributes:
         policy: Its ``policy``.
+        holds: Its ``holds``.
+        root: The folder of the ``pyproject.toml`` that has it; None without one.
     """
 
     policy: WorkspacePolicy = field(factory=WorkspacePolicy)
+    holds: Holds = field(factory=Holds)
+    root: Path | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The ``pyproject.toml`` that has the table."""
+        return None if self.root is None else self.root / _PROJECT
+
+    def committed(self, key: str) -> Iterator[Path]:
+        """The files that ``holds.KEY`` names, by path; ``KEY/*`` where it says nothing.
+
+        Raises:
+            WorkspaceInvalid: A glob that is written there names no file.
+        """
+        said: tuple[str, ...] | None = getattr(self.holds, key)
+        suffix = "json" if key == "receipts" else "toml"
+        if self.root is None or self.file is None:
+            return
+        found: set[Path] = set()
+        for glob in (f"{key}/*.{suffix}",) if said is None else said:
+            try:
+                files = {file for file in self.root.glob(glob) if file.is_file()}
+            except (ValueError, NotImplementedError):  # empty, or from the root of the machine
+                files = set()
+            if said is not None and not files:
+                raise _invalid(self.file, f"{glob!r} names no file", f"tool.{TABLE}.holds.{key}")
+            found |= files
+        yield from sorted(found)
 
 
 def read_workspace(folder: Path) -> Workspace:
@@ -52,7 +109,7 @@ def read_workspace(folder: Path) -> Workspace:
         Refusal: The table has a wrong key or value, or the file cannot be read.
     """
     for parent in (folder.resolve(), *folder.resolve().parents):
-        file = parent / "pyproject.toml"
+        file = parent / _PROJECT
         if file.is_file():
             table = _table(file)
             if table is not None:
@@ -71,20 +128,20 @@ def _table(file: Path) -> dict[str, Any] | None:
 
 
 def _structured(table: dict[str, Any], file: Path) -> Workspace:
-    workspace, faults = structure(Workspace, table)
-    if workspace is None:
+    found, faults = structure(_Table, table)
+    if found is None:
         raise Refusal(
             _invalid(file, fault.message, f"tool.{TABLE}.{fault.key}".rstrip("."))
             for fault in faults
         )
-    return workspace
+    return Workspace(policy=found.policy, holds=found.holds, root=file.parent)
 
 
 def _invalid(file: Path, found: str, key: str | None) -> WorkspaceInvalid:
     return WorkspaceInvalid(
         asked=f"a valid [tool.{TABLE}] table",
         found=found,
-        next="mend the key (docs/upgrade.md lists them all)",
+        next="mend the key (docs/check.md lists them all)",
         file=str(file),
         key=key,
     )

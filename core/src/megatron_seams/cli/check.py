@@ -1,18 +1,27 @@
 """``registry check``: the gate for continuous integration."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from megatron_seams.cli.common import console, megatron_option, print_json, show_faults
 from megatron_seams.environment import read_environment
-from megatron_seams.gate import check
-from megatron_seams.workspace import read_workspace
+
+if TYPE_CHECKING:
+    from megatron_seams.gate import Gate
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
 @click.command("check")
+@click.argument("paths", metavar="[WHEEL|PATH]...", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "--codeowners",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The file that owners are held to (default: the one that GitHub reads in the workspace).",
+)
 @click.option(
     "--workspace",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -22,28 +31,57 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "json"]),
+    type=click.Choice(["text", "json", "github", "sarif"]),
     default="text",
     show_default=True,
-    help="How to print the verdicts.",
+    help="How to print the verdicts: for people, programs, GitHub's annotations or code scanning.",
 )
 @megatron_option
 @click.pass_context
 def check_command(
-    context: click.Context, workspace: Path, form: str, megatron: Path | None
+    context: click.Context,
+    paths: tuple[Path, ...],
+    codeowners: Path | None,
+    workspace: Path,
+    form: str,
+    megatron: Path | None,
 ) -> None:
-    """Check the installed seams against the Megatron in hand and the workspace's policy.
+    """Check the installed seams, or those of source trees and wheels, as a gate.
 
-    Exits with 1 on errors; warnings alone pass. A superseded seam is a warning while the range
-    [tool.megatron-seams.policy] megatron-core has a release that needs it, and an error then.
+    Held to: the Megatron in hand, CODEOWNERS, review dates, and what the workspace says under
+    [tool.megatron-seams] in its pyproject.toml. Exits with 1 on errors; warnings alone pass. No
+    plugin is imported. docs/check.md says what is checked.
     """
-    gate = check(read_environment(megatron), read_workspace(workspace))
+    # What only this command needs is not loaded for the others.
+    from megatron_seams.codeowners import find_codeowners, read_codeowners
+    from megatron_seams.gate import check
+    from megatron_seams.unpacked import discover_in
+    from megatron_seams.workspace import read_workspace
+
+    policy = read_workspace(workspace)
+    root = policy.root or workspace.resolve()
+    gate = check(
+        read_environment(megatron, discovery=discover_in(paths) if paths else None),
+        policy,
+        codeowners=read_codeowners(codeowners) if codeowners else find_codeowners(root),
+        whole=not paths or policy.root in {path.resolve() for path in paths},
+    )
+    _print(gate, form, root)
+    context.exit(gate.exit_code)
+
+
+def _print(gate: "Gate", form: str, root: Path) -> None:
+    from megatron_seams.formats import github, sarif
+
     if form == "json":
         print_json(gate.to_dict())
+    elif form == "sarif":
+        print_json(sarif(gate, root))
+    elif form == "github":
+        click.echo(github(gate, root), nl=False)
     else:
         for verdict in gate.verdicts:
             show_faults([verdict.finding], style=_STYLES[verdict.severity])
         errors = sum(verdict.severity == "error" for verdict in gate.verdicts)
         warnings = len(gate.verdicts) - errors
         console().print(f"check: {errors} errors, {warnings} warnings", markup=False)
-    context.exit(gate.exit_code)

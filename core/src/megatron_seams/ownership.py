@@ -1,0 +1,151 @@
+"""Who answers for a seam: what its manifest says, held to CODEOWNERS and to the calendar."""
+
+import datetime
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from megatron_seams.codeowners import Codeowners, Rule
+from megatron_seams.discovery import MANIFEST
+from megatron_seams.errors import (
+    CodeownersInvalid,
+    OwnedElsewhere,
+    OwnerDiffers,
+    OwnerMissing,
+    OwnerShadowed,
+    ReviewDue,
+    SeamsError,
+)
+from megatron_seams.seam import MAX_BYTES, Seam
+from megatron_seams.tree import files_below, files_named
+
+#: So long before its review date a seam's owner is reminded.
+NOTICE = datetime.timedelta(days=60)
+
+
+def seam_folders(root: Path) -> Mapping[str, tuple[Path, ...]]:
+    """Seam name -> the folders of a tree whose ``seam.toml`` says that name."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for file in files_named(root, MANIFEST):
+        try:
+            with file.open("rb") as stream:
+                table = tomllib.loads(stream.read(MAX_BYTES).decode("utf-8"))
+            name = table["seam"]["name"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # what is wrong with it is said where it is discovered
+        if isinstance(name, str):
+            found[name] = (*found.get(name, ()), file.parent)
+    return found
+
+
+def source_of(seam: Seam, folders: Mapping[str, tuple[Path, ...]]) -> tuple[Path, ...]:
+    """Where a seam's source lies in a tree: its own folder if that is in it, else its namesakes."""
+    named = folders.get(seam.name, ())
+    own = tuple(folder for folder in named if folder.resolve() == seam.directory.resolve())
+    return own or named
+
+
+def ownership_faults(
+    seam: Seam, codeowners: Codeowners, folders: Mapping[str, tuple[Path, ...]]
+) -> Iterator[SeamsError]:
+    """What CODEOWNERS says of a seam's files that its manifest does not.
+
+    Every file of the seam's folder is asked for, one finding for each line that takes some away.
+
+    Args:
+        seam: The seam.
+        codeowners: The file.
+        folders: What :func:`seam_folders` found below the root of ``codeowners``.
+    """
+    sources = source_of(seam, folders)
+    if not sources:
+        yield OwnedElsewhere(
+            asked=f"the source of {seam.claim}, for {codeowners.file}",
+            found=f"no {MANIFEST} below {codeowners.root} says name = {seam.name!r}",
+            next="check it where its source is; or keep its source in this tree",
+            subject=seam.name,
+            file=str(seam.directory / MANIFEST),
+            key="seam.owner",
+        )
+    for source in sources:
+        taken: dict[int | None, tuple[tuple[Rule, ...], list[str]]] = {}
+        for file in files_below(source):
+            path = file.relative_to(codeowners.root).as_posix()
+            rules = codeowners.matching(path)
+            if not rules or not rules[0].names(seam.owner):
+                line = rules[0].line if rules else None
+                taken.setdefault(line, (rules, []))[1].append(path)
+        for rules, paths in taken.values():
+            yield _fault(seam, codeowners, source, rules, paths)
+
+
+def _fault(
+    seam: Seam, codeowners: Codeowners, source: Path, rules: tuple[Rule, ...], paths: list[str]
+) -> SeamsError:
+    listed = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    asked = f"{seam.owner} as the owner of {listed}, of {seam.claim}"
+    folder = source.relative_to(codeowners.root)
+    inside = "".join(f"{part}/" for part in folder.parts).replace(" ", "\\ ")
+    line = f"/{inside} {seam.owner}" if inside else f"* {seam.owner}"
+    if not rules:
+        return OwnerMissing(
+            asked=asked,
+            found="no line matches",
+            next=f"add the line `{line}`",
+            subject=seam.name,
+            file=str(codeowners.file),
+        )
+    last = rules[0]
+    said = f"line {last.line}, `{' '.join([last.pattern, *last.owners])}`, the last that matches, "
+    said += f"gives it to {' '.join(last.owners) or 'nobody'}"
+    earlier = next((rule for rule in rules[1:] if rule.names(seam.owner)), None)
+    if earlier is not None:
+        return OwnerShadowed(
+            asked=asked,
+            found=f"{said}, and overrules line {earlier.line}, `{earlier.pattern}`",
+            next=f"move line {earlier.line} below line {last.line}, or narrow the latter",
+            subject=seam.name,
+            file=str(codeowners.file),
+            line=last.line,
+        )
+    cause = OwnerDiffers if last.owners else OwnerMissing
+    return cause(
+        asked=asked,
+        found=said,
+        next=f"add the line `{line}` below it, or correct [seam] owner in {MANIFEST}",
+        subject=seam.name,
+        file=str(codeowners.file),
+        line=last.line,
+    )
+
+
+def skipped_lines(codeowners: Codeowners) -> Iterator[SeamsError]:
+    """The lines of CODEOWNERS that GitHub does not read."""
+    for number, reason in codeowners.skipped:
+        yield CodeownersInvalid(
+            asked="a line of CODEOWNERS that GitHub reads",
+            found=f"it skips this one: {reason}",
+            next="correct the line, or make it a comment",
+            subject=codeowners.file.name,
+            file=str(codeowners.file),
+            line=number,
+        )
+
+
+def review_due(seam: Seam, today: datetime.date) -> ReviewDue | None:
+    """The finding that a seam is to be reviewed by now, or soon."""
+    by = seam.manifest.seam.review_by
+    left = (by - today).days
+    if by - today > NOTICE:
+        return None
+    days = "day" if abs(left) == 1 else "days"
+    when = f"it passed {-left} {days} ago" if left < 0 else f"it is in {left} {days}"
+    return ReviewDue(
+        asked=f"a review of {seam.claim} by {by}",
+        found=when,
+        next=f"{seam.owner} says why the seam is still here by a later [seam] review-by, or "
+        "deletes it (docs/delete-a-seam.md)",
+        subject=seam.name,
+        file=str(seam.directory / MANIFEST),
+        key="seam.review-by",
+    )
