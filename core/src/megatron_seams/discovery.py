@@ -65,8 +65,8 @@ class Discovery:
 
     @property
     def findings(self) -> tuple[SeamsError, ...]:
-        """Every fault of every broken seam."""
-        return tuple(fault for seam in self.broken for fault in seam.faults)
+        """Every fault of every broken seam; one that several share is given once."""
+        return tuple(dict.fromkeys(fault for seam in self.broken for fault in seam.faults))
 
 
 @attrs.frozen(kw_only=True)
@@ -108,14 +108,11 @@ def gather(
     """
     seams: list[Seam] = []
     broken = list(lost)
-    contested = _contested(claim for claim, _ in claims)
+    contested = _contested(claims)
     for claim, seam in claims:
         if claim.name in contested:
             others = seam.faults if isinstance(seam, BrokenSeam) else ()
-            fault = _duplicate(claim, contested[claim.name])
-            if isinstance(seam, Seam):
-                fault = attrs.evolve(fault, file=str(seam.directory / MANIFEST), key="seam.name")
-            seam = broken_seam(claim, (fault, *others), seam.manifest)
+            seam = broken_seam(claim, (contested[claim.name], *others), seam.manifest)
         if isinstance(seam, BrokenSeam):
             broken.append(seam)
         else:
@@ -163,22 +160,27 @@ def _damaged(claim: InstalledClaim, found: str) -> EntryPointInvalid:
     )
 
 
-def _contested(claims: Iterable[Claim]) -> dict[str, list[Claim]]:
+def _contested(
+    claims: Iterable[tuple[Claim, Seam | BrokenSeam]],
+) -> dict[str, DuplicateName]:
     # A distribution that stands on the path twice is given once, so two claims are two
     # distributions, or one with a stale record or a name twice; none can be chosen between.
-    by_name: dict[str, list[Claim]] = {}
-    for claim in claims:
-        by_name.setdefault(claim.name, []).append(claim)
-    return {name: entries for name, entries in by_name.items() if len(entries) > 1}
+    by_name: dict[str, list[tuple[Claim, Seam | BrokenSeam]]] = {}
+    for claim, seam in claims:
+        by_name.setdefault(claim.name, []).append((claim, seam))
+    return {name: _duplicate(name, both) for name, both in by_name.items() if len(both) > 1}
 
 
-def _duplicate(claim: Claim, claimants: list[Claim]) -> DuplicateName:
-    listed = " and ".join(f"{entry.by} ({entry.package})" for entry in claimants)
+def _duplicate(name: str, claims: list[tuple[Claim, Seam | BrokenSeam]]) -> DuplicateName:
+    listed = " and ".join(f"{claim.by} ({claim.package})" for claim, _ in claims)
+    file = next((str(it.directory / MANIFEST) for _, it in claims if isinstance(it, Seam)), None)
     return DuplicateName(
-        asked=f"one distribution for the seam name {claim.name!r}",
+        asked=f"one distribution for the seam name {name!r}",
         found=f"it is claimed by {listed}",
         next="uninstall all but one, or ask an owner to rename the seam",
-        subject=claim.name,
+        subject=name,
+        file=file,
+        key="seam.name" if file else None,
     )
 
 
@@ -279,6 +281,8 @@ def _locate(claim: InstalledClaim) -> Path | SeamsError:
     folder = next((it for it in folders if (it / "__init__.py").is_file()), folders[0])
     file = folder / MANIFEST
     if not _belongs(file, claim.project, "/".join(parts)):
+        if not folder.is_dir():
+            return missing_manifest(claim, f"there is no package {claim.package!r}")
         return _shadowed(claim, folder)
     if not file.is_file():
         return missing_manifest(claim, f"{folder} holds no {MANIFEST}")

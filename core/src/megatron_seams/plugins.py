@@ -85,7 +85,12 @@ def load_plugins(
         faults.extend(held)
         if held:
             continue
-        manager.register(module, name=seam.name)
+        try:
+            manager.register(module, name=seam.name)
+        except pluggy.PluginValidationError as error:
+            # Arguments that no caller gives.
+            faults.append(_hook_missing(seam, module, f"implements another: {error}"))
+            continue
         validated[seam.name] = _options(seam, module, (options or {}).get(seam.name, {}), faults)
     if faults:
         raise Refusal(faults)
@@ -149,7 +154,11 @@ def _held_to_manifest(
     implemented = {
         name for name in dir(module) if manager.parse_hookimpl_opts(module, name) is not None
     }
-    faults: list[SeamsError] = [
+    if seam.manifest.hook not in implemented:
+        # A misspelt hook is missing and undeclared, and is one fault.
+        found = f"implements {sorted(implemented) or 'no hook'}"
+        return [_hook_missing(seam, module, found)]
+    return [
         HookUndeclared(
             asked=f"only the hooks that the manifest of {seam.claim} declares",
             found=f"{module.__name__} also implements {name!r}",
@@ -158,16 +167,15 @@ def _held_to_manifest(
         )
         for name in sorted(implemented - declared)
     ]
-    if seam.manifest.hook not in implemented:
-        faults.append(
-            HookMissing(
-                asked=f"hook {seam.manifest.hook!r}, which the manifest of {seam.claim} declares",
-                found=f"{module.__name__} implements {sorted(implemented) or 'no hook'}",
-                next=f"implement it with @hookimpl (docs/write-a-seam.md); ask {seam.owner}",
-                subject=seam.name,
-            )
-        )
-    return faults
+
+
+def _hook_missing(seam: Seam, module: ModuleType, found: str) -> HookMissing:
+    return HookMissing(
+        asked=f"hook {seam.manifest.hook!r}, which the manifest of {seam.claim} declares",
+        found=f"{module.__name__} {found}",
+        next=f"implement it with @hookimpl (docs/write-a-seam.md); ask {seam.owner}",
+        subject=seam.name,
+    )
 
 
 def _options(
