@@ -72,7 +72,7 @@ def library() -> Library:
 
 
 def build(patience: float = PATIENCE) -> Path:
-    """Build the library where it is not built yet (:func:`megatron_seams.runtime.extensions.build`).
+    """Build the library where it is not built yet: :func:`.extensions.build` with our C++.
 
     Args:
         patience: Seconds to wait for another process that builds.
