@@ -190,8 +190,7 @@ class _Run:
     def __call__(self, direction: str, **tensors: Tensor | None) -> None:
         """Run one direction."""
         counts = self.counts
-        lanes = library().lanes(self.dtype)
-        scratch = (2 * self.every + 1) * self.V * self.padded + 2 * self.padded + 3 * self.V * lanes
+        scratch = library().scratch(self.dtype, self.every, self.V, self.padded)
         given = {**self.tensors, **tensors, "own": self.new(counts["threads"], scratch)}
         call = Call(**counts, clip=self.clip)
         for name, x in given.items():

@@ -36,13 +36,19 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._functions = ctypes.CDLL(str(path))
-        for name in ("m2rnn_lanes", "m2rnn_call_bytes"):
+        for name in ("m2rnn_lanes", "m2rnn_scratch", "m2rnn_call_bytes"):
             getattr(self._functions, name).restype = ctypes.c_int64
 
     def lanes(self, dtype: torch.dtype) -> int:
         """The multiple that the rows of a state are padded to."""
         lanes: int = self._functions.m2rnn_lanes(ctypes.c_int64(dtype.itemsize))
         return lanes
+
+    def scratch(self, dtype: torch.dtype, every: int, columns: int, padded_rows: int) -> int:
+        """The elements of ``dtype`` that one thread works in."""
+        counts = (dtype.itemsize, every, columns, padded_rows)
+        elements: int = self._functions.m2rnn_scratch(*map(ctypes.c_int64, counts))
+        return elements
 
     def call_bytes(self) -> int:
         """The size of ``M2rnnCall``, for a test to hold :class:`Call` to."""

@@ -5,8 +5,6 @@ holding the fast backends to. It computes in the state's dtype throughout; give 
 compare with.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -47,28 +45,29 @@ def _document(
     q: Tensor, k: Tensor, v: Tensor, f: Tensor, *, W: Tensor, h0: Tensor, clip: float | None
 ) -> tuple[Tensor, Tensor]:
     """Run one document of B rows from the states h0, [B, N, K, V]."""
-    batch, steps = q.shape[:2]
     N = h0.shape[1]
     outputs, states = [], []
     for n in range(N):
-        head = _server(n, N)
+        W_n = _serving(W, 0, n, N)
         h = h0[:, n]
-        y = []
-        for t in range(steps):
-            x = torch.einsum("bk,bv->bkv", head(k[:, t], 1), head(v[:, t], 1))
-            gate = head(f[:, t], 1)[:, None, None]
-            z = torch.tanh(h @ head(W, 0) + x)
+        y = [v.new_empty(v.shape[0], 0, v.shape[-1])]  # of a document with no steps
+        # unbind and not x[:, t], whose gradient is as large as x at every step.
+        steps = (_serving(x, 2, n, N).unbind(1) for x in (q, k, v, f))
+        for q_t, k_t, v_t, f_t in zip(*steps, strict=True):
+            x = k_t.unsqueeze(2) * v_t.unsqueeze(1)
+            gate = f_t[:, None, None]
+            z = torch.tanh(h @ W_n + x)
             h = gate * h + (1 - gate) * z
-            y.append(torch.einsum("bk,bkv->bv", head(q[:, t], 1), h))
+            y.append(q_t.unsqueeze(1) @ h)
             h = _clip_gradient(h, clip)  # y has read h already: only what step t + 1 hands back
-        outputs.append(torch.stack(y, dim=1) if y else q.new_zeros(batch, 0, v.shape[-1]))
+        outputs.append(torch.cat(y, dim=1))
         states.append(h)
     return torch.stack(outputs, dim=2), torch.stack(states, dim=1)
 
 
-def _server(n: int, heads: int) -> Callable[[Tensor, int], Tensor]:
+def _serving(x: Tensor, dim: int, n: int, heads: int) -> Tensor:
     """Select what serves head ``n``: head ``n // (heads / Nx)`` of a tensor with Nx heads."""
-    return lambda x, dim: x.select(dim, n // (heads // x.shape[dim]))
+    return x.select(dim, n // (heads // x.shape[dim]))
 
 
 def _clip_gradient(h: Tensor, clip: float | None) -> Tensor:

@@ -12,11 +12,12 @@
 // No result depends on the number of threads: a thread owns whole heads, and what several heads
 // share is summed over them afterwards, in their order.
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <utility>
+
+#include "vectors.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -47,148 +48,31 @@ struct M2rnnCall {
 
 namespace {
 
-constexpr int kBytes = 64;  // one AVX-512 register; compilers cut it up for narrower machines
+// The tile of a product that stays in registers, rows in vectors: AVX-512 has 32 of them, AVX2 16.
+constexpr int kTileRows = 2, kTileColumns = kBytes == 64 ? 8 : 4;
+// Vectors whose tanh is taken at a time.
+constexpr int kChains = 8;
+// Steps of a chunk whose states and gradients lie in the first cache together.
+constexpr int kStrip = 2;
 
-template <typename T>
-struct Lanes;
-template <>
-struct Lanes<float> {
-  typedef float vec __attribute__((vector_size(kBytes)));
-  typedef int32_t bits __attribute__((vector_size(kBytes)));
-  using word = int32_t;
-};
-template <>
-struct Lanes<double> {
-  typedef double vec __attribute__((vector_size(kBytes)));
-  typedef int64_t bits __attribute__((vector_size(kBytes)));
-  using word = int64_t;
-};
-template <typename T>
-using Vec = typename Lanes<T>::vec;
-template <typename T>
-using Bits = typename Lanes<T>::bits;
-template <typename T>
-constexpr int L = kBytes / static_cast<int>(sizeof(T));
-
-template <typename T>
-Vec<T> all(T x) {
-  return Vec<T>{} + x;
+// sum[r][i] += Σ_j x[j][i] · M[j][r], over all V columns j of x, for R neighbouring columns of M and
+// I neighbouring vectors of rows. Columns of x are `blocks` vectors apart.
+template <typename T, int I, int R>
+inline void accumulate(Vec<T> (&sum)[R][I], const Vec<T> *x, int64_t blocks, const T *M,
+                       int64_t V) {
+  for (int64_t j = 0; j < V; ++j)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < I; ++i) sum[r][i] += x[j * blocks + i] * M[j * V + r];
 }
 
-template <typename T>
-Vec<T> as_floats(Bits<T> x) {
-  Vec<T> y;
-  std::memcpy(&y, &x, kBytes);
-  return y;
-}
+template <int size>
+using Size = std::integral_constant<int, size>;
 
-template <typename T>
-Bits<T> as_bits(Vec<T> x) {
-  Bits<T> y;
-  std::memcpy(&y, &x, kBytes);
-  return y;
-}
-
-template <typename T>
-Vec<T> bounded(Vec<T> x, Vec<T> limit) {
-  x = x > limit ? limit : x;  // a NaN stays
-  return x < -limit ? -limit : x;
-}
-
-// tanh to the last bits of T, relative accuracy near zero included:
-// with e = expm1(-2x), tanh x = -e / (2 + e).
-template <typename T>
-Vec<T> tanh_of(Vec<T> x) {
-  constexpr bool single = std::is_same<T, float>::value;
-  constexpr int mantissa = single ? 23 : 52;
-  constexpr T magic = single ? T(12582912.0) : T(6755399441055744.0);  // 1.5 · 2^mantissa
-  // ln 2 in two parts, the first with so few bits that its small multiples are exact.
-  constexpr T ln2_high = single ? T(0.693359375) : T(0.69314718036912381649);
-  constexpr T ln2_low = single ? T(-2.12194440054690583e-4) : T(1.9082149292705877000e-10);
-  constexpr int degree = single ? 7 : 13;
-
-  const Vec<T> t = bounded<T>(x * T(-2), all<T>(T(45)));  // tanh is ±1 beyond
-  const Vec<T> shifted = t * T(1.44269504088896340736) + magic;  // rounds t / ln 2 to n
-  const Vec<T> n = shifted - magic;
-  const Vec<T> r = (t - n * ln2_high) - n * ln2_low;
-  // expm1(r) = r + r² (1/2! + r/3! + ...), by Horner's scheme.
-  constexpr double factorial[] = {1, 1, 2, 6, 24, 120, 720, 5040, 40320, 362880,
-                                  3628800, 39916800, 479001600, 6227020800};
-  Vec<T> p = all<T>(T(1 / factorial[degree]));
-  for (int i = degree - 1; i >= 2; --i) p = p * r + T(1 / factorial[i]);
-  p = r + r * r * p;
-  // 2ⁿ: n stands in the lowest bits of `shifted`; moved into the exponent, the rest falls off.
-  const Vec<T> scale = as_floats<T>((as_bits<T>(shifted) << mantissa) + as_bits<T>(all<T>(T(1))));
-  const Vec<T> e = scale * p + (scale - T(1));
-  return -e / (e + T(2));
-}
-
-// a and b hold groups of `size` lanes; halve each group by adding, a's groups first.
-template <typename T, int size>
-Vec<T> halved(Vec<T> a, Vec<T> b) {
-  constexpr int l = L<T>;
-  Bits<T> low{};
-  for (int i = 0; i < l; ++i) {
-    const int source = i < l / 2 ? i : l + (i - l / 2);
-    const int within = source % l, base = source - within;
-    low[i] = base + within / (size / 2) * size + within % (size / 2);
-  }
-#if defined(__clang__)
-  Vec<T> x, y;
-  for (int i = 0; i < l; ++i) {
-    const int from = static_cast<int>(low[i]), to = from + size / 2;
-    x[i] = from < l ? a[from] : b[from - l];
-    y[i] = to < l ? a[to] : b[to - l];
-  }
-  return x + y;
-#else
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + size / 2);
-#endif
-}
-
-template <typename T, int size>
-void halve_all(Vec<T> *x, int count) {
-  for (int i = 0; i < count; i += 2) x[i / 2] = halved<T, size>(x[i], x[i + 1]);
-  if constexpr (size > 2) halve_all<T, size / 2>(x, count / 2);
-}
-
-// Sum each of `count` vectors across its lanes.
-template <typename T>
-void sum_lanes(const Vec<T> *x, T *out, int64_t count) {
-  for (int64_t i = 0; i < count; i += L<T>) {
-    Vec<T> tree[L<T>] = {};
-    const int64_t left = count - i < L<T> ? count - i : L<T>;
-    for (int64_t j = 0; j < left; ++j) tree[j] = x[i + j];
-    halve_all<T, L<T>>(tree, L<T>);
-    std::memcpy(out + i, tree, left * sizeof(T));
-  }
-}
-
-template <typename T>
-void pad(Vec<T> *out, const T *x, int64_t count, int64_t padded) {
-  std::memcpy(out, x, count * sizeof(T));
-  std::memset(reinterpret_cast<T *>(out) + count, 0, (padded - count) * sizeof(T));
-}
-
-// out[r] += Σ_j x[j] · M[j][r], for R neighbouring columns of a matrix with V of them; x strides by
-// `blocks` vectors.
-template <typename T, int R>
-inline void accumulate(Vec<T> *out, const Vec<T> *x, int64_t blocks, const T *M, int64_t V) {
-  for (int64_t j = 0; j < V; ++j) {
-    const Vec<T> x_j = x[j * blocks];
-    for (int r = 0; r < R; ++r) out[r] += x_j * M[j * V + r];
-  }
-}
-
-// Cut V columns into tiles whose width the compiler knows, so that sums stay in registers.
-template <typename Tile>
-inline void for_tiles(int64_t V, Tile tile) {
-  int64_t j = 0;
-  for (; j + 16 <= V; j += 16) tile(j, std::integral_constant<int, 16>());
-  if (V - j >= 8) tile(j, std::integral_constant<int, 8>()), j += 8;
-  if (V - j >= 4) tile(j, std::integral_constant<int, 4>()), j += 4;
-  if (V - j >= 2) tile(j, std::integral_constant<int, 2>()), j += 2;
-  if (V - j >= 1) tile(j, std::integral_constant<int, 1>());
+// Cut `count` into pieces of a size that the compiler knows, and what is left into smaller ones.
+template <int size, typename Piece>
+inline void for_pieces(int64_t count, Piece piece, int64_t i = 0) {
+  for (; i + size <= count; i += size) piece(i, Size<size>());
+  if constexpr (size > 1) for_pieces<size / 2>(count, piece, i);
 }
 
 template <typename T>
@@ -197,6 +81,12 @@ class Recurrence {
   explicit Recurrence(const M2rnnCall &call)
       : c(call), K(call.rows), V(call.columns), N(call.heads), B(call.batch), S(call.steps),
         C(call.every), KP(call.padded_rows), blocks(KP / L<T>), state(V * KP) {}
+
+  // Elements of `own` for each thread.
+  static int64_t scratch(int64_t C, int64_t V, int64_t KP) {
+    // h and z of a chunk; k and q; then, in vectors, dv, f G of a tile, and dW.
+    return (2 * C + 1) * V * KP + 2 * KP + (V + V * kTileRows + V * V) * L<T>;
+  }
 
   void forward() {
     const int64_t tasks = c.documents * B * N;
@@ -213,7 +103,6 @@ class Recurrence {
           std::memcpy(kept(slot++, b, n), h, state * sizeof(T));
         pad<T>(k, key(b, t, n), K, KP);
         pad<T>(q, query(b, t, n), K, KP);
-        for (int64_t j = 0; j < V; ++j) y[j] = Vec<T>{};
         step(vecs(h), vecs(next), nullptr, k, value(b, t, n), gate(b, t, n), weights(n), q, y);
         sum_lanes<T>(y, out<T>(c.y) + ((b * S + t) * N + n) * V, V);
         std::swap(h, next);
@@ -283,8 +172,7 @@ class Recurrence {
 #else
     const int64_t thread = 0;
 #endif
-    // h and z of a chunk; then k, q, and three times V vectors of sums.
-    const int64_t size = (2 * C + 1) * state + 2 * KP + 3 * V * L<T>;
+    const int64_t size = scratch(C, V, KP);
     return out<T>(c.own) + thread * size;
   }
   int64_t slots_before(int64_t document) const {
@@ -313,24 +201,38 @@ class Recurrence {
       for (int64_t j = 0; j < V; ++j) x[i * V + j] = h[j * KP + i];
   }
 
-  // One step of one head. z and y may be null; y gets its products, not yet summed over lanes.
+  // One step of one head. z may be null, and y, which gets its products, not yet summed over lanes.
   void step(const Vec<T> *h, Vec<T> *next, Vec<T> *z, const Vec<T> *k, const T *v, T f, const T *W,
             const Vec<T> *q, Vec<T> *y) const {
-    for (int64_t i = 0; i < blocks; ++i) {
-      for_tiles(V, [&](int64_t j, auto width) {
-        constexpr int R = decltype(width)::value;
-        Vec<T> x[R];
-        for (int r = 0; r < R; ++r) x[r] = k[i] * v[j + r];
-        accumulate<T, R>(x, h + i, blocks, W + j, V);
-        for (int r = 0; r < R; ++r) {
-          const int64_t at = (j + r) * blocks + i;
-          const Vec<T> z_r = tanh_of<T>(x[r]);
+    for_pieces<kTileRows>(blocks, [&](int64_t i, auto rows) {
+      constexpr int I = decltype(rows)::value;
+      for_pieces<kTileColumns>(V, [&](int64_t j, auto columns) {
+        constexpr int R = decltype(columns)::value;
+        Vec<T> x[R][I];
+        for (int r = 0; r < R; ++r)
+          for (int a = 0; a < I; ++a) x[r][a] = k[i + a] * v[j + r];
+        accumulate<T, I, R>(x, h + i, blocks, W + j, V);
+        for (int r = 0; r < R; ++r)
+          for (int a = 0; a < I; ++a) next[(j + r) * blocks + i + a] = x[r][a];
+      });
+    });
+    for (int64_t j = 0; j < V; ++j) {
+      Vec<T> sum{};
+      for_pieces<kChains>(blocks, [&](int64_t i, auto rows) {
+        constexpr int I = decltype(rows)::value;
+        Vec<T> x[I];
+        for (int a = 0; a < I; ++a) x[a] = next[j * blocks + i + a];
+        apply_tanh<T, I>(x);
+        for (int a = 0; a < I; ++a) {
+          const int64_t at = j * blocks + i + a;
           // Exact at both ends: a gate of 1 keeps h and a gate of 0 takes z.
-          next[at] = f * h[at] + (T(1) - f) * z_r;
-          if (z) z[at] = z_r;
-          if (y) y[j + r] += q[i] * next[at];
+          const Vec<T> n = f * h[at] + (T(1) - f) * x[a];
+          next[at] = n;
+          if (z) z[at] = x[a];
+          if (y) sum += q[i + a] * n;
         }
       });
+      if (y) y[j] = sum;
     }
   }
 
@@ -353,7 +255,7 @@ class Recurrence {
 
     Vec<T> *G = vecs(carry(head));
     const T *W_transposed = transposed_weights(n);
-    const Vec<T> limit = all<T>(T(c.clip));
+    const T limit = T(c.clip);
     for (int64_t s = length - 1; s >= 0; --s) {
       const int64_t t = t0 + s;
       pad<T>(k, key(b, t, n), K, KP);
@@ -364,65 +266,69 @@ class Recurrence {
       Vec<T> *dx = z + s * size;  // z_t, until it is used
       Vec<T> df{};
       for (int64_t j = 0; j < V; ++j) dv[j] = Vec<T>{};
-      for (int64_t i = 0; i < blocks; ++i) {
-        Vec<T> dq{}, dk{};
-        for (int64_t j = 0; j < V; ++j) {
-          const int64_t at = j * blocks + i;
-          const Vec<T> z_t = dx[at], G_t = bounded<T>(G[at], limit) + q[i] * dy[j];
-          const Vec<T> dx_t = (T(1) - f) * G_t * (T(1) - z_t * z_t);
-          dq += after[at] * dy[j];
-          dk += dx_t * v[j];
-          df += (before[at] - z_t) * G_t;
-          dv[j] += dx_t * k[i];
-          dx[at] = dx_t;
-          fG[j] = f * G_t;
-        }
-        for_tiles(V, [&](int64_t j, auto width) {
-          constexpr int R = decltype(width)::value;
-          Vec<T> sum[R];
-          for (int r = 0; r < R; ++r) sum[r] = fG[j + r];
-          accumulate<T, R>(sum, dx + i, blocks, W_transposed + j, V);
-          for (int r = 0; r < R; ++r) G[(j + r) * blocks + i] = sum[r];
+      for_pieces<kTileRows>(blocks, [&](int64_t i, auto rows) {
+        constexpr int I = decltype(rows)::value;
+        Vec<T> dq[I] = {}, dk[I] = {};
+        for (int64_t j = 0; j < V; ++j)
+          for (int a = 0; a < I; ++a) {
+            const int64_t at = j * blocks + i + a;
+            const Vec<T> z_t = dx[at], G_t = bounded<T>(G[at], limit) + q[i + a] * dy[j];
+            const Vec<T> dx_t = (T(1) - f) * G_t * (T(1) - z_t * z_t);
+            dq[a] += after[at] * dy[j];
+            dk[a] += dx_t * v[j];
+            df += (before[at] - z_t) * G_t;
+            dv[j] += dx_t * k[i + a];
+            dx[at] = dx_t;
+            fG[j * I + a] = f * G_t;
+          }
+        for_pieces<kTileColumns>(V, [&](int64_t j, auto columns) {
+          constexpr int R = decltype(columns)::value;
+          Vec<T> sum[R][I];
+          for (int r = 0; r < R; ++r)
+            for (int a = 0; a < I; ++a) sum[r][a] = fG[(j + r) * I + a];
+          accumulate<T, I, R>(sum, dx + i, blocks, W_transposed + j, V);
+          for (int r = 0; r < R; ++r)
+            for (int a = 0; a < I; ++a) G[(j + r) * blocks + i + a] = sum[r][a];
         });
-        vecs(out<T>(c.part_q))[(head * C + s) * blocks + i] = dq;
-        vecs(out<T>(c.part_k))[(head * C + s) * blocks + i] = dk;
-      }
+        for (int a = 0; a < I; ++a) {
+          vecs(out<T>(c.part_q))[(head * C + s) * blocks + i + a] = dq[a];
+          vecs(out<T>(c.part_k))[(head * C + s) * blocks + i + a] = dk[a];
+        }
+      });
       sum_lanes<T>(dv, out<T>(c.part_v) + (head * C + s) * V, V);
       sum_lanes<T>(&df, out<T>(c.part_f) + head * C + s, 1);
     }
-    add_weight_gradient(out<T>(c.dW) + head * V * V, h, z, length);
+    add_weight_gradient(out<T>(c.dW) + head * V * V, h, z, length, fG + V * kTileRows, dv);
   }
 
-  // dW += Σ_t h_{t-1}ᵀ dx_t over a chunk, four by four elements at a time.
-  void add_weight_gradient(T *dW, const Vec<T> *h, const Vec<T> *dx,
-                           int64_t length) const {
-    constexpr int R = 4;
+  // dW += Σ_t h_{t-1}ᵀ dx_t over a chunk, a strip of it at a time. Scratch: sums [V][V], row [V].
+  void add_weight_gradient(T *dW, const Vec<T> *h, const Vec<T> *dx, int64_t length,
+                           Vec<T> *sums, Vec<T> *row) const {
     const int64_t size = V * blocks;
-    for (int64_t j = 0; j < V; j += R) {
-      for (int64_t l = 0; l < V; l += R) {
-        Vec<T> sum[R][R] = {};
-        const int64_t across = V - j < R ? V - j : R, along = V - l < R ? V - l : R;
-        if (across == R && along == R) {
-          for (int64_t s = 0; s < length; ++s)
+    for (int64_t j = 0; j < V * V; ++j) sums[j] = Vec<T>{};
+    for (int64_t t = 0; t < length; t += kStrip) {
+      const int64_t stop = t + kStrip < length ? t + kStrip : length;
+      for_pieces<4>(V, [&](int64_t j, auto across) {
+        for_pieces<3>(V, [&](int64_t l, auto along) {
+          constexpr int A = decltype(across)::value, E = decltype(along)::value;
+          Vec<T> sum[A][E];
+          for (int a = 0; a < A; ++a)
+            for (int e = 0; e < E; ++e) sum[a][e] = sums[(j + a) * V + l + e];
+          for (int64_t s = t; s < stop; ++s)
             for (int64_t i = 0; i < blocks; ++i) {
               const Vec<T> *x = h + s * size + j * blocks + i, *d = dx + s * size + l * blocks + i;
-              for (int a = 0; a < R; ++a)
-                for (int e = 0; e < R; ++e) sum[a][e] += x[a * blocks] * d[e * blocks];
+              for (int a = 0; a < A; ++a)
+                for (int e = 0; e < E; ++e) sum[a][e] += x[a * blocks] * d[e * blocks];
             }
-        } else {
-          for (int64_t s = 0; s < length; ++s)
-            for (int64_t i = 0; i < blocks; ++i) {
-              const Vec<T> *x = h + s * size + j * blocks + i, *d = dx + s * size + l * blocks + i;
-              for (int64_t a = 0; a < across; ++a)
-                for (int64_t e = 0; e < along; ++e) sum[a][e] += x[a * blocks] * d[e * blocks];
-            }
-        }
-        T flat[R];
-        for (int64_t a = 0; a < across; ++a) {
-          sum_lanes<T>(sum[a], flat, along);
-          for (int64_t e = 0; e < along; ++e) dW[(j + a) * V + l + e] += flat[e];
-        }
-      }
+          for (int a = 0; a < A; ++a)
+            for (int e = 0; e < E; ++e) sums[(j + a) * V + l + e] = sum[a][e];
+        });
+      });
+    }
+    for (int64_t j = 0; j < V; ++j) {
+      T *flat = reinterpret_cast<T *>(row);
+      sum_lanes<T>(sums + j * V, flat, V);
+      for (int64_t l = 0; l < V; ++l) dW[j * V + l] += flat[l];
     }
   }
 
@@ -454,6 +360,11 @@ extern "C" {
 
 // Elements that a vector of this type holds: rows are padded to a multiple of it.
 int64_t m2rnn_lanes(int64_t bytes) { return kBytes / bytes; }
+// Elements of scratch that a thread wants.
+int64_t m2rnn_scratch(int64_t bytes, int64_t every, int64_t columns, int64_t padded_rows) {
+  return bytes == sizeof(float) ? Recurrence<float>::scratch(every, columns, padded_rows)
+                                : Recurrence<double>::scratch(every, columns, padded_rows);
+}
 int64_t m2rnn_call_bytes() { return sizeof(M2rnnCall); }
 
 void m2rnn_forward_float32(const M2rnnCall *call) { Recurrence<float>(*call).forward(); }
