@@ -126,7 +126,7 @@ def audit(environment: Environment, *, today: datetime.date | None = None) -> Au
 
 
 def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRow:
-    seams = [seam for seam in environment.discovery.seams if seam.family == family.name]
+    seams = environment.discovery.by_family.get(family.name, ())
     choice = chooser.choose(family.name, of_layer=family.kind == "block")
     symbol: NativeSymbol | None = None
     if isinstance(choice, NoProvider):

@@ -76,9 +76,8 @@ class Chooser:
         """The valid seams of a family that this recipe could take: allowed, named if on trial."""
         return [
             seam
-            for seam in self._environment.discovery.seams
-            if seam.family == family
-            and (not seam.manifest.experiment or self._named(seam))
+            for seam in self._environment.discovery.by_family.get(family, ())
+            if (not seam.manifest.experiment or self._named(seam))
             and self._allowlist.against(seam.name) is None
         ]
 
@@ -223,8 +222,8 @@ class Chooser:
         broken = [text for _, text in self._broken(family, candidates)]
         trial = [
             seam
-            for seam in self._environment.discovery.seams
-            if seam.family == family and seam not in candidates
+            for seam in self._environment.discovery.by_family.get(family, ())
+            if seam not in candidates
         ]
         install = self._recipe.install.get(family)
         asked = f"a provider for family {family!r}"

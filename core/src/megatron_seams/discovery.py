@@ -5,9 +5,11 @@ disk, and must lie in the distribution that made the claim: the same name in the
 would otherwise win an import, and the audit would describe code that does not run.
 """
 
+import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -23,6 +25,7 @@ from megatron_seams.errors import (
     Shadowed,
 )
 from megatron_seams.families import BUILT_IN, Family
+from megatron_seams.files import read_bytes
 from megatron_seams.installed import Installed, editable_roots, installed
 from megatron_seams.seam import MAX_BYTES, Manifest, Seam, parse_manifest
 
@@ -62,6 +65,14 @@ class Discovery:
     seams: tuple[Seam, ...] = ()
     broken: tuple[BrokenSeam, ...] = ()
     families: tuple[Family, ...] = tuple(BUILT_IN.values())
+
+    @functools.cached_property
+    def by_family(self) -> Mapping[str, tuple[Seam, ...]]:
+        """Family -> its seams, by name."""
+        found: dict[str, list[Seam]] = {}
+        for seam in self.seams:
+            found.setdefault(seam.family, []).append(seam)
+        return {family: tuple(seams) for family, seams in found.items()}
 
     @property
     def findings(self) -> tuple[SeamsError, ...]:
@@ -202,13 +213,11 @@ def _read(claim: InstalledClaim) -> Seam | BrokenSeam:
     located = _locate(claim)
     if isinstance(located, SeamsError):
         return broken_seam(claim, [located])
-    file = located / MANIFEST
     try:
-        with file.open("rb") as stream:
-            # One byte more than allowed is enough to know that it is too large.
-            data = stream.read(MAX_BYTES + 1)
+        # One byte more than allowed is enough to know that it is too large.
+        data = read_bytes(f"{located}/{MANIFEST}", MAX_BYTES + 1)
     except OSError as error:
-        return broken_seam(claim, [unreadable(claim, file, str(error))])
+        return broken_seam(claim, [unreadable(claim, located / MANIFEST, str(error))])
     return read_seam(claim, data, located)
 
 
@@ -220,8 +229,8 @@ def read_seam(claim: Claim, data: bytes, folder: Path) -> Seam | BrokenSeam:
         data: The manifest.
         folder: The package that it lies in.
     """
-    file = folder / MANIFEST
-    manifest, faults = parse_manifest(data, file=str(file))
+    file = f"{folder}/{MANIFEST}"
+    manifest, faults = parse_manifest(data, file=file)
     if manifest is None:
         asked = f"of seam {claim.name!r} ({claim.by})"
         return broken_seam(
@@ -235,7 +244,7 @@ def read_seam(claim: Claim, data: bytes, folder: Path) -> Seam | BrokenSeam:
             next="use one name in [project.entry-points.megatron_seams] and in seam.toml; "
             f"ask {manifest.seam.owner}",
             subject=claim.name,
-            file=str(file),
+            file=file,
             key="seam.name",
         )
         return broken_seam(claim, [fault], manifest)
@@ -277,18 +286,25 @@ def _locate(claim: InstalledClaim) -> Path | SeamsError:
             return _shadowed(claim, Path(spec.origin or parts[0]))
         return missing_manifest(claim, f"{parts[0]!r} is a module and not a package")
     # A namespace package has several folders; an import takes the first that holds the package.
-    folders = [Path(place).joinpath(*parts[1:]) for place in spec.submodule_search_locations]
-    folder = next((it for it in folders if (it / "__init__.py").is_file()), folders[0])
-    file = folder / MANIFEST
-    if not _belongs(file, claim.project, "/".join(parts)):
-        if not folder.is_dir():
+    folder, *others = [os.path.join(it, *parts[1:]) for it in spec.submodule_search_locations]
+    for other in (folder, *others) if others else ():
+        if os.path.isfile(f"{other}/__init__.py"):
+            folder = other
+            break
+    file = f"{folder}/{MANIFEST}"
+    present = os.path.isfile(file)
+    if not _belongs(folder, present, claim.project, "/".join(parts)):
+        if not os.path.isdir(folder):
             return missing_manifest(claim, f"there is no package {claim.package!r}")
-        return _shadowed(claim, folder)
-    if not file.is_file():
+        return _shadowed(claim, Path(folder))
+    if not present:
         return missing_manifest(claim, f"{folder} holds no {MANIFEST}")
-    if not file.resolve().is_relative_to(folder.resolve()):
-        return unreadable(claim, file, f"it is a link to {file.resolve()}, outside its package")
-    return folder
+    if os.path.islink(file):
+        real = Path(file).resolve()
+        if not real.is_relative_to(Path(folder).resolve()):
+            found = f"it is a link to {real}, outside its package"
+            return unreadable(claim, Path(file), found)
+    return Path(folder)
 
 
 def not_a_package(claim: Claim) -> EntryPointInvalid:
@@ -322,18 +338,26 @@ def missing_manifest(claim: Claim, found: str) -> ManifestMissing:
     )
 
 
-def _belongs(file: Path, project: Installed, package: str) -> bool:
-    """Whether a distribution installed the manifest, by its record or as an editable project."""
-    real = file.parent.resolve()
-    if any(real.is_relative_to(root.resolve()) for root in editable_roots(project.distribution)):
-        return True
-    if project.file(package).resolve() != real:
-        return False
-    record = project.recorded()
-    # Without a record (an egg-info in a source tree) the place is all there is to go by. A package
-    # that was built without its manifest is still this distribution's, and its manifest missing.
-    wanted = f"{package}/{MANIFEST}," if file.is_file() else f"{package}/"
-    return record is None or any(line.startswith(wanted) for line in record)
+def _belongs(folder: str, present: bool, project: Installed, package: str) -> bool:
+    """Whether a distribution installed a package, by its record or as an editable project.
+
+    Args:
+        folder: Where an import finds the package.
+        present: Whether the manifest is in it.
+        project: The distribution.
+        package: The package's place in it, ``acme_seams/kda``.
+    """
+    own = f"{project.root}/{package}"
+    if folder == own or os.path.realpath(folder) == os.path.realpath(own):
+        record = project.recorded()
+        # Without a record (an egg-info in a source tree) the place is all there is to go by. A
+        # package that was built without its manifest is still this distribution's, and its
+        # manifest missing.
+        wanted = f"{package}/{MANIFEST}," if present else f"{package}/"
+        if record is None or record.startswith(wanted) or f"\n{wanted}" in record:
+            return True
+    roots = editable_roots(project.distribution)
+    return any(Path(folder).resolve().is_relative_to(root.resolve()) for root in roots)
 
 
 def _with_families(seams: list[Seam], broken: list[BrokenSeam]) -> Discovery:

@@ -1,5 +1,6 @@
 """The environment that a plan is made in: one Megatron and the installed seams, read once."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Environment:
     notes: tuple[SeamsError, ...] = ()
     allowlist: Allowlist = attrs.field(factory=Allowlist)
 
-    @property
+    @functools.cached_property
     def findings(self) -> tuple[SeamsError, ...]:
         """Everything that is wrong here, the gravest first."""
         ranges = tuple(
@@ -43,7 +44,7 @@ class Environment:
         )
         return (*self.faults, *self.notes, *self.discovery.findings, *ranges)
 
-    @property
+    @functools.cached_property
     def families(self) -> Mapping[str, Family]:
         """All known families by name."""
         return {family.name: family for family in self.discovery.families}

@@ -270,3 +270,4 @@ def _mtp_layers(
                 provider=Native(symbol=symbol.symbol, slot=symbol.slot),
                 why="an MTP depth is built from native parts",
             )
+def providers(recipe, environment): return resolve(recipe, environment)

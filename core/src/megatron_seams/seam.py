@@ -5,13 +5,14 @@ an audit never runs what it audits.
 """
 
 import datetime
+import functools
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+import tomli
 from attrs import field, validators
 from packaging.specifiers import SpecifierSet
 
@@ -156,7 +157,7 @@ class Requires:
 
     megatron_core: str = field(validator=specifier)
 
-    @property
+    @functools.cached_property
     def range(self) -> SpecifierSet:
         """The range as packaging compares it."""
         return SpecifierSet(self.megatron_core)
@@ -286,9 +287,9 @@ def parse_manifest(data: bytes, *, file: str) -> tuple[Manifest | None, tuple[Se
         )
         return None, (fault,)
     try:
-        table: Mapping[str, Any] = tomllib.loads(data.decode("utf-8"))
+        table: Mapping[str, Any] = tomli.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        # Not only its own two errors: tomllib lets Python's limits on digits and depth through.
+        # Not only its own two errors: tomli lets Python's limits on digits and depth through.
         fault = ManifestUnreadable(
             asked=asked, found=str(error), next="mend the file and reinstall the plugin", file=file
         )

@@ -69,15 +69,19 @@ def _describe(value: Any) -> str:
 
 def _dashed(cls: type, converter: cattrs.Converter) -> Any:
     """Structure an attrs class from a table whose keys use dashes and hold nothing else."""
+    detailed = converter.detailed_validation
     renamed: dict[str, Any] = {
-        field.name: override(rename=key_of(field.name), struct_hook=_validated(field, converter))
+        field.name: override(
+            rename=key_of(field.name),
+            struct_hook=_validated(field, converter) if detailed else None,
+        )
         for field in attrs.fields(cls)
     }
     structure: Callable[[Any, Any], Any] = make_dict_structure_fn(
         cls,
         converter,
         _cattrs_forbid_extra_keys=True,
-        _cattrs_detailed_validation=True,
+        _cattrs_detailed_validation=detailed,
         **renamed,
     )
 
@@ -96,12 +100,16 @@ def _validated(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> An
     Left to ``__init__``, a validator speaks only when every type is right, only the first of them
     speaks, and what it says names the table and not the key.
     """
+    # Looked up once for each class: a lookup for each value takes longer than reading the value.
+    structured = converter.get_structure_hook(field.type)
+    validator = field.validator
+    if validator is None:
+        return structured
 
     def hook(value: Any, kind: Any) -> Any:
-        structured = converter.structure(value, kind)
-        if field.validator is not None:
-            field.validator(None, field, structured)
-        return structured
+        made = structured(value, kind)
+        validator(None, field, made)
+        return made
 
     return hook
 
@@ -111,57 +119,66 @@ def key_of(field: str) -> str:
     return field.rstrip("_").replace("_", "-")
 
 
-def _sequence(value: Any, kind: Any) -> Any:
-    if type(value) is not list:
-        message = f"expected an array, found {_describe(value)}"
-        raise _WrongTypeError(message)
+def _sequence(kind: Any, converter: cattrs.Converter) -> Any:
     (item,) = (arg for arg in kind.__args__ if arg is not Ellipsis)
-    faults = []
-    items = []
-    for index, part in enumerate(value):
-        try:
-            items.append(_CONVERTER.structure(part, item))
-        except Exception as error:  # noqa: BLE001 - collected, so that no item hides the next
-            error.__notes__ = [IterableValidationNote(f"item {index}", index, item)]
-            faults.append(error)
-    if faults:
-        raise IterableValidationError("array", faults, tuple)
-    return tuple(items)
+    structured = converter.get_structure_hook(item)
+
+    def hook(value: Any, _: Any) -> Any:
+        if type(value) is not list:
+            message = f"expected an array, found {_describe(value)}"
+            raise _WrongTypeError(message)
+        faults = []
+        items = []
+        for index, part in enumerate(value):
+            try:
+                items.append(structured(part, item))
+            except Exception as error:  # noqa: BLE001 - collected, so that no item hides the next
+                error.__notes__ = [IterableValidationNote(f"item {index}", index, item)]
+                faults.append(error)
+        if faults:
+            raise IterableValidationError("array", faults, tuple)
+        return tuple(items)
+
+    return hook
 
 
-def _make() -> cattrs.Converter:
-    converter = cattrs.Converter(detailed_validation=True)
+def _table(kind: Any, converter: cattrs.Converter) -> Any:
+    item = kind.__args__[1]
+    structured = None if item is Any else converter.get_structure_hook(item)
+
+    def hook(value: Any, _: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            message = f"expected a table, found {_describe(value)}"
+            raise _WrongTypeError(message)
+        faults = []
+        table = {}
+        for key, part in value.items():
+            try:
+                table[key] = structured(part, item) if structured else part
+            except Exception as error:  # noqa: BLE001 - collected, so that no key hides the next
+                error.__notes__ = [AttributeValidationNote(f"key {key}", key, item)]
+                faults.append(error)
+        if faults:
+            raise ClassValidationError("table", faults, dict)
+        return table
+
+    return hook
+
+
+def _make(*, detailed: bool) -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=detailed)
     for kind in _EXPECTED:
         converter.register_structure_hook(kind, _exactly)
     converter.register_structure_hook_factory(
         lambda kind: attrs.has(kind) and isinstance(kind, type),
         lambda kind: _dashed(kind, converter),
     )
-    converter.register_structure_hook_func(
-        lambda kind: getattr(kind, "__origin__", None) is tuple, _sequence
-    )
-    converter.register_structure_hook_func(
-        lambda kind: getattr(kind, "__origin__", None) is dict, _table
-    )
+    for origin, factory in ((tuple, _sequence), (dict, _table)):
+        converter.register_structure_hook_factory(
+            lambda kind, origin=origin: getattr(kind, "__origin__", None) is origin,  # type: ignore[misc]
+            lambda kind, factory=factory: factory(kind, converter),  # type: ignore[misc]
+        )
     return converter
-
-
-def _table(value: Any, kind: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        message = f"expected a table, found {_describe(value)}"
-        raise _WrongTypeError(message)
-    item = kind.__args__[1]
-    faults = []
-    table = {}
-    for key, part in value.items():
-        try:
-            table[key] = part if item is Any else _CONVERTER.structure(part, item)
-        except Exception as error:  # noqa: BLE001 - collected, so that no key hides the next
-            error.__notes__ = [AttributeValidationNote(f"key {key}", key, item)]
-            faults.append(error)
-    if faults:
-        raise ClassValidationError("table", faults, dict)
-    return table
 
 
 def structure(cls: type[T], data: Mapping[str, Any]) -> tuple[T | None, tuple[KeyFault, ...]]:
@@ -175,7 +192,11 @@ def structure(cls: type[T], data: Mapping[str, Any]) -> tuple[T | None, tuple[Ke
         The value and no fault, or None and every fault found.
     """
     try:
-        return _CONVERTER.structure(data, cls), ()
+        return _BRIEF.structure(data, cls), ()
+    except Exception:  # noqa: BLE001, S110 - asked again below, for every fault and its key
+        pass
+    try:
+        return _DETAILED.structure(data, cls), ()
     except Exception as error:  # noqa: BLE001 - whatever a validator raises becomes a named fault
         faults = tuple(sorted(set(_faults(error, "")), key=lambda fault: fault.key))
         return None, faults
@@ -208,4 +229,6 @@ def _with_notes(error: cattrs.BaseValidationError) -> Iterator[tuple[BaseExcepti
         yield part, "" if isinstance(part, KeyError) else name
 
 
-_CONVERTER = _make()
+#: Takes what is right as it is, at half the cost, and says of what is not only that it is not.
+_BRIEF = _make(detailed=False)
+_DETAILED = _make(detailed=True)

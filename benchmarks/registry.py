@@ -1,0 +1,235 @@
+"""What the registry costs, beside doing without it: ``python benchmarks/registry.py``.
+
+Every row is a ratio to a plain baseline, each side the median of interleaved measurements, so that
+a busy moment of the machine falls on both alike. The ratio is what carries over to another machine.
+
+The environment is this one, with a thousand plugins more: each a distribution as an installer
+leaves it, with a seam and its manifest for the registry, and a trivial class for stevedore. Byte
+code is kept, whatever the environment says of that, as it is where packages are installed.
+"""
+
+import argparse
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from megatron_seams.environment import Environment
+from megatron_seams.recipe import Recipe
+from megatron_seams.resolver import providers, resolve
+from megatron_seams.sources import in_hand, missing
+from megatron_seams.surface import read_surface
+from seam_support import environment, install_plugin, make_seam, manifest_table
+
+SEAMS = 1000
+GROUP = "trivial_extensions"
+
+#: A published hybrid model of 52 layers, in the tokens of the `nam` dialect, and what upstream's
+#: parser would be given for it: R is the block that no Megatron has.
+PATTERN = ("AEMEAEMEAEMR" * 5)[:52]
+LOWERED = PATTERN.translate(str.maketrans("AR", "*M"))
+
+DISCOVER = """
+import time
+from megatron_seams.discovery import discover
+discover()
+start = time.perf_counter()
+found = discover()
+print(time.perf_counter() - start)
+assert len(found.seams) >= {seams} and not found.broken
+"""
+
+#: The first construction in its process: a second one imports nothing and would measure a dict.
+STEVEDORE = """
+import time
+from stevedore import ExtensionManager, _cache
+_cache._c._dir, _cache._c._disable_caching = {cache!r}, False
+start = time.perf_counter()
+found = ExtensionManager({group!r})
+print(time.perf_counter() - start)
+assert len(found.names()) == {seams}
+"""
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        name: What is measured.
+        ours: Measures it once, in seconds.
+        baseline: What it is held against.
+        theirs: Measures that once.
+        bar: What the ratio may be; None where it is only shown.
+    """
+
+    name: str
+    ours: Callable[[], float]
+    baseline: str
+    theirs: Callable[[], float]
+    bar: float | None = None
+
+
+def install(site: Path) -> None:
+    """A thousand distributions, each with a seam of a family of its own and a trivial extension."""
+    for number in range(SEAMS):
+        name = f"s{number:04}"
+        code = "class Extension:\n    pass\n"
+        info = install_plugin(
+            site, f"acme-{name}", {f"acme_{name}": manifest_table(name, name)}, code=code
+        )
+        with (info / "entry_points.txt").open("a") as file:
+            file.write(f"\n[{GROUP}]\n{name} = acme_{name}:Extension\n")
+
+
+def said(code: str, variables: Mapping[str, str]) -> float:
+    """What a program in a process of its own measured."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+def process(command: list[str], variables: Mapping[str, str]) -> float:
+    """How long a whole process takes."""
+    start = time.perf_counter()
+    subprocess.run(command, env=variables, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def repeated(work: Callable[[], object], times: int) -> float:
+    """How long one call takes, of as many as the clock can tell."""
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - start) / times
+
+
+def processes(folder: Path) -> Iterator[Row]:
+    """Discovery, and the whole commands."""
+    install(folder / "site")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    few = {**kept, "PYTHONPYCACHEPREFIX": str(folder / "code")}
+    many = {**few, "PYTHONPATH": str(folder / "site")}
+    scripts = Path(sys.executable).parent
+    listing = [str(scripts / "registry"), "list", "--owners", "--json"]
+    # Stevedore keeps what it read in a file; in a folder that cannot be, it reads the environment
+    # as the registry does.
+    for cache, noted in ((os.devnull, ""), (str(folder), ", its cache kept")):
+        program = STEVEDORE.format(group=GROUP, seams=SEAMS, cache=cache)
+        yield Row(
+            name=f"discover() of {SEAMS} seams",
+            ours=functools.partial(said, DISCOVER.format(seams=SEAMS), many),
+            baseline=f"ExtensionManager{noted}",
+            theirs=functools.partial(said, program, many),
+            bar=1.0,
+        )
+        yield Row(
+            name=f"registry list, {SEAMS} seams",
+            ours=functools.partial(process, listing, many),
+            baseline=f"ExtensionManager process{noted}",
+            theirs=functools.partial(process, [sys.executable, "-c", program], many),
+            bar=1.5,
+        )
+    yield Row(
+        name="registry list, this workspace",
+        ours=functools.partial(process, listing, few),
+        baseline="pytest --version",
+        theirs=functools.partial(process, [str(scripts / "pytest"), "--version"], few),
+        bar=1.0,
+    )
+
+
+def resolutions() -> Iterator[Row]:
+    """A pattern's providers and plan beside upstream's reading of the same layers."""
+    try:
+        from megatron.core.models.hybrid import hybrid_layer_allocation as upstream
+    except ImportError:  # its name before 0.18
+        from megatron.core.ssm import mamba_hybrid_layer_allocation as upstream
+
+    def parse() -> None:
+        upstream.parse_hybrid_pattern(LOWERED)
+        upstream.get_hybrid_layer_counts(LOWERED)
+
+    def recipe(depth: int) -> Recipe:
+        return Recipe.of_pattern(PATTERN, dialect="nam", depth=depth)
+
+    here = surroundings()
+    given = recipe(len(PATTERN))
+    parsing = functools.partial(repeated, parse, 200)
+    yield Row(
+        name="providers() of 52 layers",
+        ours=functools.partial(repeated, lambda: providers(given, here), 200),
+        baseline="upstream's parser",
+        theirs=parsing,
+        bar=3.0,
+    )
+    yield Row(
+        name="resolve() of 52 layers",
+        ours=functools.partial(repeated, lambda: resolve(given, here), 100),
+        baseline="upstream's parser",
+        theirs=parsing,
+        bar=10.0,
+    )
+    for call in (providers, resolve):
+        tenth, whole = recipe(100_000), recipe(1_000_000)
+        yield Row(
+            name=f"{call.__name__}() of 10^6 layers",
+            ours=functools.partial(repeated, functools.partial(call, whole, here), 1),
+            baseline="ten of 10^5 layers",
+            theirs=lambda call=call, tenth=tenth: 10 * repeated(lambda: call(tenth, here), 1),  # type: ignore[misc]
+        )
+
+
+def surroundings() -> Environment:
+    """The Megatron in hand, and one seam for the block that it does not have."""
+    source, _ = in_hand()
+    if source is None:
+        raise missing()
+    return environment(make_seam("rnn", "recurrent"), native=read_surface(source))
+
+
+def shown(seconds: float) -> str:
+    """A time in a unit that suits it."""
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
+
+
+def main() -> None:
+    """Measure every row and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each (default: 9)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name has TEXT")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            row for row in (*processes(Path(folder)), *resolutions()) if asked.only in row.name
+        ]
+        taken: list[tuple[Row, list[float], list[float]]] = [(row, [], []) for row in rows]
+        for number in range(asked.rounds + 1):
+            for row, ours, theirs in taken:
+                pair = row.ours(), row.theirs()
+                if number:  # the first round compiles and fills caches
+                    ours.append(pair[0])
+                    theirs.append(pair[1])
+    print(f"{'':31}  {'registry':>9}  {'':38}  {'baseline':>9}  {'ratio':>5}  {'bar':>4}")
+    for row, ours, theirs in taken:
+        mine, other = statistics.median(ours), statistics.median(theirs)
+        bar = f"{row.bar:.1f}" if row.bar else "-"
+        over = "  over" if row.bar and mine / other > row.bar else ""
+        print(
+            f"{row.name:31}  {shown(mine):>9}  {row.baseline:38}  {shown(other):>9}"
+            f"  {mine / other:5.2f}  {bar:>4}{over}"
+        )
+
+
+if __name__ == "__main__":
+    main()
