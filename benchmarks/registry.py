@@ -210,9 +210,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name has TEXT")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            row for row in (*processes(Path(folder)), *resolutions()) if asked.only in row.name
-        ]
+        rows = [row for row in (*processes(Path(folder)), *resolutions()) if asked.only in row.name]
         taken: list[tuple[Row, list[float], list[float]]] = [(row, [], []) for row in rows]
         for number in range(asked.rounds + 1):
             for row, ours, theirs in taken:

@@ -58,16 +58,17 @@ class Chooser:
         known = self._environment.families.get(family)
         if of_layer and known is not None and known.kind == "feature":
             return self._no_layer(known)
-        overrides = [entry for entry in self._recipe.override if entry.family == family]
-        if overrides:
-            return self._override(family, overrides)
+        if self._recipe.override:
+            overrides = [entry for entry in self._recipe.override if entry.family == family]
+            if overrides:
+                return self._override(family, overrides)
         native = self.native(family) if of_layer else None
         if isinstance(native, SeamsError):
             return native
         if native is not None:
-            contested = self._contested(family, native)
-            retired = [seam.name for seam in self.installed(family)]
-            note = f"; supersedes seam {', '.join(retired)}" if retired else ""
+            seams = self.installed(family)
+            contested = self._contested(family, native) if seams else None
+            note = f"; supersedes seam {', '.join(seam.name for seam in seams)}" if seams else ""
             why = f"native as {native.symbol!r}{note}"
             return contested or Choice(provider=native, why=why)
         return self._one_seam(family)
@@ -84,16 +85,18 @@ class Chooser:
     def native(self, family: str) -> NativeSymbol | SeamsError | None:
         """What this Megatron builds the family with, by core's name for it or a seam's claim."""
         found = self._surface.of_family(family)
+        seams = self.installed(family)
+        if not seams:
+            return found
         symbols = {found.constant: found} if found else {}
-        for seam in self.installed(family):
+        for seam in seams:
             constant = seam.manifest.upstream.symbol_name
             symbol = self._surface.of_constant(constant) if constant else None
             if symbol is not None:
                 symbols[symbol.constant] = symbol
         if len(symbols) > 1:
             claims = "; ".join(
-                f"{seam.claim} accepts {seam.manifest.upstream.symbol_name}"
-                for seam in self.installed(family)
+                f"{seam.claim} accepts {seam.manifest.upstream.symbol_name}" for seam in seams
             )
             return NativeContested(
                 asked=f"the native equivalent of {family}",

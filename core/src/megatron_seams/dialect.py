@@ -69,6 +69,8 @@ class Dialect:
         Returns:
             The extended dialect, and the faults of the entries that could not be taken.
         """
+        if not tokens:
+            return self, ()
         faults: list[SeamsError] = []
         added = dict(self.tokens)
         for token, family in tokens.items():

@@ -1,4 +1,4 @@
-"""Reading small files: an environment has thousands, and what ``open`` does around it would count."""
+"""Reading small files: of an environment's thousands, what ``open`` does beside it would count."""
 
 import os
 
@@ -28,7 +28,7 @@ def read_bytes(path: str, most: int | None = None) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """The contents of a file in UTF-8, lines ending in ``\\n`` however they were written.
+    """The contents of a file in UTF-8, each line ending in one newline however it was written.
 
     Raises:
         OSError: It cannot be read.

@@ -83,7 +83,7 @@ def _check(
     problem = ""
     if not tile:
         problem = "it has no layer"
-    elif any(character.isspace() for character in text):
+    elif text.split() != [text]:
         problem = "it contains white space"
     elif len(segments) > 1 and depth is not None and depth != len(tile):
         problem = f"its stages hold {len(tile)} layers and the depth is {depth}"

@@ -1,7 +1,10 @@
 """Resolution: from a recipe and an environment to a plan, or to every reason against one."""
 
 import datetime
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
+
+import attrs
 
 from megatron_seams.choice import Choice, Chooser, unused_settings
 from megatron_seams.demands import unmet_demands
@@ -22,6 +25,31 @@ from megatron_seams.specialise import Families, families_of, read_pattern
 from megatron_seams.surface import NativeSymbol
 
 
+@attrs.frozen(kw_only=True)
+class _Resolution:
+    """What each family of one recipe resolves to: a plan but for its layers.
+
+    Attributes:
+        pattern: The layers as they are spelled.
+        families: And what each of them is.
+        choices: Family -> who builds it, in the decoder.
+        mtp: Family -> who builds it, in an MTP depth.
+        providers: Family -> the same as ``choices``, with the slot that carries it.
+        features: What attaches beside the layers.
+        chosen: The seams by name.
+        findings: What is wrong without stopping the plan.
+    """
+
+    pattern: Pattern
+    families: Families
+    choices: Mapping[str, Choice]
+    mtp: Mapping[str, NativeSymbol]
+    providers: Mapping[str, Provider]
+    features: tuple[PlannedFeature, ...]
+    chosen: Mapping[str, Seam]
+    findings: tuple[SeamsError, ...]
+
+
 def resolve(
     recipe: Recipe, environment: Environment, *, today: datetime.date | None = None
 ) -> Plan:
@@ -38,6 +66,39 @@ def resolve(
     Raises:
         Refusal: With every reason at once.
     """
+    found = _resolve(recipe, environment, today)
+    return Plan(
+        name=recipe.model.name,
+        pattern=found.pattern,
+        surface=environment.surface,
+        layers=tuple(_layers(found)),
+        mtp=tuple(_mtp_layers(found)),
+        features=found.features,
+        options={name: recipe.seams[name] for name in sorted(recipe.seams) if name in found.chosen},
+        megatron=recipe.megatron,
+        parallelism=recipe.parallelism,
+        runtime=recipe.runtime,
+        findings=found.findings,
+    )
+
+
+def providers(
+    recipe: Recipe, environment: Environment, *, today: datetime.date | None = None
+) -> tuple[Provider, ...]:
+    """Who builds each decoder layer, the first layer first, and nothing more.
+
+    The light half of :func:`resolve`, with its arguments and its refusals: each family is resolved
+    once, and its layers share the answer.
+
+    Raises:
+        Refusal: As :func:`resolve` does.
+    """
+    found = _resolve(recipe, environment, today)
+    # A plan stands, so that every layer has a family.
+    return tuple(map(found.providers.__getitem__, filter(None, found.families.layers)))
+
+
+def _resolve(recipe: Recipe, environment: Environment, today: datetime.date | None) -> _Resolution:
     try:
         pattern, dialect = read_pattern(recipe)
     except Refusal as refusal:
@@ -58,6 +119,7 @@ def resolve(
         if isinstance(choice.provider, NativeSymbol)
         for seam in chooser.installed(family)
     )
+    idle: tuple[SeamsError, ...] = ()
     if not reasons:
         # Only a plan that stands can say what it does not read.
         unused, idle = unused_settings(recipe, present, frozenset(chosen), retired)
@@ -65,17 +127,14 @@ def resolve(
     if reasons:
         ordered = sorted(reasons, key=_first_layer)
         raise Refusal(ordered, environment.findings, tokens=pattern.tokens)
-    return Plan(
-        name=recipe.model.name,
+    return _Resolution(
         pattern=pattern,
-        surface=environment.surface,
-        layers=tuple(_layers(pattern, families, choices, carriers)),
-        mtp=tuple(_mtp_layers(pattern, families, mtp)),
+        families=families,
+        choices=choices,
+        mtp=mtp,
+        providers={family: _provider(choice, carriers) for family, choice in choices.items()},
         features=tuple(features),
-        options={name: recipe.seams[name] for name in sorted(recipe.seams) if name in chosen},
-        megatron=recipe.megatron,
-        parallelism=recipe.parallelism,
-        runtime=recipe.runtime,
+        chosen=chosen,
         findings=(*environment.findings, *idle),
     )
 
@@ -89,15 +148,14 @@ def _choose(
     chooser: Chooser, pattern: Pattern, families: Families, reasons: list[SeamsError]
 ) -> dict[str, Choice]:
     """Family -> choice, for the decoder's layers; one reason for each family without one."""
-    where: dict[str, list[int]] = {}
-    for position, family in enumerate(families.layers, start=1):
-        if family is not None:
-            where.setdefault(family, []).append(position)
     choices: dict[str, Choice] = {}
-    for family, positions in where.items():
+    for family in dict.fromkeys(families.layers):
+        if family is None:
+            continue
         choice = chooser.choose(family)
         if isinstance(choice, SeamsError):
-            reasons.append(_at(choice, pattern, families, positions))
+            where = [at for at, found in enumerate(families.layers, start=1) if found == family]
+            reasons.append(_at(choice, pattern, families, where))
         else:
             choices[family] = choice
     return choices
@@ -235,33 +293,36 @@ def _provider(choice: Choice, carriers: Carriers) -> Provider:
     return Custom(seam=choice.provider, symbol=carrier.symbol, slot=carrier.slot)
 
 
-def _layers(
-    pattern: Pattern, families: Families, choices: dict[str, Choice], carriers: Carriers
-) -> Iterable[Layer]:
-    providers = {family: _provider(choice, carriers) for family, choice in choices.items()}
-    rows = zip(pattern.tokens, families.layers, pattern.stage_numbers(), strict=True)
-    for index, (token, family, stage) in enumerate(rows):
+def _layers(found: _Resolution) -> Iterable[Layer]:
+    because = found.families.because
+    why = {family: choice.why for family, choice in found.choices.items()}
+    rows = zip(
+        itertools.count(1),
+        found.pattern.tokens,
+        found.families.layers,
+        found.pattern.stage_numbers(),
+        strict=False,  # the count has no end
+    )
+    for position, token, family, stage in rows:
         if family is None:  # such a pattern was refused
             continue
-        because = families.because.get(index)
-        why = choices[family].why
+        said = because.get(position - 1)
         yield Layer(
-            position=index + 1,
+            position=position,
             token=token,
             family=family,
             stage=stage,
-            provider=providers[family],
-            why=f"{because}; {why}" if because else why,
+            provider=found.providers[family],
+            why=f"{said}; {why[family]}" if said else why[family],
         )
 
 
-def _mtp_layers(
-    pattern: Pattern, families: Families, mtp: dict[str, NativeSymbol]
-) -> Iterable[Layer]:
-    last = len(pattern.stages) - 1
-    for number, (token, family) in enumerate(zip(pattern.mtp, families.mtp, strict=True), start=1):
+def _mtp_layers(found: _Resolution) -> Iterable[Layer]:
+    last = len(found.pattern.stages) - 1
+    rows = zip(found.pattern.mtp, found.families.mtp, strict=True)
+    for number, (token, family) in enumerate(rows, start=1):
         if family is not None:
-            symbol = mtp[family]
+            symbol = found.mtp[family]
             yield Layer(
                 position=number,
                 token=token,
@@ -270,4 +331,3 @@ def _mtp_layers(
                 provider=Native(symbol=symbol.symbol, slot=symbol.slot),
                 why="an MTP depth is built from native parts",
             )
-def providers(recipe, environment): return resolve(recipe, environment)

@@ -63,23 +63,24 @@ def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
     """Give each layer its family; no token and no entry is guessed at or passed over."""
     faults: list[SeamsError] = []
     spelled: dict[str, str | None] = {}
-    where = pattern.positions()
+    where: dict[str, list[int]] = {}
     for token in dict.fromkeys(pattern.tokens + pattern.mtp):
-        said = dialect.family_of(token, tuple(where.get(token, ())))
+        said = dialect.family_of(token, ())
         if isinstance(said, SeamsError):
-            faults.append(said)
+            where = where or pattern.positions()
+            faults.append(attrs.evolve(said, positions=tuple(where.get(token, ()))))
         spelled[token] = None if isinstance(said, SeamsError) else said
     base = [spelled[token] for token in pattern.tokens]
     faults.extend(_strangers(recipe, set(spelled.values())))
     because: dict[int, str] = {}
     layers = list(base)
-    targets, said = dict(recipe.families), "the recipe"
+    targets, by_key = dict(recipe.families), "the recipe"
     if recipe.megatron.get(_LATENT_KEY) is True and "attention" not in targets:
-        targets["attention"], said = "mla", f"[megatron] {_LATENT_KEY}"
-    for index, family in enumerate(base):
+        targets["attention"], by_key = "mla", f"[megatron] {_LATENT_KEY}"
+    for index, family in enumerate(base) if targets else ():
         if family is not None and family in targets:
             layers[index] = targets[family]
-            by = said if family not in recipe.families else "the recipe"
+            by = by_key if family not in recipe.families else "the recipe"
             because[index] = f"{by} specialises {family} as {layers[index]}"
     faults.extend(_entries(recipe, base, layers, because))
     mtp = [
@@ -98,8 +99,10 @@ def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
 def _contradiction(recipe: Recipe, families: Iterable[str | None]) -> list[SeamsError]:
     """``multi_latent_attention`` must not say other than the layers, which decide it natively."""
     value = recipe.megatron.get(_LATENT_KEY)
+    if value is None:
+        return []
     latent = sorted({"mla", "dsa"}.intersection(family for family in families if family))
-    if value is None or value is bool(latent):
+    if value is bool(latent):
         return []
     found = f"the layers are {' and '.join(latent)}" if latent else "no layer is mla or dsa"
     return [_invalid(f"[megatron] {_LATENT_KEY} = {value!r}", found, f"megatron.{_LATENT_KEY}")]

@@ -176,7 +176,7 @@ def _make(*, detailed: bool) -> cattrs.Converter:
     for origin, factory in ((tuple, _sequence), (dict, _table)):
         converter.register_structure_hook_factory(
             lambda kind, origin=origin: getattr(kind, "__origin__", None) is origin,  # type: ignore[misc]
-            lambda kind, factory=factory: factory(kind, converter),  # type: ignore[misc]
+            lambda kind, factory=factory: factory(kind, converter),
         )
     return converter
 

@@ -6,8 +6,9 @@ and a chain of branches that builds one field for each symbol. A source of anoth
 and nothing in it is native, since a reader that guesses is worse than one that refuses.
 """
 
+import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import attrs
 from packaging.version import Version
@@ -72,17 +73,26 @@ class NativeSurface:
     exclusions: tuple[Exclusion, ...] = ()
     digest: str = ""
 
+    @functools.cached_property
+    def _indexed(self) -> Mapping[str, Mapping[str | None, NativeSymbol]]:
+        # Backwards, so that of two symbols the first is found.
+        symbols = self.symbols[::-1]
+        return {
+            key: {getattr(symbol, key): symbol for symbol in symbols}
+            for key in ("family", "constant", "slot")
+        }
+
     def of_family(self, family: str) -> NativeSymbol | None:
         """The symbol that builds a family that core knows."""
-        return next((symbol for symbol in self.symbols if symbol.family == family), None)
+        return self._indexed["family"].get(family)
 
     def of_constant(self, constant: str) -> NativeSymbol | None:
         """The symbol of an upstream constant, whether or not core has a family for it."""
-        return next((symbol for symbol in self.symbols if symbol.constant == constant), None)
+        return self._indexed["constant"].get(constant)
 
     def of_slot(self, slot: str) -> NativeSymbol | None:
         """The symbol whose layers a slot builds."""
-        return next((symbol for symbol in self.symbols if symbol.slot == slot), None)
+        return self._indexed["slot"].get(slot)
 
     def forbidden(self, constants: Iterable[str]) -> tuple[str, ...]:
         """What upstream says against a pattern with exactly these constants."""

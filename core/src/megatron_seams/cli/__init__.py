@@ -3,26 +3,47 @@
 Nothing here imports torch, Megatron or a plugin; ``smoke`` does so when it is called.
 """
 
+import importlib
 import io
 import sys
+from collections import UserDict
 from typing import Any
 
 import click
 
 from megatron_seams import __version__
-from megatron_seams.cli.accept import accept_command
-from megatron_seams.cli.args import args_command
-from megatron_seams.cli.check import check_command
-from megatron_seams.cli.common import show_refusal
-from megatron_seams.cli.explain import explain
-from megatron_seams.cli.graduate import graduate_command
-from megatron_seams.cli.list import list_families
-from megatron_seams.cli.preview import preview_command
-from megatron_seams.cli.resolve import resolve_command
-from megatron_seams.cli.smoke import smoke_command
-from megatron_seams.cli.surface import surface
-from megatron_seams.cli.verify import verify_command
 from megatron_seams.errors import Refusal, SeamsError
+
+
+class _Commands(UserDict[str, Any]):
+    """Name -> command, whose module is imported when it is asked for.
+
+    What the other commands need would be most of the time that ``registry list`` takes.
+    """
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, attribute = super().__getitem__(name).partition(":")
+        command: click.Command = getattr(
+            importlib.import_module(f"megatron_seams.cli.{module}"), attribute
+        )
+        return command
+
+
+_COMMANDS = _Commands(
+    {
+        "list": "list:list_families",
+        "resolve": "resolve:resolve_command",
+        "explain": "explain:explain",
+        "surface": "surface:surface",
+        "args": "args:args_command",
+        "check": "check:check_command",
+        "preview": "preview:preview_command",
+        "verify": "verify:verify_command",
+        "accept": "accept:accept_command",
+        "smoke": "smoke:smoke_command",
+        "graduate": "graduate:graduate_command",
+    }
+)
 
 
 class _Registry(click.Group):
@@ -31,37 +52,23 @@ class _Registry(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except SeamsError as fault:
-            show_refusal(Refusal([fault]))
-            ctx.exit(fault.exit_code)
-        except Refusal as refusal:
+        except (SeamsError, Refusal) as raised:
+            from megatron_seams.cli.common import show_refusal
+
+            refusal = Refusal([raised]) if isinstance(raised, SeamsError) else raised
             show_refusal(refusal)
             ctx.exit(refusal.exit_code)
 
 
-@click.group(cls=_Registry, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Registry, commands=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="registry")
 def cli() -> None:
     """Say what every block of a Megatron hybrid model is built by, and who answers for it.
 
     Exit codes: 0 fine, 1 findings, 2 refused or bad input, 3 the environment is broken.
     """
-
-
-for command in (
-    list_families,
-    resolve_command,
-    explain,
-    surface,
-    args_command,
-    check_command,
-    preview_command,
-    verify_command,
-    accept_command,
-    smoke_command,
-    graduate_command,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

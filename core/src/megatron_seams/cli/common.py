@@ -1,18 +1,22 @@
-"""What the commands share: reading their arguments, and showing what went wrong."""
+"""What the commands share: reading their arguments, and showing what went wrong.
+
+What draws is imported where something is drawn: a program that asks for JSON does not wait for it.
+"""
 
 import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from megatron_seams.dialect import BUILT_IN, MEGATRON
 from megatron_seams.errors import RecipeInvalid, Refusal, SeamsError
 from megatron_seams.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,8 +86,10 @@ def model_arguments(command: F) -> F:
     return command
 
 
-def console(*, error: bool = False) -> Console:
+def console(*, error: bool = False) -> "Console":
     """A console that wraps for a terminal and does not for a pipe, where 80 columns would cut."""
+    from rich.console import Console
+
     made = Console(stderr=error, highlight=False, soft_wrap=False)
     if not made.is_terminal:
         made = Console(stderr=error, highlight=False, width=200, no_color=True)
@@ -145,6 +151,11 @@ def _invalid(path: Path, found: str, advice: str) -> RecipeInvalid:
 
 def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
     """Print faults to standard error, one paragraph each."""
+    faults = list(faults)
+    if not faults:
+        return
+    from rich.text import Text
+
     out = console(error=True)
     for fault in faults:
         head, _, rest = str(fault).partition("\n")

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from megatron_seams.audit import Audit, FamilyRow, audit
 from megatron_seams.cli.common import (
@@ -53,6 +51,9 @@ def list_families(
 
 
 def _print(found: Audit, owners: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(
         title=_hand(found.environment),
         title_justify="left",
