@@ -76,7 +76,7 @@ def _wheel(path: Path, lost: list[BrokenSeam]) -> Iterator[_Read]:
             names = set(archive.namelist())
             tops = sorted({name.partition("/")[0] for name in names})
             projects = [
-                Installed(record=top, distribution=_distribution(archive, top))
+                Installed(record=top, distribution=_distribution(archive, top), root=str(path))
                 for top in tops
                 if top.endswith(".dist-info")
             ]
