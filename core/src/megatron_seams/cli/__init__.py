@@ -37,6 +37,7 @@ _COMMANDS = _Commands(
         "surface": "surface:surface",
         "args": "args:args_command",
         "check": "check:check_command",
+        "report": "report:report_command",
         "preview": "preview:preview_command",
         "verify": "verify:verify_command",
         "accept": "accept:accept_command",

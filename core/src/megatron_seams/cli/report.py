@@ -1,0 +1,40 @@
+"""``registry report``: the audit as one HTML page."""
+
+from pathlib import Path
+
+import click
+
+from megatron_seams.cli.common import console, megatron_option, recipe_of
+from megatron_seams.environment import read_environment
+from megatron_seams.report import render
+from megatron_seams.workspace import read_workspace
+
+
+@click.command("report", context_settings={"ignore_unknown_options": True})
+@click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    default=Path("seams.html"),
+    show_default=True,
+    metavar="FILE",
+    help="Where to write the page.",
+)
+@megatron_option
+def report_command(models: tuple[str, ...], out: Path, megatron: Path | None) -> None:
+    """Write the audit as one HTML page: families, seams, and the layer strip of each model.
+
+    Without a model it takes the recipes that the workspace holds. The page asks the network for
+    nothing, and no plugin is imported to make it.
+    """
+    if not models:
+        workspace = read_workspace(Path())
+        committed = {*workspace.committed("recipes"), *workspace.committed("refused")}
+        models = tuple(str(file) for file in sorted(committed))
+    recipes = [(Path(model).name, recipe_of(model, None, None)) for model in models]
+    page = render(read_environment(megatron), recipes)
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise click.BadParameter(str(error), param_hint="--out") from error
+    console(error=True).print(f"report: {out}", markup=False)

@@ -1,0 +1,90 @@
+"""A seam as a card: whose it is, until when, and what it waits for."""
+
+import datetime
+
+import attrs
+
+from megatron_seams.audit import Audit
+from megatron_seams.environment import Environment
+from megatron_seams.errors import SeamsError
+from megatron_seams.ownership import review_due
+from megatron_seams.retirement import retirement
+from megatron_seams.seam import CAPABILITIES, Manifest, Seam
+
+
+@attrs.frozen(kw_only=True)
+class Card:
+    """One seam, sound or broken.
+
+    Attributes:
+        name: Its name.
+        state: As ``registry list`` has it.
+        distribution: Who provides it, with the version.
+        manifest: What it says of itself; None where that cannot be read.
+        review: How far off its review is, where that is soon or past.
+        overdue: Whether it is past.
+        goes: How it goes, where that is due.
+        faults: What is wrong with it.
+    """
+
+    name: str
+    state: str
+    distribution: str
+    manifest: Manifest | None
+    review: str = ""
+    overdue: bool = False
+    goes: str = ""
+    faults: tuple[SeamsError, ...] = ()
+
+    @property
+    def waits_for(self) -> str:
+        """What retires it."""
+        if self.manifest is None:
+            return ""
+        upstream = self.manifest.upstream
+        if not upstream.accepts:
+            return "nothing upstream is accepted in its place"
+        since = f", native since {upstream.native_since}" if upstream.native_since else ""
+        return f"upstream's {upstream.accepts}{since}"
+
+    @property
+    def supports(self) -> tuple[str, ...]:
+        """The settings that it supports."""
+        if self.manifest is None:
+            return ()
+        return tuple(name for name in CAPABILITIES if self.manifest.supports[name])
+
+
+def cards_of(found: Audit, today: datetime.date) -> tuple[Card, ...]:
+    """A card for each installed seam, by name; those that need a person first."""
+    environment = found.environment
+    states = {row.seam.name: row.state for family in found.families for row in family.seams}
+    cards = [
+        _sound(seam, states[seam.name], environment, today) for seam in environment.discovery.seams
+    ]
+    cards += [
+        Card(
+            name=seam.name,
+            state="broken",
+            distribution=f"{seam.distribution} {seam.version}",
+            manifest=seam.manifest,
+            faults=seam.faults,
+        )
+        for seam in environment.discovery.broken
+    ]
+    return tuple(sorted(cards, key=lambda card: (not (card.faults or card.overdue), card.name)))
+
+
+def _sound(seam: Seam, state: str, environment: Environment, today: datetime.date) -> Card:
+    due = review_due(seam, today)
+    range_fault = environment.out_of_range(seam)
+    return Card(
+        name=seam.name,
+        state=state,
+        distribution=f"{seam.distribution} {seam.version}",
+        manifest=seam.manifest,
+        review=due.found if due else "",
+        overdue=seam.manifest.seam.review_by < today,
+        goes=retirement(seam) if environment.superseded_by(seam) else "",
+        faults=(range_fault,) if range_fault else (),
+    )

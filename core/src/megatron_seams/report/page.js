@@ -1,0 +1,30 @@
+// One tab stop for each strip; the arrow keys move inside it, and what is pointed at is said below.
+for (const strip of document.querySelectorAll(".strip")) {
+  const cells = [...strip.querySelectorAll("button")];
+  const said = strip.nextElementSibling;
+  const show = (cell) => {
+    for (const other of cells) other.removeAttribute("aria-current");
+    cell.setAttribute("aria-current", "true");
+    const head = document.createElement("strong");
+    head.textContent = cell.dataset.head;
+    said.replaceChildren(head, cell.dataset.why);
+  };
+  const move = (from, to) => {
+    from.tabIndex = -1;
+    to.tabIndex = 0;
+    to.focus();
+  };
+  cells.forEach((cell, index) => {
+    cell.addEventListener("mouseenter", () => show(cell));
+    cell.addEventListener("focus", () => show(cell));
+    cell.addEventListener("click", () => move(cells.find((it) => it.tabIndex === 0), cell));
+    cell.addEventListener("keydown", (event) => {
+      const target = {
+        ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: cells.length - 1,
+      }[event.key];
+      if (target === undefined || !cells[target]) return;
+      event.preventDefault();
+      move(cell, cells[target]);
+    });
+  });
+}

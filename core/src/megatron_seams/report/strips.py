@@ -1,0 +1,182 @@
+"""A model's layers as cells: what each says when it is pointed at."""
+
+import datetime
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import attrs
+
+from megatron_seams.environment import Environment
+from megatron_seams.errors import Refusal, SeamsError
+from megatron_seams.plan import Custom, Layer, Plan
+from megatron_seams.recipe import Recipe
+from megatron_seams.resolver import resolve
+
+#: The states of a cell, and what they mean.
+LEGEND: Final[Mapping[str, str]] = {
+    "native": "built by Megatron",
+    "seam": "built by a seam",
+    "experiment": "built by a seam on trial",
+    "refused": "refused",
+    "open": "not known before the refusal is settled",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Cell:
+    """One layer.
+
+    Attributes:
+        number: The 1-based layer number.
+        token: Its character.
+        state: A key of :data:`LEGEND`.
+        head: What it is and who builds it.
+        why: Why.
+        begins: Whether a pipeline stage begins with it, other than the first.
+    """
+
+    number: int
+    token: str
+    state: str
+    head: str
+    why: str
+    begins: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """Layers that are alike."""
+
+    count: int
+    layers: str
+    token: str
+    family: str
+    provider: str
+    owner: str
+    why: str
+
+
+@attrs.frozen(kw_only=True)
+class Strip:
+    """One model.
+
+    Attributes:
+        name: Its name.
+        source: The file or pattern that it came from.
+        cells: The decoder's layers.
+        rows: The same in groups, and one MTP depth's.
+        beside: The features.
+        reasons: Why it has no plan.
+    """
+
+    name: str
+    source: str
+    cells: tuple[Cell, ...] = ()
+    rows: tuple[Row, ...] = ()
+    beside: tuple[Row, ...] = ()
+    reasons: tuple[SeamsError, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """State -> how many layers."""
+        counted = {state: sum(cell.state == state for cell in self.cells) for state in LEGEND}
+        return {state: count for state, count in counted.items() if count}
+
+
+def strip_of(source: str, recipe: Recipe, environment: Environment, today: datetime.date) -> Strip:
+    """The strip of a recipe, or of its refusal."""
+    try:
+        plan = resolve(recipe, environment, today=today)
+    except Refusal as refusal:
+        return Strip(
+            name=recipe.model.name,
+            source=source,
+            cells=tuple(_refused(refusal)),
+            reasons=refusal.reasons,
+        )
+    return Strip(
+        name=plan.name,
+        source=source,
+        cells=tuple(_cells(plan)),
+        rows=(*_rows(plan.layers), *_mtp(plan)),
+        beside=tuple(_features(plan)),
+    )
+
+
+def _refused(refusal: Refusal) -> Iterable[Cell]:
+    against: dict[int, list[SeamsError]] = {}
+    for reason in refusal.reasons:
+        for position in reason.positions:
+            against.setdefault(position, []).append(reason)
+    for number, token in enumerate(refusal.tokens, start=1):
+        reasons = against.get(number, [])
+        yield Cell(
+            number=number,
+            token=token,
+            state="refused" if reasons else "open",
+            head="; ".join(f"{reason.code} {reason.asked}" for reason in reasons) or LEGEND["open"],
+            why="; ".join(reason.found for reason in reasons),
+        )
+
+
+def _cells(plan: Plan) -> Iterable[Cell]:
+    stage = 0
+    for layer in plan.layers:
+        provider = layer.provider
+        state = "native"
+        if isinstance(provider, Custom):
+            state = "experiment" if provider.seam.manifest.experiment else "seam"
+        yield Cell(
+            number=layer.position,
+            token=layer.token,
+            state=state,
+            head=f"{layer.family}: {_provider(layer)}, {_owner(layer)}".removesuffix(", -"),
+            why=layer.why,
+            begins=layer.stage != stage,
+        )
+        stage = layer.stage
+
+
+def _provider(layer: Layer) -> str:
+    provider = layer.provider
+    if isinstance(provider, Custom):
+        return f"{provider.label} on {provider.symbol} ({provider.slot})"
+    return f"native {provider.symbol} ({provider.slot})"
+
+
+def _owner(layer: Layer) -> str:
+    return layer.provider.seam.owner if isinstance(layer.provider, Custom) else "-"
+
+
+def _rows(layers: Iterable[Layer], prefix: str = "") -> Iterable[Row]:
+    groups: dict[tuple[str, str, str, str], list[Layer]] = {}
+    for layer in layers:
+        key = (layer.token, layer.family, layer.provider.label, layer.why)
+        groups.setdefault(key, []).append(layer)
+    for group in groups.values():
+        yield Row(
+            count=len(group),
+            layers=prefix + ", ".join(str(layer.position) for layer in group),
+            token=group[0].token,
+            family=group[0].family,
+            provider=_provider(group[0]),
+            owner=_owner(group[0]),
+            why=group[0].why,
+        )
+
+
+def _mtp(plan: Plan) -> Iterable[Row]:
+    return _rows(plan.mtp, f"in each of {plan.pattern.mtp_depths} MTP depths: ")
+
+
+def _features(plan: Plan) -> Iterable[Row]:
+    for feature in plan.features:
+        yield Row(
+            count=1,
+            layers=f"at {feature.placement}",
+            token="-",  # noqa: S106 - a layer's character, not a secret
+            family=feature.family,
+            provider=f"seam {feature.seam.name}",
+            owner=feature.seam.owner,
+            why=feature.why,
+        )

@@ -1,0 +1,315 @@
+"""The report: what is on the page, that nothing on it is markup of others, and a real browser."""
+
+import datetime
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+
+from megatron_seams.discovery import BrokenSeam
+from megatron_seams.errors import ManifestMissing
+from megatron_seams.report import render
+from seam_support import TODAY, environment, make_seam, recipe, registry
+
+MODEL = {"tokens": {"K": "kda", "N": "gla"}, "policy": {"experiments": ["gla"]}}
+EVIL = "</style><script>document.title='taken'</script><img src=x onerror=alert(1)>\"' {{ 7*7 }}"
+
+
+def page_of(pattern: str = "MK*|NKE", **options: Any) -> str:
+    """A page with three seams, one of them on trial and one broken, and a model."""
+    kda = make_seam("kda", fallback="native", accepts={"symbol-name": "KDA", "tracking": "PR 7"})
+    lost = BrokenSeam(
+        name="lost",
+        distribution="acme-lost",
+        version="3.1",
+        faults=(ManifestMissing(asked="a", found="no package", next="c", subject="lost"),),
+    )
+    where = environment(kda, make_seam("gla", "gla", status="experiment"), broken=[lost])
+    models = [("model.toml", recipe(pattern, **MODEL))]
+    return render(where, models, today=options.pop("today", TODAY))
+
+
+class _Text(HTMLParser):
+    """The text of a page by element, and every attribute that could fetch something."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: list[str] = []
+        self.links: list[tuple[str, str, str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.text += " "  # two cells of a table are two words
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action", "data", "poster") or name[:2] == "on":
+                self.links.append((tag, name, value or ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] not in (["style"], ["script"]):
+            self.text += data
+
+
+def said(page: str) -> str:
+    return " ".join(_Text(page).text.split())
+
+
+# --- what is on it ----------------------------------------------------------------------------
+
+
+def test_every_family_and_every_seam_is_on_the_page_with_what_it_waits_for() -> None:
+    text = said(page_of())
+    for part in (
+        "megatron-core 0.19.2",
+        "Owner @acme/layers Review by 2027-05-01 Fallback native Waits for upstream's KDA",
+        "Tracked PR 7",
+        "Fallback refuse Waits for nothing upstream is accepted in its place",
+        "lost broken",
+        "acme-lost 3.1",
+        "SEAM-D02 no package",
+        "native M",
+        "seam kda 1.0",
+        "6 layers, 3 native, 2 seam, 1 experiment",
+    ):
+        assert part in text, part
+    for family in environment(make_seam()).families:
+        assert f" {family} " in text, family
+
+
+def test_each_layer_says_its_number_provider_owner_and_reason() -> None:
+    labels = re.findall(r'aria-label="(Layer [^"]+)"', page_of())
+    assert len(labels) == 6
+    assert labels[1] == (
+        "Layer 2, K: kda: seam kda on M (mamba_layer), @acme/layers. "
+        "not native; the only seam for it"
+    )
+    assert labels[3].startswith("Layer 4, N: gla: seam gla (experiment) on M (mamba_layer)")
+    assert labels[0].startswith("Layer 1, M: mamba: native M (mamba_layer). native as ")
+    assert page_of().count('<li class="begins">') == 1  # where the second stage begins
+
+
+def test_a_refused_model_shows_which_layers_and_why() -> None:
+    page = page_of("MXKX")
+    text = said(page)
+    assert "4 layers, 2 refused, 2 open" in text
+    assert "SEAM-P02" in text
+    assert "Layers 2, 4." in text
+    assert page.count('class="cell refused" tabindex') == 2
+
+
+@pytest.mark.parametrize(
+    ("today", "says"),
+    [
+        (TODAY, None),
+        (datetime.date(2027, 4, 30), "it is in 1 day"),
+        (datetime.date(2027, 5, 3), "it passed 2 days ago"),
+    ],
+)
+def test_a_review_that_is_near_or_past_stands_out(today: datetime.date, says: str | None) -> None:
+    text = said(page_of(today=today))
+    assert (says in text) if says else "Review by 2027-05-01 Fallback" in text
+
+
+def test_the_page_is_the_same_whenever_it_is_made_of_the_same() -> None:
+    assert page_of() == page_of()
+
+
+def test_what_others_wrote_is_text() -> None:
+    seam = make_seam("kda", meaning=EVIL, accepts={"tracking": EVIL})
+    model = recipe("MK", tokens={"K": "kda"})
+    page = render(environment(seam), [(EVIL, model)], today=TODAY)
+    found = _Text(page)
+    # The model's file, the seam's tracking and the family, each as it was written.
+    assert found.text.count(EVIL) == 3
+    assert "img" not in found.tags
+    assert found.tags.count("script") == 1
+    assert all(name == "href" and value[0] == "#" for _, name, value in found.links)
+
+
+def test_it_refers_to_nothing_outside_itself() -> None:
+    page = page_of()
+    assert all(value.startswith("#") for _, _, value in _Text(page).links)
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert "default-src 'none'" in page
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def test_the_command_writes_the_workspace_s_recipes(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.html"
+    done = registry("report", "--out", out, cwd=repository, code=0)
+    assert str(out) in done.stderr
+    page = out.read_text(encoding="utf-8")
+    for file in (repository / "recipes").glob("*.toml"):
+        assert f'<span class="quiet">{file.name}</span>' in page
+    registry("report", "M*", "--out", out, cwd=tmp_path, code=0)
+    assert ">M*<" in out.read_text(encoding="utf-8")
+    assert "--out" in registry("report", "--out", "no/x.html", cwd=tmp_path, code=2).stderr
+
+
+# --- in a browser -----------------------------------------------------------------------------
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if found is None and not os.environ.get("CI"):
+        pytest.skip("there is no chromium here; .ci/run installs Debian's")
+    assert found, "continuous integration has a chromium: .ci/run installs it"
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(
+    browser: Browser, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[Page, list[str]]]:
+    """The page in a browser, and everything that it asked for; settings by parametrisation."""
+    file = tmp_path / "page.html"
+    file.write_text(page_of("MK*ME" * 6 + "|NKE"), encoding="utf-8")
+    context = browser.new_context(**getattr(request, "param", {}))
+    page = context.new_page()
+    asked: list[str] = []
+
+    def note(sent: Request) -> None:
+        asked.append(sent.url)
+
+    page.on("request", note)
+    page.on("pageerror", lambda error: asked.append(f"error: {error}"))
+    page.on("console", lambda message: asked.append(f"console: {message.text}"))
+    page.goto(file.as_uri())
+    yield page, asked
+    assert asked == [file.as_uri()]  # itself, no complaint of a script, and no other request
+    context.close()
+
+
+WIDE = {"viewport": {"width": 1200, "height": 900}}
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+SCHEMES = [
+    {**size, "color_scheme": scheme} for size in (WIDE, PHONE) for scheme in ("light", "dark")
+]
+
+#: The contrast of every text with what is behind it, by WCAG 2's formula; the smallest ratios.
+CONTRAST = """() => {
+  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => {
+    const part = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  };
+  const behind = (element) => {
+    for (let it = element; it; it = it.parentElement) {
+      const colour = channels(getComputedStyle(it).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.body.querySelectorAll("*")) {
+    const own = [...element.childNodes].some((it) => it.nodeType === 3 && it.data.trim());
+    if (!own || element.matches("script, .skip") || !element.getClientRects().length) continue;
+    const [a, b] = [channels(getComputedStyle(element).color), behind(element)].map(luminance);
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.outerHTML.slice(0, 80)]);
+  }
+  return found.sort((a, b) => a[0] - b[0]).slice(0, 5);
+}"""
+
+
+@pytest.mark.parametrize("opened", SCHEMES, indirect=True)
+def test_it_is_readable_in_light_and_dark_on_a_desk_and_on_a_phone(
+    opened: tuple[Page, list[str]],
+) -> None:
+    page, _ = opened
+    for ratio, element in page.evaluate(CONTRAST):
+        assert ratio >= 4.5, element  # WCAG 2, level AA
+    width, inner = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width <= inner  # nothing is cut off or scrolls sideways
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(20, 22, 26)" if dark else "rgb(251, 250, 248)")
+
+
+@pytest.mark.parametrize("opened", [{**WIDE, "offline": True}], indirect=True)
+def test_a_layer_that_is_pointed_at_says_its_provider_and_reason(
+    opened: tuple[Page, list[str]],
+) -> None:
+    page, _ = opened
+    told = page.locator(".said")
+    assert told.inner_text() == "33 layers, 25 native, 7 seam, 1 experiment"
+    page.get_by_role("button", name="Layer 2, K").hover()
+    assert told.inner_text().split("\n") == [
+        "Layer 2, K: kda: seam kda on M (mamba_layer), @acme/layers",
+        "not native; the only seam for it",
+    ]
+    page.get_by_role("button", name="Layer 1, M").hover()
+    assert told.inner_text().startswith("Layer 1, M: mamba: native M (mamba_layer)")
+
+
+@pytest.mark.parametrize("opened", [PHONE], indirect=True)
+def test_a_layer_that_is_tapped_says_the_same(opened: tuple[Page, list[str]]) -> None:
+    page, _ = opened
+    page.get_by_role("button", name="Layer 31, N").tap()
+    assert page.locator(".said").inner_text().startswith("Layer 31, N: gla: seam gla (experiment)")
+
+
+@pytest.mark.parametrize("opened", [WIDE], indirect=True)
+def test_a_keyboard_reaches_every_layer_and_a_strip_is_one_stop(
+    opened: tuple[Page, list[str]],
+) -> None:
+    page, _ = opened
+    focused = "document.activeElement.dataset.head || document.activeElement.textContent.trim()"
+
+    def press(key: str) -> str:
+        page.keyboard.press(key)
+        answer: str = page.evaluate(focused)
+        return answer
+
+    stops = [press("Tab") for _ in range(7)]
+    assert stops[0] == "To the content"
+    assert [" ".join(stop.split()) for stop in stops[1:5]] == [
+        "Findings 1",
+        "Seams 3",
+        "Models 1",
+        "Families 12",
+    ]
+    assert stops[5] == "Layer 1, M: mamba: native M (mamba_layer)"
+    assert stops[6] == "The same as a table"
+    assert press("Shift+Tab") == stops[5]
+    assert press("ArrowLeft") == stops[5]  # the first has nothing before it
+    assert press("ArrowRight").startswith("Layer 2, K")
+    assert page.locator(".said strong").inner_text().startswith("Layer 2, K")
+    assert press("End").startswith("Layer 33, E")
+    assert press("Home") == stops[5]
+    reached = {press("ArrowRight") for _ in range(40)}
+    assert len(reached) == 32
+    assert press("Tab") == stops[6]
+    assert page.locator("table").first.is_hidden()
+    page.keyboard.press("Enter")
+    assert page.locator("table").first.is_visible()
+
+
+@pytest.mark.parametrize("opened", [{**WIDE, "java_script_enabled": False}], indirect=True)
+def test_without_scripts_the_table_says_the_same(opened: tuple[Page, list[str]]) -> None:
+    page, _ = opened
+    page.get_by_text("The same as a table").click()
+    row = page.get_by_role("row", name=re.compile("seam kda on M"))
+    assert "2, 7, 12, 17, 22, 27, 32" in row.inner_text()
