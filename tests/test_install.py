@@ -276,8 +276,12 @@ def outside(tmp_path: Path) -> Path:
     (package / "seam.toml").write_text(
         toml(manifest_table("kda", "kda", owner="@acme/linear", meaning="Kimi delta attention."))
     )
-    for folder in (package, package.parent):
-        (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (package / "plugin.py").touch()
+    for module in (package / "__init__.py", package.parent / "__init__.py", package / "plugin.py"):
+        module.write_text(
+            f"open({str(tmp_path / 'imported')!r}, 'a').close()\nraise RuntimeError('imported')\n"
+        )
+    (project / "CODEOWNERS").write_text("* @acme/linear\n")
     recipe = {
         "schema": 1,
         "model": {"name": "with KDA", "pattern": "MK", "depth": 6},
@@ -307,5 +311,21 @@ def test_a_plugin_from_elsewhere_brings_a_family_that_core_has_never_heard_of(
     assert plan["seams"]["kda"]["distribution"] == "acme-kda"
     assert plan["seams"]["kda"]["version"] == "2.5"
     assert "@acme/linear" in machine.registry("list", "--owners", cwd=tmp_path, code=0)
+
+    # The source, its wheel and its installation are gated alike, and no line of it has run.
+    owners = ("--codeowners", outside / "CODEOWNERS")
+    built = next((tmp_path / "dist").glob("*.whl"), outside)
+    hand = next(Path(machine.python).parent.parent.glob("lib/*/site-packages"))
+    for command in (
+        ("check", *owners),
+        ("check", *owners, outside),
+        ("check", *owners, built),
+        ("preview", hand, recipe),
+        ("report", recipe, "--out", tmp_path / "page.html"),
+        ("explain", "kda"),
+    ):
+        machine.registry(*command, cwd=tmp_path, code=0)
+    assert "seam kda 2.5" in (tmp_path / "page.html").read_text()
+    assert not (tmp_path / "imported").exists()
     machine.hold(megatron=True)
     assert "[SEAM-R01]" in machine.registry("resolve", recipe, cwd=tmp_path, code=2)

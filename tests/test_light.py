@@ -2,13 +2,15 @@
 
 import json
 import pkgutil
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 import megatron_seams
-from seam_support import install_plugin, manifest_table, registry, run_python
+from megatron_seams.sources import in_hand
+from seam_support import install_plugin, manifest_table, registry, run_python, source_plugin
 
 #: Runs a command as `registry` does and appends what was imported, whatever the exit code.
 PROGRAM = """
@@ -45,6 +47,19 @@ def trapped(tmp_path: Path) -> tuple[Path, Path]:
     return site, mark
 
 
+def trapped_source(folder: Path, mark: Path) -> tuple[Path, Path]:
+    """A source tree and a wheel, neither installed, whose every module is a trap."""
+    code = TRAP.format(mark=str(mark))
+    tree = folder / "tree"
+    source_plugin(tree, "acme-tree", {"acme_tree": manifest_table("tree", "tree")}, code=code)
+    for name in ("setup.py", "conftest.py", "hatch_build.py"):  # what a build or a test would run
+        (tree / name).write_text(code)
+    site = folder / "unpacked"
+    install_plugin(site, "acme-wheel", {"acme_wheel": manifest_table("wheel", "wheel")}, code=code)
+    archive = shutil.make_archive(str(folder / "acme_wheel-1.0-py3-none-any"), "zip", site)
+    return tree, Path(archive).rename(folder / "acme_wheel-1.0-py3-none-any.whl")
+
+
 RECIPE = """
 schema = 1
 [model]
@@ -69,7 +84,16 @@ def imported(site: Path, cwd: Path, *arguments: str | Path) -> set[str]:
 
 
 def heavy(modules: Iterable[str]) -> list[str]:
-    tops = ("torch", "megatron", "acme_traps", "acme_trap", "transformer_engine", "numpy")
+    tops = (
+        "torch",
+        "megatron",
+        "acme_traps",
+        "acme_trap",
+        "acme_tree",
+        "acme_wheel",
+        "transformer_engine",
+        "numpy",
+    )
     plugins = ("megatron_seams_", "megatron_seams.runtime", "megatron_seams.plugins")
     return sorted(m for m in modules if m.partition(".")[0] in tops or m.startswith(plugins))
 
@@ -81,6 +105,14 @@ def test_no_command_that_reads_imports_torch_megatron_or_a_plugin(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE)
     receipt = tmp_path / "receipt.json"
+    # Where the checks are not of what is installed: the same traps as a source tree and as a wheel.
+    tree, wheel = trapped_source(tmp_path, mark)
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.megatron-seams.policy]\nmegatron-core = ">=0.17"\n'
+    )
+    hand, _ = in_hand()
+    assert hand is not None
+    megatron = hand.origin
     for arguments in (
         ("list", "--owners"),
         ("list", "--json"),
@@ -90,6 +122,10 @@ def test_no_command_that_reads_imports_torch_megatron_or_a_plugin(
         ("explain", "kda"),
         ("surface",),
         ("verify", receipt),
+        ("preview", megatron, recipe),
+        ("report", recipe, "--out", tmp_path / "page.html"),
+        ("check",),
+        ("check", tree, wheel),
         ("--help",),
     ):
         modules = imported(site, tmp_path, *arguments)

@@ -146,7 +146,7 @@ def test_it_refers_to_nothing_outside_itself() -> None:
 def test_the_command_writes_the_workspace_s_recipes(repository: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.html"
     done = registry("report", "--out", out, cwd=repository, code=0)
-    assert str(out) in done.stderr
+    assert str(out) in done.stdout
     page = out.read_text(encoding="utf-8")
     for file in (repository / "recipes").glob("*.toml"):
         assert f'<span class="quiet">{file.name}</span>' in page

@@ -37,4 +37,4 @@ def report_command(models: tuple[str, ...], out: Path, megatron: Path | None) ->
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise click.BadParameter(str(error), param_hint="--out") from error
-    console(error=True).print(f"report: {out}", markup=False)
+    console().print(f"report: {out}", markup=False)
