@@ -38,6 +38,7 @@ _COMMANDS = _Commands(
         "args": "args:args_command",
         "check": "check:check_command",
         "report": "report:report_command",
+        "new": "new:new_command",
         "preview": "preview:preview_command",
         "verify": "verify:verify_command",
         "accept": "accept:accept_command",

@@ -1,0 +1,58 @@
+"""``registry new``: a seam's package, which leaves only its block to write."""
+
+import datetime
+from pathlib import Path
+
+import click
+
+from megatron_seams.cli.common import console
+from megatron_seams.families import BUILT_IN, Kind
+from megatron_seams.scaffold import NewSeam
+
+
+@click.command("new")
+@click.argument("name")
+@click.option("--family", required=True, metavar="F", help="What the seam builds.")
+@click.option(
+    "--owner",
+    required=True,
+    metavar="@team",
+    help="The team that answers for it, in CODEOWNERS too.",
+)
+@click.option("--feature", is_flag=True, help="F is no layer: it attaches beside the layers.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    metavar="DIRECTORY",
+    help="Where to put the package's folder (default: the working directory).",
+)
+def new_command(name: str, family: str, owner: str, feature: bool, out: Path) -> None:
+    """Write the package of a new seam NAME: it installs, is listed, and passes the conformance kit.
+
+    It is an experiment, which no model takes before its recipe names it. docs/write-a-seam.md goes
+    on from here.
+    """
+    known = BUILT_IN.get(family)
+    kind: Kind = "feature" if feature or (known and known.kind == "feature") else "block"
+    if known is not None and known.kind != kind:
+        message = f"{family} is a {known.kind}: {known.summary}"
+        raise click.BadParameter(message, param_hint="--feature")
+    made = NewSeam(
+        name=name, family=family, owner=owner, kind=kind, introduced=datetime.date.today()
+    )
+    try:
+        project = made.write(out)
+    except FileExistsError as error:
+        raise click.BadParameter(f"{error.filename} is there already", param_hint="NAME") from error
+    except OSError as error:
+        raise click.BadParameter(str(error), param_hint="--out") from error
+    say = console()
+    say.print(f"seam {name}: {project}", markup=False)
+    block = "module" if kind == "feature" else "mixer"
+    for line in (
+        f"to write: {project / 'src' / made.package / block}.py, and what seam.toml says is to be",
+        f"to add to CODEOWNERS: /{project.as_posix().removeprefix('./')}/ {owner}",
+        f"to try: pip install -e '{project}[test]' && registry list && pytest {project}",
+    ):
+        say.print(line, markup=False, soft_wrap=True)

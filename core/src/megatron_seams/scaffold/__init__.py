@@ -1,0 +1,136 @@
+"""A new seam as a package: it installs, is listed and conforms, and leaves its block to write.
+
+The templates beside this file are the whole of it.
+"""
+
+import datetime
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Final
+
+import attrs
+import jinja2
+from packaging.requirements import Requirement
+
+from megatron_seams import __version__
+from megatron_seams.errors import Refusal
+from megatron_seams.families import BUILT_IN, Kind
+from megatron_seams.seam import parse_manifest
+
+_HERE = Path(__file__).parent
+#: How long a new seam is left before its owner says why it is still here.
+_REVIEW: Final = datetime.timedelta(days=182)
+_COMMON: Final = {
+    "pyproject.toml": "pyproject.toml.jinja",
+    "src/{package}/__init__.py": "init.py.jinja",
+    "src/{package}/seam.toml": "seam.toml.jinja",
+}
+#: File of the package -> its template.
+_FILES: Final[dict[Kind, dict[str, str]]] = {
+    "block": _COMMON
+    | {
+        "src/{package}/plugin.py": "layer_plugin.py.jinja",
+        "src/{package}/mixer.py": "mixer.py.jinja",
+        "tests/test_conformance.py": "layer_test.py.jinja",
+    },
+    "feature": _COMMON
+    | {
+        "src/{package}/plugin.py": "feature_plugin.py.jinja",
+        "src/{package}/module.py": "module.py.jinja",
+        "tests/test_conformance.py": "feature_test.py.jinja",
+    },
+}
+
+
+@attrs.frozen(kw_only=True)
+class NewSeam:
+    """What a new seam is called and whose it is.
+
+    Attributes:
+        name: The seam's name.
+        family: What it builds.
+        owner: The team that answers for it.
+        kind: Whether it builds layers or a feature.
+        introduced: The day on which it is made.
+    """
+
+    name: str
+    family: str
+    owner: str
+    kind: Kind
+    introduced: datetime.date
+
+    @property
+    def distribution(self) -> str:
+        """What is installed, ``seam-kda``; also the folder's name."""
+        return f"seam-{self.name.replace('_', '-')}"
+
+    @property
+    def package(self) -> str:
+        """What is imported, ``seam_kda``."""
+        return f"seam_{self.name}"
+
+    def files(self) -> dict[str, str]:
+        """Path inside the project -> text.
+
+        Raises:
+            Refusal: A name, family or owner that no manifest may have.
+        """
+        engine = jinja2.Environment(  # noqa: S701 - Python and TOML, of validated names
+            loader=jinja2.FileSystemLoader(_HERE),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        engine.filters["quoted"] = json.dumps  # a basic string of TOML is one of JSON
+        known = BUILT_IN.get(self.family)
+        files = {
+            path.format(package=self.package): engine.get_template(template).render(
+                seam=self,
+                known=known,
+                camel="".join(part.capitalize() for part in self.name.split("_")),
+                review_by=self.introduced + _REVIEW,
+                megatron=_megatron(),
+                core=".".join(__version__.split(".")[:2]),
+            )
+            for path, template in _FILES[self.kind].items()
+        }
+        manifest = f"src/{self.package}/seam.toml"
+        _, faults = parse_manifest(files[manifest].encode(), file=manifest)
+        if faults:
+            raise Refusal(
+                attrs.evolve(
+                    fault,
+                    asked=f"a new seam {self.name!r} of {self.family!r}, owned by {self.owner!r}",
+                    next="correct NAME, --family or --owner",
+                    file=None,
+                )
+                for fault in faults
+            )
+        return files
+
+    def write(self, folder: Path) -> Path:
+        """Write the project below ``folder``; returns its own folder.
+
+        Raises:
+            Refusal: As :meth:`files`.
+            FileExistsError: Something of that name is there.
+        """
+        files = self.files()
+        project = folder / self.distribution
+        project.mkdir(parents=True)
+        for path, text in files.items():
+            (project / path).parent.mkdir(parents=True, exist_ok=True)
+            (project / path).write_text(text, encoding="utf-8")
+        return project
+
+
+def _megatron() -> str:
+    """The Megatron releases that this megatron-seams builds models on, as its metadata says."""
+    for line in importlib.metadata.requires("megatron-seams") or ():
+        needed = Requirement(line)
+        if needed.name == "megatron-core":
+            return ",".join(sorted((str(part) for part in needed.specifier), reverse=True))
+    return ">=0.17"
