@@ -1,28 +1,35 @@
-"""Write the generated parts of docs/: the error codes and the command line.
+"""Write the generated pages of docs/: command line, error codes, hooks, manifest keys.
 
 ``python scripts/docs.py`` writes them; ``--check`` exits with 1 if a file is not current.
 """
 
+import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import attrs
 import click
 
+import megatron_seams
 from megatron_seams.cli import cli
-from megatron_seams.errors import causes
+from megatron_seams.errors import SeamsError, causes
+from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
+from megatron_seams.seam import Manifest
+from megatron_seams.strict import key_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+_SOURCE = Path(megatron_seams.__file__).parent
 
 _ERRORS = """\
 # Error codes
 
 Each cause has one code, which does not change. Every message says what was asked, what was found
 and what to do next; a refusal lists all its reasons at once. `--json` carries the same fields.
-
-| code | name | exit code | cause |
-| --- | --- | --- | --- |
+Below each cause stands what its messages advise, with … for what they name.
 """
 
 _CLI = """\
@@ -32,15 +39,84 @@ _CLI = """\
 2 refused or bad input, 3 the environment is broken.
 """
 
+_HOOKS = """\
+# Hooks
+
+A plugin's `plugin.py` implements one of these with `@hookimpl`: the one of its manifest's family.
+A family that a manifest introduces gets `<family>_layer` or `<family>_feature` in the same way, and
+a seam with options implements `<family>_options` beside it, which returns the attrs class of
+`[seams.NAME]`.
+[Write a seam](write-a-seam.md) shows all three at work.
+"""
+
+_MANIFEST = """\
+# Manifest keys
+
+What a `seam.toml` may say. Types are never coerced, and a key that is not listed is refused.
+"""
+
+_TYPES = {
+    "str": "text",
+    "int": "whole number",
+    "bool": "true or false",
+    "date": "date",
+    "tuple": "array of texts",
+}
+
+
+# --- errors -----------------------------------------------------------------------------------
+
 
 def errors() -> str:
-    """The table of causes."""
-    rows = (
-        f"| `{cause.code}` | {cause.__name__} | {int(cause.exit_code)} "
-        f"| {' '.join(inspect.cleandoc(cause.__doc__ or '').split())} |"
-        for cause in causes()
-    )
-    return _ERRORS + "\n".join(rows) + "\n"
+    """A section for each cause: what it is, and what its messages advise."""
+    advice = _advice()
+    lines = [_ERRORS]
+    for cause in causes():
+        lines.append(f"## {cause.code} {cause.__name__}\n")
+        lines.append(f"{_sentence(cause)} Exit code {int(cause.exit_code)}.\n")
+        said = sorted(advice.get(cause.__name__, set()))
+        lines += [f"- {text}" for text in said] + ([""] if said else [])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sentence(thing: Any) -> str:
+    return _plain(inspect.cleandoc(thing.__doc__ or ""))
+
+
+def _plain(text: str) -> str:
+    """A docstring's text in one line, without Sphinx's own marks."""
+    return re.sub(r":\w+:(?=`)", "", " ".join(text.split()).replace("``", "`"))
+
+
+def _advice() -> dict[str, set[str]]:
+    """Cause -> the advice that stands where it is raised."""
+    found: dict[str, set[str]] = {}
+    names = {cause.__name__ for cause in SeamsError.__subclasses__()}
+    for file in sorted(_SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                for keyword in node.keywords:
+                    if node.func.id in names and keyword.arg == "next":
+                        found.setdefault(node.func.id, set()).update(_texts(keyword.value))
+    return found
+
+
+def _texts(node: ast.expr) -> Iterator[str]:
+    """The text of an expression, with … for what is put into it; nothing for a name alone."""
+    match node:
+        case ast.Constant(value=str() as text):
+            yield text
+        case ast.JoinedStr(values=parts):
+            said = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts
+            )
+            yield re.sub(r"…( ?…)+", "…", said)
+        case ast.IfExp(body=body, orelse=orelse):
+            yield from _texts(body)
+            yield from _texts(orelse)
+
+
+# --- the command line -------------------------------------------------------------------------
 
 
 def _command(name: str, command: click.Command) -> Iterator[str]:
@@ -72,11 +148,84 @@ def command_line() -> str:
     return "\n".join(lines) + "\n"
 
 
+# --- hooks and manifests ----------------------------------------------------------------------
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """What a class's docstring says of each attribute."""
+    _, _, listed = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", listed, re.MULTILINE)
+    return {name: _plain(text) for name, text in entries}
+
+
+def hooks() -> str:
+    """A section for each hook, and what its context holds."""
+    lines = [_HOOKS]
+    for name, hook in vars(Hooks).items():
+        if name.startswith("_"):
+            continue
+        summary, _, rest = inspect.cleandoc(hook.__doc__ or "").partition("\n\n")
+        lines += [f"## `{name}(context)`\n", summary + "\n"]
+        if rest:
+            lines.append(_plain(rest) + "\n")
+        given = "LayerContext" if name.endswith("_layer") else "FeatureContext"
+        lines.append(f"Given a [`{given}`](#{given.lower()}).\n")
+    for context in (LayerContext, FeatureContext):
+        lines += [f"## {context.__name__}\n", "| field | meaning |\n| --- | --- |"]
+        lines += [f"| `{name}` | {text} |" for name, text in _attributes(context).items()]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def manifest() -> str:
+    """A section for each table of a manifest, and a row for each key."""
+    lines = [_MANIFEST, *_table(Manifest, "")]
+    for field in attrs.fields(attrs.resolve_types(Manifest)):
+        parts = [field.type, *getattr(field.type, "__args__", ())]
+        for part in parts:
+            if isinstance(part, type) and attrs.has(part):
+                lines += [f"## `[{key_of(field.name)}]`\n", *_table(part, key_of(field.name))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(cls: type, table: str) -> Iterator[str]:
+    said = _attributes(cls)
+    yield "| key | type | if left out | meaning |\n| --- | --- | --- | --- |"
+    for field in attrs.fields(attrs.resolve_types(cls)):
+        key = f"{table}.{key_of(field.name)}".removeprefix(".")
+        yield f"| `{key}` | {_type(field.type)} | {_default(field)} | {said[field.name]} |"
+    yield ""
+
+
+def _type(kind: Any) -> str:
+    named = getattr(kind, "__name__", "")
+    if named not in _TYPES:
+        inner = [part for part in getattr(kind, "__args__", ()) if part is not type(None)]
+        return _type(inner[0]) if inner else "table"
+    return _TYPES[named]
+
+
+def _default(field: "attrs.Attribute[Any]") -> str:
+    if field.default is attrs.NOTHING:
+        return "refused"
+    if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type] # a class, to isinstance
+        return "all false"
+    if field.default is None or field.default in ("", ()):
+        return ""
+    return f"`{str(field.default).lower()}`"
+
+
 def main() -> int:
     """Write or check; returns the exit code."""
     check = "--check" in sys.argv
     stale = 0
-    for name, text in (("errors.md", errors()), ("cli.md", command_line())):
+    pages = {
+        "errors.md": errors(),
+        "cli.md": command_line(),
+        "hooks.md": hooks(),
+        "manifest.md": manifest(),
+    }
+    for name, text in pages.items():
         file = DOCS / name
         if check and (not file.exists() or file.read_text(encoding="utf-8") != text):
             sys.stderr.write(f"docs/{name} is not current: run `python scripts/docs.py`\n")

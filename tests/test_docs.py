@@ -44,13 +44,16 @@ def test_the_generated_pages_are_current(repository: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_cause_has_one_code_and_stands_in_the_table(repository: Path) -> None:
+def test_every_cause_has_one_code_and_a_section(repository: Path) -> None:
     text = page(repository, "errors.md")
     codes = [cause.code for cause in causes()]
     assert len(codes) == len(set(codes))
     for cause in causes():
         assert re.fullmatch(r"SEAM-[A-Z]\d\d", cause.code)
-        assert f"| `{cause.code}` | {cause.__name__} | {int(cause.exit_code)} |" in text
+        (section,) = re.findall(
+            rf"^## {cause.code} {cause.__name__}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+        )
+        assert f"Exit code {int(cause.exit_code)}." in section
         assert inspect.cleandoc(cause.__doc__ or "") != inspect.cleandoc(SeamsError.__doc__ or "")
     # A cause of a cause would be no subclass that the table is made from.
     assert not [cause for cause in causes() if cause.__subclasses__()]
@@ -93,8 +96,27 @@ def test_every_hook_has_a_sentence_of_its_own() -> None:
     assert len(set(sentences)) == len(sentences)
 
 
+def test_every_hook_has_a_section_and_its_context_is_told(repository: Path) -> None:
+    text = page(repository, "hooks.md")
+    for name in vars(Hooks):
+        if not name.startswith("_"):
+            assert f"## `{name}(context)`" in text
+    for cls in (LayerContext, FeatureContext):
+        for field in attrs.fields(cls):
+            assert re.search(rf"^\| `{field.name}` \| .{{10,}} \|$", text, re.MULTILINE), field.name
+
+
 def test_every_key_of_a_manifest_stands_in_the_page_for_authors(repository: Path) -> None:
     assert missing_from(page(repository, "write-a-seam.md"), all_keys(Manifest)) == []
+
+
+def test_every_key_of_a_manifest_has_its_meaning(repository: Path) -> None:
+    rows = re.findall(
+        r"^\| `([\w.-]+)` \| .* \| (.{3,}) \|$", page(repository, "manifest.md"), re.MULTILINE
+    )
+    named = {key.rpartition(".")[2] for key, _ in rows}
+    assert named == all_keys(Manifest)
+    assert len({meaning for _, meaning in rows}) == len(rows)
 
 
 def test_every_key_of_a_recipe_stands_in_the_page_on_recipes(repository: Path) -> None:

@@ -53,7 +53,18 @@ def _owner(_: Any, __: Any, value: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class About:
-    """``[seam]``: who and what."""
+    """``[seam]``: who and what.
+
+    Attributes:
+        name: The seam's own name, and its entry point's; ``[a-z][a-z0-9_]*``.
+        family: What it builds.
+        summary: One sentence: what it computes, and the paper.
+        owner: The team that answers for it, ``@organisation/team``; it owns the folder in
+            CODEOWNERS.
+        status: ``seam``, or ``experiment``: then no recipe takes it that does not name it.
+        introduced: When it was made.
+        review_by: By this day its owner says why it is still here, or ``registry check`` fails.
+    """
 
     name: str = field(validator=_name)
     family: str = field(validator=_name)
@@ -138,14 +149,24 @@ class Carrier:
 
 @attrs.frozen(kw_only=True)
 class Placement:
-    """``[feature]``: where a feature attaches."""
+    """``[feature]``: where a feature attaches.
+
+    Attributes:
+        placement: ``embedding``: what it returns is added to the word embedding.
+    """
 
     placement: str = field(validator=one_of("embedding"))
 
 
 @attrs.frozen(kw_only=True)
 class Introduces:
-    """``[family]``: a family that core has never heard of."""
+    """``[family]``: a family that core has never heard of.
+
+    Attributes:
+        name: Its name, the same as the seam's ``family``.
+        summary: One sentence: what these layers are. Every seam that introduces the family says the
+            same.
+    """
 
     name: str = field(validator=_name)
     summary: str = field(validator=sentence)
@@ -153,7 +174,11 @@ class Introduces:
 
 @attrs.frozen(kw_only=True)
 class Requires:
-    """``[requires]``: the Megatron releases that the seam was written for."""
+    """``[requires]``: the Megatron releases that the seam was written for.
+
+    Attributes:
+        megatron_core: Their range, ``>=0.17,<0.20``.
+    """
 
     megatron_core: str = field(validator=specifier)
 
@@ -165,7 +190,17 @@ class Requires:
 
 @attrs.frozen(kw_only=True)
 class Supports:
-    """``[supports]``: what the seam does under each setting; unlisted is False, and refused."""
+    """``[supports]``: what the seam does under each setting; unlisted is False, and refused.
+
+    Attributes:
+        tensor_parallel: Its weights are cut over tensor-parallel ranks.
+        sequence_parallel: It takes and returns a piece of the sequence on each of them.
+        pipeline_parallel: Its layers may lie on any stage.
+        expert_parallel: It stands beside experts that are cut over ranks.
+        context_parallel: It mixes a sequence whose pieces lie on several ranks.
+        packed_sequences: It keeps documents apart that share a row (``packed_seq_params``).
+        inference: It decodes token by token (``inference_context``).
+    """
 
     tensor_parallel: bool = False
     sequence_parallel: bool = False
@@ -182,7 +217,18 @@ class Supports:
 
 @attrs.frozen(kw_only=True)
 class Manifest:
-    """A whole ``seam.toml``."""
+    """A whole ``seam.toml``.
+
+    Attributes:
+        schema: The version of the format: 1.
+        seam: Who and what.
+        upstream: What retires it.
+        requires: The Megatron that it needs.
+        carrier: For a layer: what carries it. Either this or ``feature``.
+        feature: For a feature: where it attaches.
+        family: Only for a family that core does not list.
+        supports: The settings that it supports.
+    """
 
     schema: int = field(validator=schema(SCHEMA))
     seam: About
