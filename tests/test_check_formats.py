@@ -253,6 +253,18 @@ def test_a_finding_in_an_installed_manifest_is_shown_in_the_same_manifest_of_the
     assert "file=site-packages/acme_kda/seam.toml," in line
 
 
+def test_an_annotation_is_named_from_the_repository_and_not_from_the_workspace(
+    tmp_path: Path,
+) -> None:
+    inner = tmp_path / "ml"
+    source_plugin(inner / "kda", "acme-kda", {"acme_kda": manifest_table("kda", requires="<0.1")})
+    (inner / "pyproject.toml").write_text("[tool.megatron-seams]\n")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "CODEOWNERS").write_text("* @acme/layers\n")
+    done = registry("check", "kda", "--format", "github", cwd=inner, code=1)
+    assert done.stdout.startswith("::error file=ml/kda/src/acme_kda/seam.toml,line=")
+
+
 def test_a_refusal_is_no_format(tmp_path: Path) -> None:
     """Bad input is said as everywhere else, and nothing that looks like a result is printed."""
     for arguments in (("--codeowners", "none"), ("--workspace", ".")):

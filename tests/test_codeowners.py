@@ -155,6 +155,18 @@ def test_the_first_place_that_has_one_is_the_only_one(tmp_path: Path) -> None:
     assert owners(found, "x") == ("@github",)
 
 
+def test_a_workspace_inside_a_repository_has_the_repository_s(tmp_path: Path) -> None:
+    inner = tmp_path / "ml" / "seams"
+    inner.mkdir(parents=True)
+    written(tmp_path, "* @root\n", ".github/CODEOWNERS")
+    assert find_codeowners(inner) is None  # no repository: nothing above is asked
+    (tmp_path / ".git").write_text("gitdir: elsewhere\n")  # as a linked work tree has it
+    written(inner, "* @inner\n")  # which GitHub does not read
+    found = find_codeowners(inner)
+    assert found is not None
+    assert (found.file, found.root) == (tmp_path / ".github" / "CODEOWNERS", tmp_path)
+
+
 def test_a_file_that_github_would_not_load_is_a_refusal(tmp_path: Path) -> None:
     big, binary = tmp_path / "big", tmp_path / "binary"
     big.write_bytes(b"#" * (MAX_BYTES + 1))

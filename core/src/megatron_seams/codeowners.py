@@ -71,8 +71,13 @@ class Codeowners:
         return tuple(rule for rule in reversed(self.rules) if rule.takes(path))
 
 
-def find_codeowners(root: Path) -> Codeowners | None:
-    """The file that GitHub would read in a tree, or None without one."""
+def find_codeowners(folder: Path) -> Codeowners | None:
+    """The file that GitHub reads for the repository of ``folder``, or None without one.
+
+    Where ``folder`` is in no repository it is looked for in ``folder`` itself.
+    """
+    folder = folder.resolve()
+    root = next((it for it in (folder, *folder.parents) if (it / ".git").exists()), folder)
     for place in LOCATIONS:
         if (root / place).is_file():
             return read_codeowners(root / place)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 import importlib_metadata
 from packaging.utils import canonicalize_name
 
@@ -27,12 +28,13 @@ from megatron_seams.discovery import (
     read_seam,
     unreadable,
 )
-from megatron_seams.errors import EntryPointInvalid, ManifestMissing
+from megatron_seams.errors import EntryPointInvalid, ManifestMissing, SeamsError
 from megatron_seams.installed import Installed
 from megatron_seams.seam import MAX_BYTES, Seam
 from megatron_seams.tree import files_named
 
 _PROJECT = "pyproject.toml"
+_MEND = "mend the project, and build what is to be installed anew"
 _Read = tuple[Claim, Seam | BrokenSeam]
 
 
@@ -54,6 +56,14 @@ def discover_in(paths: Iterable[Path]) -> Discovery:
             lost.append(_none_in(path))
     read.sort(key=lambda one: (one[0].name, canonicalize_name(one[0].distribution), one[0].version))
     return gather(read, lost)
+
+
+def _not_there(claim: Claim, found: str) -> ManifestMissing:
+    return attrs.evolve(missing_manifest(claim, found), next=_MEND)
+
+
+def _unread(claim: Claim, file: Path, found: str) -> SeamsError:
+    return attrs.evolve(unreadable(claim, file, found), next=_MEND)
 
 
 def _none_in(path: Path) -> BrokenSeam:
@@ -84,7 +94,7 @@ def _wheel(path: Path, lost: list[BrokenSeam]) -> Iterator[_Read]:
                 yield claim, _in_wheel(claim, path, archive, names)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         no = Claim(name=path.name, package="", distribution=path.name, version="")
-        lost.append(broken_seam(no, [unreadable(no, path, f"it is no wheel: {error}")]))
+        lost.append(broken_seam(no, [_unread(no, path, f"it is no wheel: {error}")]))
 
 
 def _distribution(archive: zipfile.ZipFile, record: str) -> importlib_metadata.Distribution:
@@ -101,7 +111,7 @@ def _in_wheel(
         return broken_seam(claim, [not_a_package(claim)])
     name = "/".join([*parts, MANIFEST])
     if name not in names:
-        return broken_seam(claim, [missing_manifest(claim, f"{path.name} holds no {name}")])
+        return broken_seam(claim, [_not_there(claim, f"{path.name} holds no {name}")])
     with archive.open(name) as stream:
         return read_seam(claim, stream.read(MAX_BYTES + 1), path.joinpath(*parts))
 
@@ -173,19 +183,19 @@ def _in_tree(claim: Claim, folder: Path, project: dict[str, Any]) -> Seam | Brok
     )
     if package is None:
         return broken_seam(
-            claim, [missing_manifest(claim, f"{folder} has no folder of package {parts[0]!r}")]
+            claim, [_not_there(claim, f"{folder} has no folder of package {parts[0]!r}")]
         )
     file = package / MANIFEST
     if not file.is_file():
-        return broken_seam(claim, [missing_manifest(claim, f"{package} holds no {MANIFEST}")])
+        return broken_seam(claim, [_not_there(claim, f"{package} holds no {MANIFEST}")])
     if not file.resolve().is_relative_to(package.resolve()):
         found = f"it is a link to {file.resolve()}, outside its package"
-        return broken_seam(claim, [unreadable(claim, file, found)])
+        return broken_seam(claim, [_unread(claim, file, found)])
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        return broken_seam(claim, [unreadable(claim, file, str(error))])
+        return broken_seam(claim, [_unread(claim, file, str(error))])
     return read_seam(claim, data, package)
 
 

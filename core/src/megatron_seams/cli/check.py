@@ -60,13 +60,15 @@ def check_command(
 
     policy = read_workspace(workspace)
     root = policy.root or workspace.resolve()
+    owners = read_codeowners(codeowners) if codeowners else find_codeowners(root)
     gate = check(
         read_environment(megatron, discovery=discover_in(paths) if paths else None),
         policy,
-        codeowners=read_codeowners(codeowners) if codeowners else find_codeowners(root),
+        codeowners=owners,
         whole=not paths or policy.root in {path.resolve() for path in paths},
     )
-    _print(gate, form, root)
+    # What annotates a file names it from the repository's root, where CODEOWNERS is.
+    _print(gate, form, owners.root if owners else root)
     context.exit(gate.exit_code)
 
 
