@@ -1,0 +1,52 @@
+"""``pytest --seam NAME``: the conformance kit for an installed seam. Without the option, nothing.
+
+pytest imports this wherever megatron-seams is installed, so it imports nothing itself.
+"""
+
+from pathlib import Path
+
+import pytest
+
+_TESTS = Path(__file__).parent / "runtime" / "conformance" / "seam_tests.py"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the kit."""
+    group = parser.getgroup("megatron-seams", "conformance of a seam")
+    group.addoption("--seam", metavar="NAME", help="Test the installed seam NAME, and only it.")
+    group.addoption(
+        "--seam-options",
+        metavar="FILE",
+        help="A part of a recipe: [seams.NAME] and [megatron], with which the seam is built.",
+    )
+    group.addoption(
+        "--seam-megatron",
+        metavar="WHEEL|PATH",
+        action="append",
+        default=[],
+        help="A further megatron-core whose keywords the layers are to take; may be repeated.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect the kit in the place of what would be collected without arguments."""
+    if config.getoption("--seam") is None:
+        return
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = []
+    config.args.append(str(_TESTS))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the kit's class for the other kind of seam."""
+    name = config.getoption("--seam")
+    if name is None:
+        return
+    from megatron_seams.environment import read_environment
+
+    seams = {seam.name: seam for seam in read_environment().discovery.seams}
+    kind = seams[name].manifest.kind if name in seams else "block"
+    other = "TestFeature" if kind == "block" else "TestLayer"
+    left = [it for it in items if it.path == _TESTS and it.parent and it.parent.name == other]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]

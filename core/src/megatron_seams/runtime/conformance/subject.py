@@ -1,0 +1,184 @@
+"""The seam under test and the small models that it is tested in. Nothing here imports torch."""
+
+import datetime
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from megatron_seams.environment import Environment
+from megatron_seams.errors import Refusal, SeamsError
+from megatron_seams.plan import Plan
+from megatron_seams.recipe import Parallelism, Recipe
+from megatron_seams.resolver import resolve
+from megatron_seams.runtime.conformance.rules import BUILDS, FOUND
+from megatron_seams.seam import CAPABILITIES, Seam
+from megatron_seams.strict import structure
+
+#: How the seam's layers are spelled here, whatever spells their family elsewhere.
+LAYER: Final = "X"
+
+#: The layers that have a feature placed at layers: one on each of two stages.
+_PLACED: Final = (1, 3)
+
+#: Capability -> the tables of a recipe that ask for it, and the pattern that shows it. There is no
+#: native attention in the patterns: it would look across documents and over context-parallel ranks.
+ASKED: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
+    "": ({}, "X-X-"),
+    "tensor-parallel": ({"parallelism": {"tensor-parallel": 2}}, "X-X-"),
+    "sequence-parallel": (
+        {"parallelism": {"tensor-parallel": 2, "sequence-parallel": True}},
+        "X-X-",
+    ),
+    "pipeline-parallel": ({"parallelism": {"pipeline-parallel": 2}}, "X-|X-"),
+    "expert-parallel": ({"parallelism": {"expert-parallel": 2}}, "XEXE"),
+    "context-parallel": ({"parallelism": {"context-parallel": 2}}, "X-X-"),
+    "packed-sequences": ({"runtime": {"packed-sequences": True}}, "X-X-"),
+    "inference": ({"runtime": {"inference": True}}, "X-X-"),
+}
+assert set(CAPABILITIES) == set(ASKED) - {""}  # noqa: S101 - a new capability needs a model here
+
+
+@attrs.frozen(kw_only=True)
+class Subject:
+    """A seam with what it is built with.
+
+    Attributes:
+        seam: The seam.
+        environment: The Megatron in hand and the installed seams.
+        options: ``[seams.NAME]`` of the recipe.
+        megatron: ``[megatron]`` of the recipe, over the kit's own small sizes.
+    """
+
+    seam: Seam
+    environment: Environment
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    megatron: Mapping[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the seam builds layers, and not a feature beside them."""
+        return self.seam.manifest.kind == "block"
+
+    def supports(self, capability: str) -> bool:
+        """Whether the manifest says so."""
+        return self.seam.manifest.supports[capability]
+
+    def recipe(self, capability: str = "") -> Recipe:
+        """The recipe of the small model that shows a capability; of the plain one without."""
+        tables, pattern = ASKED[capability]
+        manifest = self.seam.manifest
+        table: dict[str, Any] = {
+            "schema": 1,
+            "model": {"name": f"the conformance model of {self.seam.name}", "pattern": pattern},
+            "policy": {"pin": {self.seam.family: self.seam.name}},
+            "seams": {self.seam.name: dict(self.options)} if self.options else {},
+            "megatron": dict(self.megatron),
+            **tables,
+        }
+        if manifest.experiment:
+            table["policy"] = {"experiments": [self.seam.name]}
+        if manifest.feature is None:
+            table["dialect"] = {"tokens": {LAYER: self.seam.family}}
+            if self.environment.surface.of_family(self.seam.family) or self._superseded:
+                # Built all the same: the seam is tested, and not the Megatron that retires it.
+                table["policy"].pop("pin", None)
+                table["override"] = [self._override()]
+        else:
+            table["model"]["pattern"] = pattern.replace(LAYER, "-")
+            entry: dict[str, Any] = {"family": self.seam.family}
+            if manifest.feature.placement != "embedding":
+                entry["layers"] = list(_PLACED)
+            table["features"] = [entry]
+        recipe, faults = structure(Recipe, table)
+        if recipe is None:
+            FOUND.broken("; ".join(f"{fault.key}: {fault.message}" for fault in faults))
+        return recipe
+
+    @property
+    def _superseded(self) -> bool:
+        return self.environment.superseded_by(self.seam) is not None
+
+    def _override(self) -> dict[str, Any]:
+        return {
+            "family": self.seam.family,
+            "seam": self.seam.name,
+            "reason": "its conformance is tested",
+            "expires": datetime.date.today(),
+        }
+
+    def alone(self, capability: str) -> Plan:
+        """The plan of the same layers on one rank."""
+        recipe = self.recipe(capability)
+        model = attrs.evolve(recipe.model, pattern=recipe.model.pattern.replace("|", ""))
+        return self._resolved(attrs.evolve(recipe, model=model, parallelism=Parallelism()))
+
+    def plan(self, capability: str = "") -> Plan:
+        """The plan of that model.
+
+        Raises:
+            RuleBroken: There is none.
+        """
+        return self._resolved(self.recipe(capability))
+
+    def _resolved(self, recipe: Recipe) -> Plan:
+        try:
+            return resolve(recipe, self.environment)
+        except Refusal as refusal:
+            BUILDS.broken(f"it is refused:\n{refusal}")
+
+
+def find_subject(
+    name: str,
+    environment: Environment,
+    options: Mapping[str, Any] | None = None,
+    megatron: Mapping[str, Any] | None = None,
+) -> Subject:
+    """The installed seam of that name.
+
+    Raises:
+        RuleBroken: There is none, or it is broken; with every fault.
+    """
+    if environment.faults:
+        FOUND.broken(_said(environment.faults))
+    seam = next((seam for seam in environment.discovery.seams if seam.name == name), None)
+    faults = [
+        fault
+        for broken in environment.discovery.broken
+        if broken.name == name
+        for fault in broken.faults
+    ]
+    if seam is None:
+        known = ", ".join(seam.name for seam in environment.discovery.seams) or "none"
+        FOUND.broken(
+            _said(faults) if faults else f"no seam {name!r} is installed; installed: {known}"
+        )
+    fault = environment.out_of_range(seam)
+    if fault is not None:
+        FOUND.broken(str(fault))
+    return Subject(
+        seam=seam, environment=environment, options=options or {}, megatron=megatron or {}
+    )
+
+
+def _said(faults: tuple[SeamsError, ...] | list[SeamsError]) -> str:
+    return "\n".join(map(str, faults))
+
+
+def read_fragment(file: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options and native settings from a part of a recipe: ``[seams.NAME]`` and ``[megatron]``.
+
+    Raises:
+        ValueError: The file cannot be read, or holds other tables.
+    """
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    others = set(table) - {"seams", "megatron"} | set(table.get("seams", {})) - {name}
+    if others:
+        message = f"{file} may hold [seams.{name}] and [megatron]; found {sorted(others)}"
+        raise ValueError(message)
+    return table.get("seams", {}).get(name, {}), table.get("megatron", {})

@@ -1,0 +1,269 @@
+"""The kit's test classes. A seam's own suite inherits one of them; ``pytest --seam`` runs them."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+
+from megatron_seams.environment import read_environment
+from megatron_seams.errors import Refusal, Unsupported
+from megatron_seams.plan import Plan
+from megatron_seams.plugins import load_plugins
+from megatron_seams.resolver import resolve
+from megatron_seams.runtime.conformance import rules
+from megatron_seams.runtime.conformance.subject import Subject, find_subject, read_fragment
+from megatron_seams.seam import CAPABILITIES
+from megatron_seams.sources import open_source
+from megatron_seams.surface import NativeSurface, read_surface
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from megatron_seams.runtime.compat import HybridModel
+
+#: Prints what an import of a package brought in that it must not.
+_IMPORT = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+print(" ".join(sorted({"torch", "megatron", "transformer_engine"} & set(sys.modules))))
+"""
+
+
+class SeamConformance:
+    """What every seam has to do.
+
+    Attributes:
+        seam: The seam's name.
+        options: ``[seams.NAME]`` of the recipe that it is built with.
+        megatron: ``[megatron]`` of that recipe, over the kit's own small sizes.
+    """
+
+    seam: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Any]] = {}
+    megatron: ClassVar[Mapping[str, Any]] = {}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def subject(cls, request: pytest.FixtureRequest) -> Subject:
+        """The seam under test."""
+        name, options, megatron = cls.seam, cls.options, cls.megatron
+        if not name:
+            name = request.config.getoption("--seam", default="")
+            file = request.config.getoption("--seam-options", default=None)
+            if file is not None:
+                options, megatron = read_fragment(Path(file), name)
+        return find_subject(name, read_environment(), options, megatron)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, subject: Subject) -> "Iterator[ProcessGroupCollection]":
+        """Megatron's process groups, of this process alone."""
+        from megatron_seams.runtime.cpu import cpu_world
+
+        del subject  # first, so that a seam that is not there is said before torch is imported
+        with cpu_world() as groups:
+            yield groups
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def plan(cls, subject: Subject) -> Plan:
+        """The plan of the small model."""
+        return subject.plan()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls, plan: Plan, world: "ProcessGroupCollection") -> "HybridModel":
+        """The small model."""
+        from megatron_seams.runtime.conformance.models import build
+
+        return build(plan, world)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def spread(
+        cls,
+        subject: Subject,
+        world: "ProcessGroupCollection",
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> dict[str, str | None]:
+        """Capability -> what differs over two ranks."""
+        from megatron_seams.runtime.conformance.parallel import over_ranks
+
+        return over_ranks(subject, world, tmp_path_factory.mktemp("conformance"))
+
+    def test_importing_the_package_is_light(self, subject: Subject) -> None:
+        """Without a line of the plugin's own having run in this process."""
+        done = subprocess.run(
+            [sys.executable, "-c", _IMPORT, subject.seam.package],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            rules.LIGHT_IMPORT.broken(f"it cannot be imported:\n{done.stderr.strip()}")
+        if brought := done.stdout.strip():
+            rules.LIGHT_IMPORT.broken(f"import {subject.seam.package} imports {brought}")
+
+    def test_the_plugin_agrees_with_the_manifest(self, subject: Subject) -> None:
+        """Its hooks, and its options."""
+        options = {subject.seam.name: subject.options}
+        try:
+            load_plugins([subject.seam], options)
+        except Refusal as refusal:
+            rules.HOOKS.broken(str(refusal))
+
+    @pytest.mark.parametrize("capability", CAPABILITIES)
+    def test_what_it_does_not_support_is_refused(self, subject: Subject, capability: str) -> None:
+        """And what it says that it supports is not."""
+        try:
+            resolve(subject.recipe(capability), subject.environment)
+        except Refusal as refusal:
+            said = [it for it in refusal.reasons if isinstance(it, Unsupported)]
+            refused = any(it.key == capability for it in said)
+            others = [str(it) for it in refusal.reasons if not isinstance(it, Unsupported)]
+            needs = [it.key for it in said if it.key != capability]
+        else:
+            refused, others, needs = False, [], []
+        if subject.supports(capability):
+            if refused or others or needs:
+                why = "; ".join(others) or f"{', '.join(map(str, needs))} = false"
+                rules.REFUSED.broken(f"{capability} = true, and yet: {why}")
+        elif not refused:
+            rules.REFUSED.broken(f"{capability} = false, and a plan with it is made")
+
+    def test_forward_returns_what_it_must(self, model: "HybridModel", plan: Plan) -> None:
+        """Shapes and dtypes, in a model."""
+        from megatron_seams.runtime.conformance.checks import check_forward
+
+        check_forward(model, plan)
+
+    def test_gradients_reach_every_parameter(self, model: "HybridModel", plan: Plan) -> None:
+        """Finite, and not all zero."""
+        from megatron_seams.runtime.conformance.checks import check_gradients
+
+        check_gradients(model, plan)
+
+    def test_the_same_twice_to_the_bit(self, model: "HybridModel") -> None:
+        """Forward and backward."""
+        from megatron_seams.runtime.conformance.checks import check_determinism
+
+        check_determinism(model)
+
+    def test_activation_checkpointing_changes_no_gradient(
+        self, model: "HybridModel", plan: Plan
+    ) -> None:
+        """By torch's own, around each module of the seam."""
+        from megatron_seams.runtime.conformance.checks import check_recompute
+
+        check_recompute(model, plan)
+
+    def test_no_wrapper_is_in_the_state_dict(self, model: "HybridModel", plan: Plan) -> None:
+        """The names of a checkpoint outlive the code."""
+        from megatron_seams.runtime.conformance.checks import check_names
+
+        check_names(model, plan)
+
+    def test_the_sharded_state_comes_back(
+        self, model: "HybridModel", plan: Plan, world: "ProcessGroupCollection"
+    ) -> None:
+        """Through upstream's distributed checkpointing, into a model with other weights."""
+        import torch
+
+        from megatron_seams.runtime.conformance.checks import check_round_trip
+        from megatron_seams.runtime.conformance.models import build
+
+        other = build(plan, world)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        check_round_trip(model, other, plan)
+
+    def test_packed_documents_do_not_leak(
+        self, subject: Subject, world: "ProcessGroupCollection"
+    ) -> None:
+        """Each comes out as if it were alone."""
+        from megatron_seams.runtime.conformance.checks import check_packed
+        from megatron_seams.runtime.conformance.models import build
+
+        self._claimed(subject, "packed-sequences")
+        check_packed(build(subject.plan("packed-sequences"), world))
+
+    def test_inference_continues_what_it_began(
+        self, subject: Subject, world: "ProcessGroupCollection"
+    ) -> None:
+        """Token by token from the state that it keeps."""
+        from megatron_seams.runtime.conformance.checks import check_inference
+        from megatron_seams.runtime.conformance.models import build
+
+        self._claimed(subject, "inference")
+        check_inference(build(subject.plan("inference"), world))
+
+    @pytest.mark.parametrize(
+        "capability",
+        [
+            "tensor-parallel",
+            "sequence-parallel",
+            "pipeline-parallel",
+            "expert-parallel",
+            "context-parallel",
+        ],
+    )
+    def test_two_ranks_compute_what_one_does(
+        self, subject: Subject, spread: dict[str, str | None], capability: str
+    ) -> None:
+        """Real ranks over gloo, from the same checkpoint, before and after a step."""
+        self._claimed(subject, capability)
+        if differs := spread[capability]:
+            rules.SPREAD.broken(f"{capability}: {differs}")
+
+    @staticmethod
+    def _claimed(subject: Subject, capability: str) -> None:
+        if not subject.supports(capability):
+            pytest.skip(f"{subject.seam.name} says {capability} = false")
+
+
+class LayerConformance(SeamConformance):
+    """What a seam of layers has to do besides."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def megatrons(cls, request: pytest.FixtureRequest) -> Sequence[Path]:
+        """Further megatron-cores (wheels or folders) whose keywords the layers are to take.
+
+        Override it to name those that the manifest's range has beside the one in hand.
+        """
+        return [Path(it) for it in request.config.getoption("--seam-megatron", default=[])]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def surfaces(cls, subject: Subject, megatrons: Sequence[Path]) -> list[NativeSurface]:
+        """The Megatrons whose keywords are to be taken: the one in hand first."""
+        others = [read_surface(open_source(it)) for it in megatrons]
+        wanted = subject.seam.manifest.requires.range
+        return [
+            subject.environment.surface,
+            *(it for it in others if it.version and wanted.contains(it.version, prereleases=True)),
+        ]
+
+    def test_the_keywords_of_every_supported_megatron_are_taken(
+        self, plan: Plan, model: "HybridModel", surfaces: list[NativeSurface]
+    ) -> None:
+        """Exactly those, as each loop passes them."""
+        from megatron_seams.runtime.conformance.checks import check_keywords
+
+        check_keywords(plan, model, surfaces)
+
+    def test_a_layer_of_a_later_stage_keeps_its_number(
+        self, plan: Plan, model: "HybridModel", subject: Subject
+    ) -> None:
+        """The global one, whatever its stage's offset is."""
+        from megatron_seams.runtime.conformance.checks import check_numbers
+
+        check_numbers(plan, model, subject.environment.surface)
+
+
+class FeatureConformance(SeamConformance):
+    """What a feature has to do: nothing besides, so far."""
