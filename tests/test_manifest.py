@@ -117,7 +117,8 @@ def test_the_tests_below_know_every_key() -> None:
 
 def test_a_valid_manifest_has_no_fault() -> None:
     assert read(manifest_table()) == []
-    assert read(manifest_table("memory", "ngram", placement="embedding")) == []
+    for placement in ("embedding", "residual"):
+        assert read(manifest_table("memory", "ngram", placement=placement)) == []
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_an_unknown_key_is_a_fault_at_every_level(key: str) -> None:
         ("upstream.fallback", "maybe", "expected one of native, refuse"),
         ("carrier.slots", [], "must be >= 1"),
         ("carrier.part", "half", "expected one of mixer, layer"),
-        ("feature.placement", "residual", "expected one of embedding"),
+        ("feature.placement", "logits", "expected one of embedding, residual"),
         ("family.name", "KDA", "[a-z][a-z0-9_]*"),
         ("family.summary", "", "expected a sentence"),
         ("requires.megatron-core", "0.19", "expected a version range"),

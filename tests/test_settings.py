@@ -19,7 +19,9 @@ from megatron_seams.errors import (
     UpstreamForbids,
 )
 from megatron_seams.lowering import lowered_pattern
+from megatron_seams.placement import stage_numbers
 from megatron_seams.sources import MegatronSource
+from megatron_seams.specialise import read_pattern
 from seam_support import (
     TODAY,
     Table,
@@ -78,6 +80,79 @@ def test_a_feature_that_cannot_be_placed_is_refused(
     asked: Any, kind: type[SeamsError], says: str
 ) -> None:
     assert says in only(reasons(asked, environment(memory())), kind).found
+
+
+def engram(*layers: int, pattern: str = "MMMMMMMM", **tables: Any) -> Any:
+    return recipe(pattern, **features("engram", layers=list(layers)), **tables)
+
+
+def lasting() -> Any:
+    return environment(make_seam("lasting", "engram", placement="residual"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "stages", "place"),
+    [
+        (engram(7, 2), (0,), "residual of layers 2, 7, stage 0"),
+        (engram(2, pattern="MM|MM"), (0,), "residual of layers 2, stage 0"),
+        # Upstream gives the stage of MTP depths the token ids that they need.
+        (engram(1, 4, pattern="MM|MM/M"), (0, 1), "residual of layers 1, 4, stage 0, 1"),
+        (engram(4, parallelism={"pipeline-parallel": 2}), (0,), "residual of layers 4, stage 0"),
+    ],
+)
+def test_a_residual_feature_is_planned_at_its_layers_and_their_stages(
+    asked: Any, stages: tuple[int, ...], place: str
+) -> None:
+    (feature,) = plan(asked, lasting()).features
+    assert feature.stages == stages
+    assert feature.place == place
+
+
+@pytest.mark.parametrize(
+    ("asked", "says", "positions"),
+    [
+        (engram(), "names none", ()),
+        (engram(2, 2), "a number twice: [2, 2]", ()),
+        (engram(0, 9, 12), "layers 1 to 8, and no 0, 9, 12", ()),
+        (engram(1, 3, pattern="MM|MM|MM"), "no token ids, of 3 stages", (3,)),
+        (engram(3, 5, pattern="MM|MM|MM/M"), "no token ids, of 3 stages", (3,)),
+        (engram(4, 5, parallelism={"pipeline-parallel": 2}), "of 2 stages", (5,)),
+    ],
+)
+def test_a_residual_feature_without_layers_or_ids_is_refused(
+    asked: Any, says: str, positions: tuple[int, ...]
+) -> None:
+    fault = only(reasons(asked, lasting()), FeatureInvalid)
+    assert says in fault.found
+    assert fault.positions == positions
+
+
+def test_a_stage_without_token_ids_is_named() -> None:
+    fault = only(reasons(engram(1, 3, 5, pattern="MM|MM|MM"), lasting()), FeatureInvalid)
+    assert fault.asked == "feature engram at layers 3, 5, on stage 1, 2"
+
+
+@pytest.mark.parametrize(
+    ("ends", "stages"),
+    [
+        ({}, [0, 0, 1, 1, 2, 2, 3, 3]),
+        ({"first": 1, "last": 3}, [0, 1, 1, 2, 2, 3, 3, 3]),
+        ({"first": 2}, [0, 0, 1, 1, 2, 2, 3, 3]),
+        ({"last": 5}, [0, 1, 2, 3, 3, 3, 3, 3]),
+    ],
+)
+def test_stages_are_those_that_upstream_cuts_where_the_pattern_says_none(
+    ends: dict[str, int], stages: list[int]
+) -> None:
+    sizes = {f"num_layers_in_{end}_pipeline_stage": size for end, size in ends.items()}
+    asked = recipe("MMMMMMMM", megatron=sizes, parallelism={"pipeline-parallel": 4})
+    assert stage_numbers(read_pattern(asked)[0], asked) == stages
+
+
+def test_layers_are_for_a_residual_feature_alone() -> None:
+    asked = recipe("M", **features("ngram", layers=[1]))
+    fault = only(reasons(asked, environment(memory())), FeatureInvalid)
+    assert "attaches at 'embedding', which no layer is" in fault.found
 
 
 @pytest.mark.parametrize("installed", [True, False])

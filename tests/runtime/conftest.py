@@ -95,7 +95,7 @@ def plan_of() -> Iterator[PlanOf]:
         *,
         seams: tuple[str, ...] = (),
         megatron: dict[str, Any] | None = None,
-        features: tuple[str, ...] = (),
+        features: tuple[str | FeatureEntry, ...] = (),
         parallelism: Parallelism | None = None,
         tokens: dict[str, str] | None = None,
         dialect: str = "megatron",
@@ -114,7 +114,9 @@ def plan_of() -> Iterator[PlanOf]:
             model=Model(name=pattern, pattern=pattern, dialect=dialect),
             dialect=type(recipe.dialect)(tokens=tokens or {}),
             families=families or {},
-            features=tuple(FeatureEntry(family=family) for family in features),
+            features=tuple(
+                FeatureEntry(family=one) if isinstance(one, str) else one for one in features
+            ),
             megatron=TINY | (megatron or {}),
             parallelism=parallelism or Parallelism(),
         )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megatron_seams.errors import FeatureInvalid
+from megatron_seams.recipe import FeatureEntry
 
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
 
@@ -91,6 +92,7 @@ def test_boundaries_of_a_forward_that_failed_are_forgotten(featured):
 def test_a_copied_embedding_calls_the_copied_feature():
     import copy
 
+    from megatron_seams.runtime.batch import Batch
     from megatron_seams.runtime.features import EmbeddingFeature
 
     class Ones(torch.nn.Module):
@@ -101,7 +103,8 @@ def test_a_copied_embedding_calls_the_copied_feature():
     embedding = torch.nn.Embedding(8, 4)
     embedding.feature = Ones()
     embedding.feature.value = 1
-    embedding.register_forward_hook(EmbeddingFeature(feature=embedding.feature).add)
+    attached = EmbeddingFeature(feature=embedding.feature, batch=Batch(features=("feature",)))
+    embedding.register_forward_hook(attached.add)
     other = copy.deepcopy(embedding)
     other.feature.value = 3
     ids = torch.tensor([[1, 2]])
@@ -115,18 +118,149 @@ def test_a_stage_without_an_embedding_has_no_feature(plan_of):
     assert not any("bonus" in key for key in model.state_dict())
 
 
-def test_a_feature_is_refused_where_the_hook_cannot_serve_it(plan_of, plain):
+def test_a_feature_at_the_embedding_is_refused_where_the_hook_cannot_serve_it(plan_of, plain):
+    from megatron_seams.runtime.batch import Batch
     from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.features import attach_to_embedding
 
-    feature = torch.nn.Identity()
+    feature, batch = torch.nn.Identity(), Batch(features=("bonus",))
     with pytest.raises(FeatureInvalid, match="already"):
-        attach_to_embedding(plain, "word_embeddings", feature)
+        attach_to_embedding(plain, "word_embeddings", feature, batch)
     with pytest.raises(FeatureInvalid, match="rolled"):
-        attach_to_embedding(build_model(plan_of("*-/*")), "bonus", feature)
-    plain.config.sequence_parallel = True
-    try:
-        with pytest.raises(FeatureInvalid, match="sequence-parallel"):
-            attach_to_embedding(plain, "bonus", feature)
-    finally:
-        plain.config.sequence_parallel = False
+        attach_to_embedding(build_model(plan_of("*-/*")), "bonus", feature, batch)
+
+
+def test_a_forward_of_inference_is_refused(featured, remembering):
+    for model, name in ((featured, "bonus"), (remembering, "memo")):
+        with pytest.raises(FeatureInvalid, match=f"an inference context, with {name}"):
+            model(**inputs(), inference_context=object())
+        given = inputs()
+        with pytest.raises(FeatureInvalid, match="inference context"):
+            model(given["input_ids"], given["position_ids"], None, None, None, object())
+
+
+# --- at the residual of named layers ------------------------------------------------------------
+
+
+def remembered(*layers):
+    return FeatureEntry(family="engram", layers=layers)
+
+
+@pytest.fixture(scope="module")
+def remembering(plan_of):
+    from megatron_seams.runtime.build import build_model
+
+    torch.manual_seed(3)
+    plan = plan_of("*-R", seams=("memo", "rider"), tokens=R, features=(remembered(2, 3),))
+    return build_model(plan)
+
+
+R = {"R": "recurrent"}
+
+
+def test_a_residual_feature_is_a_child_of_its_layers_and_native_keys_stay(remembering, plan_of):
+    from megatron_seams.runtime.build import build_model
+
+    plain = build_model(plan_of("*-R", seams=("rider",), tokens=R))
+    added = {f"decoder.layers.{at}.memo.table.weight" for at in (1, 2)}
+    assert set(remembering.state_dict()) - set(plain.state_dict()) == added
+    assert set(plain.state_dict()) < set(remembering.state_dict())
+    sharded = remembering.sharded_state_dict()
+    assert {part.key for name, part in sharded.items() if name in added} == added
+    memos = [layer.memo for layer in remembering.decoder.layers[1:]]
+    assert [memo.layer_number for memo in memos] == [2, 3]
+    assert {memo.layer_numbers for memo in memos} == {(2, 3)}
+
+
+def test_what_it_gives_is_added_to_what_enters_the_layer(remembering):
+    entered = []
+    layers = remembering.decoder.layers
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda _, __, given: entered.append(given["hidden_states"]), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    remembering(**inputs()).sum().backward()
+    for handle in handles:
+        handle.remove()
+    for at in (1, 2):
+        memo = layers[at].memo
+        before, boundaries = memo.seen.pop()
+        assert boundaries is None
+        assert torch.equal(entered[at], before + memo.table(inputs()["input_ids"]).transpose(0, 1))
+        assert memo.table.weight.grad.abs().sum() > 0
+
+
+def test_a_residual_feature_knows_the_boundaries_of_its_own_forward(remembering):
+    seen = remembering.decoder.layers[1].memo.seen
+    seen.clear()
+    remembering(**inputs(), packed_seq_params=packed([0, 3, 8]))
+    remembering(**inputs())
+    assert [None if part is None else part.tolist() for _, part in seen] == [[0, 3, 8], None]
+
+
+def test_a_copied_model_calls_its_own_residual_features_with_its_own_batch():
+    import copy
+
+    from megatron_seams.runtime.batch import Batch
+    from megatron_seams.runtime.features import ResidualFeature
+
+    class Scaled(torch.nn.Module):
+        scale = 1
+
+        def forward(self, hidden_states, input_ids, cu_seqlens=None):
+            return input_ids * self.scale
+
+    class Layer(torch.nn.Identity):
+        layer_number = 1
+
+    class Stack(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Layer()
+
+        def forward(self, input_ids, hidden_states):
+            return self.layer(hidden_states)
+
+    model = Stack()
+    model.layer.memo = Scaled()
+    batch = Batch(features=("memo",))
+    attached = ResidualFeature(name="memo", feature=model.layer.memo, batch=batch)
+    model.layer.register_forward_pre_hook(attached.add, with_kwargs=True)
+    batch.watch(model)
+    other = copy.deepcopy(model)
+    other.layer.memo.scale = 3
+    ids = torch.tensor([2])
+    given = []
+    other.layer.memo.register_forward_hook(lambda *_: given.append(batch.input_ids))
+    assert other(ids, torch.tensor([1])).item() == 7
+    assert given == [None]  # the original's batch is not the copy's
+    assert model(ids, torch.tensor([1])).item() == 3
+
+
+def test_a_stage_that_is_given_no_ids_says_so(remembering):
+    with pytest.raises(FeatureInvalid, match=r"memo at layer 2(?s:.*)no token ids"):
+        remembering(None, None, None, decoder_input=torch.zeros(8, 1, 32))
+
+
+def test_a_residual_feature_is_refused_where_layers_run_outside_of_the_forward(remembering):
+    from types import SimpleNamespace
+
+    from megatron_seams.runtime.batch import Batch
+    from megatron_seams.runtime.features import attach_to_layer
+
+    layer, batch = remembering.decoder.layers[0], Batch(features=("memo",))
+    config = {"recompute_granularity": None, "cuda_graph_impl": "none"}
+
+    def attach(name="memo", **changes):
+        attach_to_layer(
+            layer, name, torch.nn.Identity(), batch, SimpleNamespace(**config | changes)
+        )
+
+    with pytest.raises(FeatureInvalid, match="runs the layer again"):
+        attach(recompute_granularity="full")
+    with pytest.raises(FeatureInvalid, match="replayed"):
+        attach(cuda_graph_impl="local")
+    with pytest.raises(FeatureInvalid, match="already"):
+        attach("self_attention")

@@ -210,7 +210,7 @@ def _notes(plan: Plan) -> Iterator[str]:
         )
     for feature in plan.features:
         yield (
-            f"feature {feature.family} at {feature.placement}, by seam {feature.seam.name} "
+            f"feature {feature.family} at {feature.place}, by seam {feature.seam.name} "
             f"({feature.seam.owner}): upstream's FLOP count does not know it"
         )
     if plan.seams:

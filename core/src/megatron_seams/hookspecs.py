@@ -79,10 +79,17 @@ class FeatureContext:
         megatron_version: The version of the Megatron that builds the model.
         backend: Linears and norms.
         pg_collection: The process groups.
-        placement: Where the module attaches, ``embedding``.
+        placement: Where the module attaches, ``embedding`` or ``residual``.
         vocab_size: Rows of the model's word embedding; token ids are below it.
         packed_sequences: Whether several documents share one row of the batch. The feature then
             needs a boundary source and refuses without one.
+        reduce_scatter_embeddings: Upstream's word for a word embedding that is [s / tp, b, h], each
+            tensor-parallel rank's piece of the sequence, and not [b, s, h]. At ``embedding``, the
+            module's output has the same form.
+        layer_number: At ``residual``, the 1-based global number of the layer; the hook is called
+            for each. 0 at ``embedding``.
+        layer_numbers: At ``residual``, the numbers of all layers that have the feature, on all
+            stages.
     """
 
     config: "TransformerConfig"
@@ -93,6 +100,9 @@ class FeatureContext:
     placement: str
     vocab_size: int
     packed_sequences: bool
+    reduce_scatter_embeddings: bool = False
+    layer_number: int = 0
+    layer_numbers: tuple[int, ...] = ()
 
 
 class Hooks:
@@ -136,9 +146,16 @@ class Hooks:
 
         At ``embedding`` the module is called as ``module(input_ids, cu_seqlens=...)`` with
         ``input_ids`` [b, s] int64 and ``cu_seqlens`` [documents + 1] int32 or None, and returns
-        [b, s, h] to be added to the word embedding.
+        [b, s, h] to be added to the word embedding; [s / tp, b, h] where the context says
+        ``reduce_scatter_embeddings``.
         """
 
     @hookspec
     def engram_feature(self, context: FeatureContext) -> "nn.Module":  # type: ignore[empty-body] # a spec
-        """Build a gated n-gram memory for chosen layers."""
+        """Build a gated n-gram memory for one of the chosen layers.
+
+        At ``residual`` the module is called as ``module(hidden_states, input_ids, cu_seqlens=...)``
+        with the ``hidden_states`` that enter the layer, [s, b, h] or with sequence parallelism
+        [s / tp, b, h], and ``input_ids`` and ``cu_seqlens`` of the whole row as at ``embedding``;
+        it returns what is added to ``hidden_states``, of the same shape.
+        """

@@ -82,15 +82,25 @@ class PlannedFeature:
 
     Attributes:
         family: The feature family, ``ngram``.
-        placement: Where it attaches, ``embedding``.
+        placement: Where it attaches, ``embedding`` or ``residual``.
         seam: Who builds it.
         why: One sentence.
+        layers: At ``residual``, the 1-based global numbers of the layers, ascending.
+        stages: The 0-based pipeline stages that it lives on.
     """
 
     family: str
     placement: str
     seam: Seam
     why: str
+    layers: tuple[int, ...] = ()
+    stages: tuple[int, ...] = (0,)
+
+    @property
+    def place(self) -> str:
+        """Placement, layers and stages in words."""
+        layers = f" of layers {', '.join(map(str, self.layers))}" if self.layers else ""
+        return f"{self.placement}{layers}, stage {', '.join(map(str, self.stages))}"
 
 
 @attrs.frozen(kw_only=True)

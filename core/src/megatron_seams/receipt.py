@@ -49,8 +49,11 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             {
                 "family": feature.family,
                 "placement": feature.placement,
+                "layers": list(feature.layers),
+                "stages": list(feature.stages),
                 "seam": feature.seam.name,
                 "owner": feature.seam.owner,
+                "upstream_fallback": feature.seam.manifest.upstream.fallback,
                 "why": feature.why,
             }
             for feature in plan.features

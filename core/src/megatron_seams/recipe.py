@@ -51,10 +51,17 @@ class LayersEntry:
 
 @attrs.frozen(kw_only=True)
 class FeatureEntry:
-    """``[[features]]``: a feature family, and where it attaches."""
+    """``[[features]]``: a feature family, and where it attaches.
+
+    Attributes:
+        family: The feature family.
+        placement: The seam's own if left out.
+        layers: At ``residual``, the 1-based global numbers of the layers.
+    """
 
     family: str
     placement: str | None = None
+    layers: tuple[int, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -9,16 +9,12 @@ import attrs
 from megatron_seams.choice import Choice, Chooser, unused_settings
 from megatron_seams.demands import unmet_demands
 from megatron_seams.environment import Environment
-from megatron_seams.errors import (
-    FeatureInvalid,
-    Refusal,
-    SeamInMtp,
-    SeamsError,
-)
+from megatron_seams.errors import Refusal, SeamInMtp, SeamsError
 from megatron_seams.families import BUILT_IN
 from megatron_seams.lowering import Carriers, choose_carriers
 from megatron_seams.pattern import Pattern
-from megatron_seams.plan import Custom, Layer, Native, Plan, PlannedFeature, Provider
+from megatron_seams.placement import plan_features
+from megatron_seams.plan import Custom, Layer, Native, Plan, Provider
 from megatron_seams.recipe import Recipe
 from megatron_seams.seam import Seam
 from megatron_seams.specialise import Families, families_of, read_pattern
@@ -108,7 +104,7 @@ def _resolve(recipe: Recipe, environment: Environment, today: datetime.date | No
     reasons: list[SeamsError] = [*environment.faults, *families.faults]
     choices = _choose(chooser, pattern, families, reasons)
     mtp = _choose_mtp(chooser, pattern, families, reasons)
-    features = _features(recipe, pattern, environment, chooser, reasons)
+    features = plan_features(recipe, pattern, environment, chooser, reasons)
     carriers = _carry(environment, choices, mtp, reasons)
     chosen = {seam.name: seam for seam in (*_seams(choices.values()), *(f.seam for f in features))}
     reasons += unmet_demands(recipe, pattern, environment, carriers, chosen.values())
@@ -214,55 +210,6 @@ def _choose_mtp(
         else:
             found[family] = choice.provider
     return found
-
-
-def _features(
-    recipe: Recipe,
-    pattern: Pattern,
-    environment: Environment,
-    chooser: Chooser,
-    reasons: list[SeamsError],
-) -> list[PlannedFeature]:
-    planned: dict[str, PlannedFeature] = {}
-    for entry in recipe.features:
-        family = environment.families.get(entry.family)
-        problem = advice = ""
-        if family is not None and family.kind != "feature":
-            problem, advice = f"{entry.family} is a block", "spell it in the pattern"
-        elif entry.family in planned:
-            problem, advice = "the recipe has it twice", "keep one entry"
-        elif pattern.mtp_depths:
-            problem = (
-                "the pattern has an MTP suffix: MTP calls the same embedding with token ids that "
-                "are rolled by one, which no feature takes yet"
-            )
-            advice = "leave out the suffix or the feature"
-        if problem:
-            reasons.append(_feature_fault(entry.family, problem, advice))
-            continue
-        choice = chooser.choose(entry.family, of_layer=False)
-        if isinstance(choice, SeamsError):
-            reasons.append(choice)
-            continue
-        seam = choice.provider
-        if not isinstance(seam, Seam) or seam.manifest.feature is None:
-            continue
-        placement = seam.manifest.feature.placement
-        if entry.placement not in (None, placement):
-            problem = f"{seam.claim} attaches at {placement!r}"
-            advice = f'write placement = "{placement}", or leave it out'
-            reasons.append(_feature_fault(f"{entry.family} at {entry.placement}", problem, advice))
-            continue
-        planned[entry.family] = PlannedFeature(
-            family=entry.family, placement=placement, seam=seam, why=choice.why
-        )
-    return list(planned.values())
-
-
-def _feature_fault(asked: str, found: str, advice: str) -> FeatureInvalid:
-    return FeatureInvalid(
-        asked=f"feature {asked}", found=found, next=advice, subject=asked, key="features"
-    )
 
 
 def _seams(choices: Iterable[Choice]) -> list[Seam]:

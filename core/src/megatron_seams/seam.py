@@ -155,7 +155,7 @@ class Placement:
         placement: ``embedding``: what it returns is added to the word embedding.
     """
 
-    placement: str = field(validator=one_of("embedding"))
+    placement: str = field(validator=one_of("embedding", "residual"))
 
 
 @attrs.frozen(kw_only=True)

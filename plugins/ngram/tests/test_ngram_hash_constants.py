@@ -114,6 +114,7 @@ from megatron_seams_ngram.hash.options import Options
 module = HashedNgramEmbedding(
     Options(table_rows=50, seed=3), hidden_size=4, vocab_size=9, packed_sequences=False,
     init_std=0.02, dtype=torch.float32, use_cpu_initialization=True,
+    tp_group=None, reduce_scatter_embeddings=False,
 )
 torch.save(module.state_dict(), {file!r})
 """
@@ -132,6 +133,8 @@ def test_constants_and_weights_do_not_depend_on_any_global_generator(tmp_path: P
         init_std=0.02,
         dtype=torch.float32,
         use_cpu_initialization=True,
+        tp_group=None,
+        reduce_scatter_embeddings=False,
     ).state_dict()
     assert torch.equal(before, torch.get_rng_state())
     assert here.keys() == elsewhere.keys()

@@ -2,12 +2,13 @@
 
 from itertools import accumulate, chain
 
+import attrs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_seams_ngram.hash.module import HashedNgramEmbedding
-from megatron_seams_ngram.hash.options import Options
+from megatron_seams_ngram.hash.options import BACKENDS, Options
 from megatron_seams_ngram.reference import reference_indices
 from megatron_seams_ngram.tables import make_tables
 
@@ -22,6 +23,7 @@ options = st.builds(
     width=st.just(2),
     seed=st.integers(0, 2**63 - 1),
     pad_id=st.none() | st.integers(0, 2**40),
+    backend=st.sampled_from(BACKENDS),
 )
 token = st.integers(0, VOCAB_SIZE - 1)
 document = st.lists(token, min_size=1, max_size=12)
@@ -36,6 +38,8 @@ def build(chosen: Options) -> HashedNgramEmbedding:
         init_std=0.02,
         dtype=torch.float32,
         use_cpu_initialization=True,
+        tp_group=None,
+        reduce_scatter_embeddings=False,
     )
 
 
@@ -116,25 +120,17 @@ def test_each_index_lies_in_its_own_table() -> None:
     module = build(Options(table_rows=20, width=2))
     generator = torch.Generator().manual_seed(0)
     indices = module.indices(torch.randint(VOCAB_SIZE, (4, 64), generator=generator))
-    local = indices - module.offsets
-    assert bool(((local >= 0) & (local < module.primes)).all())
+    local = indices - module.tables.offsets
+    assert bool(((local >= 0) & (local < module.tables.primes)).all())
 
 
 def test_missing_history_is_no_token_by_default() -> None:
     module = build(Options(table_rows=500, width=2))
-    assert module.pad_id.tolist() == [VOCAB_SIZE]
+    assert module.tables.pad_id.tolist() == [VOCAB_SIZE]
     # With the pad id 0, a row that starts with token 0 would hash as one that starts before it.
     (first, second) = module.indices(torch.tensor([[0, 5], [5, 0]])).unbind()
     assert first[1].tolist() != second[0].tolist()
 
 
 def _with_eod(chosen: Options) -> Options:
-    return Options(
-        orders=chosen.orders,
-        heads=chosen.heads,
-        table_rows=chosen.table_rows,
-        width=chosen.width,
-        seed=chosen.seed,
-        pad_id=chosen.pad_id,
-        end_of_document_id=EOD,
-    )
+    return attrs.evolve(chosen, end_of_document_id=EOD)

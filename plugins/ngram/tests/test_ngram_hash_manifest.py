@@ -38,6 +38,8 @@ def test_the_manifest_says_feature_at_the_embedding_and_what_it_supports() -> No
     assert manifest.feature.placement == "embedding"
     assert manifest.upstream.accepts is None
     assert [name for name in CAPABILITIES if manifest.supports[name]] == [
+        "tensor-parallel",
+        "sequence-parallel",
         "pipeline-parallel",
         "expert-parallel",
         "packed-sequences",

@@ -32,7 +32,7 @@ def build(
         options=Options(table_rows=100, width=4, heads=2, **options),
         megatron_version=Version("0.19.2"),
         backend=SimpleNamespace(),
-        pg_collection=SimpleNamespace(),
+        pg_collection=SimpleNamespace(tp=None),
         placement="embedding",
         vocab_size=VOCAB_SIZE,
         packed_sequences=packed_sequences,
@@ -75,8 +75,8 @@ def test_gradients_reach_the_projection_at_once_and_the_table_from_the_second_st
     optimizer.step()
     optimizer.zero_grad()
     module(input_ids).sum().backward()
-    assert module.table.grad is not None
-    touched = module.table.grad.any(dim=1).nonzero().flatten()
+    assert module.tables.weight.grad is not None
+    touched = module.tables.weight.grad.any(dim=1).nonzero().flatten()
     assert touched.tolist() == sorted(set(module.indices(input_ids).flatten().tolist()))
 
 
@@ -152,13 +152,14 @@ def test_a_checkpoint_keeps_hashing_as_it_was_trained() -> None:
     train(trained, input_ids)
     state = trained.state_dict()
     assert set(state) == {
-        "table",
         "projection",
-        "multipliers",
-        "biases",
-        "primes",
-        "offsets",
-        "pad_id",
+        "tables.weight",
+        "tables.multipliers",
+        "tables.biases",
+        "tables.hash_of",
+        "tables.primes",
+        "tables.offsets",
+        "tables.pad_id",
     }
     loaded = build(seed=2)
     assert not torch.equal(loaded.indices(input_ids), trained.indices(input_ids))
@@ -170,7 +171,7 @@ def test_casting_the_model_leaves_the_hash_constants_whole() -> None:
     module = build()
     before = module.indices(tokens(1, 9))
     module.to(torch.bfloat16)
-    assert module.table.dtype == torch.bfloat16
+    assert module.tables.weight.dtype == torch.bfloat16
     assert torch.equal(module.indices(tokens(1, 9)), before)
 
 

@@ -118,10 +118,10 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
     for feature in plan.features:
         table.add_row(
             "1",
-            f"at {feature.placement}",
+            f"at {feature.place}",
             "-",
             feature.family,
-            f"seam {feature.seam.name}",
+            f"seam {feature.seam.name}, fallback {feature.seam.manifest.upstream.fallback}",
             feature.seam.owner,
             feature.why,
         )

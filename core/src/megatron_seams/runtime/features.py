@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from megatron_seams.errors import FeatureInvalid, HookMissing
 from megatron_seams.hookspecs import Backend, FeatureContext
+from megatron_seams.placement import EMBEDDING
 from megatron_seams.plan import Plan, PlannedFeature
 from megatron_seams.plugins import LoadedSeams
+from megatron_seams.runtime.batch import Batch
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
     from megatron_seams.runtime.compat import HybridModel
 
 
@@ -21,46 +25,69 @@ if TYPE_CHECKING:
 class EmbeddingFeature:
     """A feature that adds to the word embedding.
 
-    Its hooks are bound methods of this object. A copy made by ``copy.deepcopy`` thus gets hooks
-    that call the *copied* feature (hooks that are closures would go on calling the original).
-
     Attributes:
-        feature: Called as ``feature(input_ids, cu_seqlens=...)``, [b, s] -> [b, s, h].
-        cu_seqlens: The document boundaries of the forward that is under way, [documents + 1] int32;
-            None outside of one, and in one without packed sequences.
+        feature: Called as ``feature(input_ids, cu_seqlens=...)``, [b, s] -> what the word embedding
+            gives: [b, s, h], or [s / tp, b, h] with ``reduce_scatter_embeddings``.
+        batch: The forward that is under way.
     """
 
     feature: nn.Module
-    cu_seqlens: Tensor | None = None
-
-    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Note the boundaries of this forward."""
-        del model, args
-        packed = kwargs.get("packed_seq_params")
-        if packed is None:
-            self.cu_seqlens = None
-        elif packed.cu_seqlens_q_padded is not None:
-            # The padded boundaries are where the documents lie in input_ids.
-            self.cu_seqlens = packed.cu_seqlens_q_padded
-        else:
-            self.cu_seqlens = packed.cu_seqlens_q
+    batch: Batch
 
     def add(self, embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Add the feature to the word embedding [b, s, h]."""
+        """Add the feature to the word embedding."""
         del embedding
-        enriched: Tensor = output + self.feature(args[0], cu_seqlens=self.cu_seqlens)
+        enriched: Tensor = output + self.feature(args[0], cu_seqlens=self.batch.cu_seqlens)
         return enriched
 
-    def leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forget the boundaries, so that no later call can take them for its own."""
-        del model, args, output
-        self.cu_seqlens = None
+
+@attrs.define(kw_only=True, eq=False)
+class ResidualFeature:
+    """A feature that adds to the hidden states that enter a layer.
+
+    Attributes:
+        name: The feature's name, for messages.
+        feature: Called as ``feature(hidden_states, input_ids, cu_seqlens=...)``.
+        batch: The forward that is under way.
+    """
+
+    name: str
+    feature: nn.Module
+    batch: Batch
+
+    def add(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give the layer its hidden states with the feature added.
+
+        Raises:
+            FeatureInvalid: This stage was given no token ids.
+        """
+        ids = self.batch.input_ids
+        if ids is None:
+            raise FeatureInvalid(
+                asked=f"feature {self.name} at layer {layer.layer_number}",
+                found="the model's forward was given no token ids on this stage",
+                next="pass input_ids to every stage that has the feature",
+                subject=self.name,
+            )
+        hidden, *rest = args or (kwargs["hidden_states"],)
+        added = hidden + self.feature(hidden, ids, cu_seqlens=self.batch.cu_seqlens)
+        if args:
+            return (added, *rest), dict(kwargs)
+        return (), {**kwargs, "hidden_states": added}
 
 
 def attach_features(
-    model: "HybridModel", plan: Plan, loaded: LoadedSeams, backend: Backend, *, vocab_size: int
+    model: "HybridModel",
+    plan: Plan,
+    loaded: LoadedSeams,
+    backend: Backend,
+    *,
+    vocab_size: int,
+    decoder: nn.Module | None = None,
 ) -> None:
-    """Build the plan's features and attach each at its placement.
+    """Build the plan's features and attach each at its placement, where this stage has it.
 
     Args:
         model: Upstream's model, as one pipeline stage builds it; its embedding exists already.
@@ -68,25 +95,40 @@ def attach_features(
         loaded: Its plugins.
         backend: Where the seams take their linears and norms from.
         vocab_size: Rows of the word embedding.
+        decoder: The stack of layers, where ``model`` does not have it yet.
 
     Raises:
         HookMissing: A hook returned something else than a torch ``Module``.
-        FeatureInvalid: As :func:`attach_to_embedding`.
+        FeatureInvalid: As :func:`attach_to_embedding` and :func:`attach_to_layer`.
     """
-    if not model.pre_process:
-        return
+    layers: Any = (model.decoder if decoder is None else decoder).layers
+    batch = Batch(features=tuple(feature.seam.name for feature in plan.features))
+    attached = False
     for feature in plan.features:
+        name = feature.seam.name
         context = FeatureContext(
             config=model.config,
-            options=loaded.options[feature.seam.name],
+            options=loaded.options[name],
             megatron_version=Version(megatron_version),
             backend=backend,
             pg_collection=model.pg_collection,
             placement=feature.placement,
             vocab_size=vocab_size,
             packed_sequences=plan.runtime.packed_sequences,
+            layer_numbers=feature.layers,
         )
-        attach_to_embedding(model, feature.seam.name, _module(loaded, feature, context))
+        if feature.placement == EMBEDDING and model.pre_process:
+            scattered = model.embedding.reduce_scatter_embeddings
+            context = attrs.evolve(context, reduce_scatter_embeddings=scattered)
+            attach_to_embedding(model, name, _module(loaded, feature, context), batch)
+            attached = True
+        for layer in layers:
+            if layer.layer_number in feature.layers:
+                at = attrs.evolve(context, layer_number=layer.layer_number)
+                attach_to_layer(layer, name, _module(loaded, feature, at), batch, model.config)
+                attached = True
+    if attached:
+        batch.watch(model)
 
 
 def _module(loaded: LoadedSeams, feature: PlannedFeature, context: FeatureContext) -> nn.Module:
@@ -102,44 +144,87 @@ def _module(loaded: LoadedSeams, feature: PlannedFeature, context: FeatureContex
     return module
 
 
-def attach_to_embedding(model: "HybridModel", name: str, feature: nn.Module) -> bool:
+def attach_to_embedding(model: "HybridModel", name: str, feature: nn.Module, batch: Batch) -> None:
     """Attach ``feature`` to the model's word embedding as ``model.embedding.<name>``.
 
     Native keys do not change. Call it before the model is wrapped (mixed precision, DDP), so that
     the feature's parameters are seen like all others.
 
     Args:
-        model: Upstream's model, as one pipeline stage builds it.
+        model: Upstream's model, as a pipeline stage with the input embedding builds it.
         name: The child's name, which becomes part of its keys.
-        feature: Called as ``feature(input_ids, cu_seqlens=...)``, [b, s] -> [b, s, h].
-
-    Returns:
-        Whether this stage has an embedding, and so the feature.
+        feature: As :class:`EmbeddingFeature` has it.
+        batch: What the model's forwards fill.
 
     Raises:
-        FeatureInvalid: The name is taken; or the embedding is spread over the sequence
-            (sequence parallelism), or shared with MTP, neither of which the hook can serve.
+        FeatureInvalid: The name is taken; or the model has MTP depths, whose calls of the embedding
+            the hook cannot serve: with token ids that are rolled, and on the last of several stages
+            with a copy that nothing keeps equal.
     """
-    if not model.pre_process:
-        return False
     embedding = model.embedding
-    problem = advice = ""
-    if embedding.reduce_scatter_embeddings or model.config.sequence_parallel:
-        problem = "with sequence parallelism a rank holds the embedding of a part of the sequence"
-        advice = "turn sequence-parallel off, or leave the feature out"
-    elif model.mtp_process:
-        problem = "MTP calls the same embedding with token ids that are rolled by one"
-        advice = "leave out the MTP suffix or the feature"
-    elif hasattr(embedding, name):
-        problem = f"the model's embedding has a {name!r} already"
-        advice = "name the seam otherwise"
-    if problem:
-        raise FeatureInvalid(
-            asked=f"feature {name} at the embedding", found=problem, next=advice, subject=name
+    if model.config.mtp_num_layers:
+        raise _cannot(
+            name,
+            "at the embedding",
+            "MTP calls the same embedding with token ids that are rolled by one",
+            "leave out the MTP suffix or the feature",
+        )
+    if hasattr(embedding, name):
+        raise _cannot(
+            name,
+            "at the embedding",
+            f"the model's embedding has a {name!r} already",
+            "name the seam otherwise",
         )
     embedding.add_module(name, feature)
-    attached = EmbeddingFeature(feature=feature)
-    model.register_forward_pre_hook(attached.enter, with_kwargs=True)
-    embedding.word_embeddings.register_forward_hook(attached.add)
-    model.register_forward_hook(attached.leave, always_call=True)
-    return True
+    embedding.word_embeddings.register_forward_hook(
+        EmbeddingFeature(feature=feature, batch=batch).add
+    )
+
+
+def attach_to_layer(
+    layer: nn.Module, name: str, feature: nn.Module, batch: Batch, config: "TransformerConfig"
+) -> None:
+    """Attach ``feature`` to what enters a layer of the decoder, as ``<the layer>.<name>``.
+
+    Native keys do not change, and the feature's own carry the layer's global number. Call it before
+    the model is wrapped, as :func:`attach_to_embedding`.
+
+    Args:
+        layer: A layer of the decoder, whoever built it.
+        name: The child's name, which becomes part of its keys.
+        feature: As :class:`ResidualFeature` has it.
+        batch: What the model's forwards fill.
+        config: The model's configuration.
+
+    Raises:
+        FeatureInvalid: The name is taken; or layers run again outside of the model's forward (full
+            recomputation, CUDA graphs), when the token ids are gone.
+    """
+    where = f"at layer {layer.layer_number}"
+    if hasattr(layer, name):
+        found = f"that layer has a {name!r} already"
+        raise _cannot(name, where, found, "name the seam otherwise")
+    if config.recompute_granularity == "full":
+        raise _cannot(
+            name,
+            where,
+            "full recomputation runs the layer again in the backward pass, without token ids",
+            "recompute selectively, or not at all",
+        )
+    if config.cuda_graph_impl != "none":
+        raise _cannot(
+            name,
+            where,
+            f"with cuda_graph_impl = {config.cuda_graph_impl!r} the layer is replayed, and no hook "
+            "runs",
+            'leave cuda_graph_impl at "none"',
+        )
+    layer.add_module(name, feature)
+    layer.register_forward_pre_hook(
+        ResidualFeature(name=name, feature=feature, batch=batch).add, with_kwargs=True
+    )
+
+
+def _cannot(name: str, where: str, found: str, advice: str) -> FeatureInvalid:
+    return FeatureInvalid(asked=f"feature {name} {where}", found=found, next=advice, subject=name)

@@ -209,7 +209,12 @@ def _attach_when_registered(stack: nn.Module, held: Held) -> None:
         if child is stack:
             handle.remove()
             attach_features(
-                parent, held.plan, held.loaded, held.backend.provider, vocab_size=parent.vocab_size
+                parent,
+                held.plan,
+                held.loaded,
+                held.backend.provider,
+                vocab_size=parent.vocab_size,
+                decoder=child,
             )
 
     handle = register_module_module_registration_hook(attach)

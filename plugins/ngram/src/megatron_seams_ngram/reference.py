@@ -26,8 +26,9 @@ def reference_indices(
 
 
 def _index(tables: HashTables, j: int, document: Sequence[int], t: int, pad_id: int) -> int:
-    hashed = tables.biases[j]
-    for p, multiplier in enumerate(tables.multipliers[j]):
+    hash_of_table = tables.hash_of[j]
+    hashed = tables.biases[hash_of_table]
+    for p, multiplier in enumerate(tables.multipliers[hash_of_table]):
         token = document[t - p] if t >= p else pad_id
         hashed ^= multiplier * token % 2**64
     return hashed % 2**63 % tables.primes[j] + tables.offsets[j]

@@ -30,10 +30,21 @@ def splitmix64(seed: int) -> Iterator[int]:
     return _sequence(seed)
 
 
-def _sequence(state: int) -> Iterator[int]:
+def _sequence(seed: int) -> Iterator[int]:
+    number = 0
     while True:
-        state = (state + 0x9E3779B97F4A7C15) & MASK
-        z = state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-        yield z ^ (z >> 31)
+        yield nth(seed, number)
+        number += 1
+
+
+def nth(seed: int, number: int) -> int:
+    """Element ``number`` of the sequence, counted from 0, without those before it.
+
+    Args:
+        seed: As for :func:`splitmix64`.
+        number: 0 or more.
+    """
+    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)

@@ -11,24 +11,29 @@ from megatron_seams_ngram.splitmix64 import splitmix64
 
 @attrs.frozen(kw_only=True)
 class HashTables:
-    """What the index rule needs to know of each table j; see :mod:`megatron_seams_ngram.indices`.
+    """What the index rule needs to know; see :mod:`megatron_seams_ngram.indices`.
 
     Attributes:
-        orders: o_j, how many tokens an n-gram of table j has.
-        primes: P_j, its rows; all different.
-        multipliers: m[j, p] for p < o_j, odd unsigned 64-bit integers.
-        biases: b_j, unsigned 64-bit integers.
+        multipliers: m[i, p] of hash i for p below its order, odd unsigned 64-bit integers.
+        biases: b_i, unsigned 64-bit integers.
+        hash_of: i(j), the hash whose value table j takes.
+        primes: P_j, the rows of table j; all different.
     """
 
-    orders: tuple[int, ...]
-    primes: tuple[int, ...]
     multipliers: tuple[tuple[int, ...], ...]
     biases: tuple[int, ...]
+    hash_of: tuple[int, ...]
+    primes: tuple[int, ...]
 
     @property
     def number(self) -> int:
         """How many tables."""
-        return len(self.orders)
+        return len(self.primes)
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """o_j: how many tokens an n-gram of table j has."""
+        return tuple(len(self.multipliers[i]) for i in self.hash_of)
 
     @property
     def rows(self) -> int:
@@ -42,7 +47,7 @@ class HashTables:
 
 
 def make_tables(*, orders: Sequence[int], heads: int, table_rows: int, seed: int) -> HashTables:
-    """Derive the constants of ``len(orders) * heads`` tables.
+    """Derive the constants of ``len(orders) * heads`` tables, each with a hash of its own.
 
     Nothing but the arguments decides: no global generator is read, so every rank, every copy of the
     model and every restart hashes alike.
@@ -53,17 +58,17 @@ def make_tables(*, orders: Sequence[int], heads: int, table_rows: int, seed: int
         table_rows: The least size of a table; the sizes are the smallest primes from there on.
         seed: 0 <= seed < 2**64.
     """
-    table_orders = tuple(order for order in orders for _ in range(heads))
     draw = splitmix64(seed)
     multipliers = []
     biases = []
-    for order in table_orders:
+    for order in (order for order in orders for _ in range(heads)):
         # An even multiplier would drop a token's top bits; an odd one is a bijection of 64 bits.
         multipliers.append(tuple(next(draw) | 1 for _ in range(order)))
         biases.append(next(draw))
+    number = len(biases)
     return HashTables(
-        orders=table_orders,
-        primes=primes_from(table_rows, len(table_orders)),
         multipliers=tuple(multipliers),
         biases=tuple(biases),
+        hash_of=tuple(range(number)),
+        primes=primes_from(table_rows, number),
     )

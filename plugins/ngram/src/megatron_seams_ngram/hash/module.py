@@ -1,14 +1,19 @@
 """The hashed n-gram embedding as a module."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 
-from megatron_seams.errors import FeatureInvalid
-from megatron_seams_ngram.documents import starts_from_cu_seqlens, starts_from_end_of_document
+from megatron_seams_ngram.boundaries import Boundaries
 from megatron_seams_ngram.hash.options import Options
-from megatron_seams_ngram.indices import hash_indices, multiplier_matrix, signed
+from megatron_seams_ngram.ngram_tables import NgramTables, sharded
+from megatron_seams_ngram.parallel import summed, summed_and_scattered
 from megatron_seams_ngram.tables import make_tables
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class HashedNgramEmbedding(nn.Module):
@@ -19,8 +24,8 @@ class HashedNgramEmbedding(nn.Module):
     model is the one without the feature. The tables learn from the second step on, once W is not
     zero any more.
 
-    The hash constants are persistent buffers. A checkpoint therefore keeps hashing as it was
-    trained, even where the recipe's seed or the (padded) vocabulary has changed since.
+    Tensor-parallel ranks have a part of the tables' rows each and the whole of W. What they
+    exchange is e, which is narrower than the hidden size.
 
     Args:
         options: Sizes, seed and ids.
@@ -31,17 +36,17 @@ class HashedNgramEmbedding(nn.Module):
         dtype: Of the parameters and the output.
         use_cpu_initialization: As in Megatron's configuration: leave the parameters on the CPU;
             else they lie on the current CUDA device. Their values are the same.
+        tp_group: The tensor-parallel group, or None for a single rank.
+        reduce_scatter_embeddings: Whether the word embedding of a rank is its own piece of the
+            sequence, [s / ranks, b, h], as upstream has it under sequence parallelism.
 
     Attributes:
-        table: [rows of all tables, width], one below the other.
+        tables: The rows.
         projection: W, [h, tables * width].
-    """
 
-    multipliers: Tensor
-    biases: Tensor
-    primes: Tensor
-    offsets: Tensor
-    pad_id: Tensor
+    Raises:
+        FeatureInvalid: An end-of-document id that no token of the model can have.
+    """
 
     def __init__(
         self,
@@ -53,10 +58,18 @@ class HashedNgramEmbedding(nn.Module):
         init_std: float,
         dtype: torch.dtype,
         use_cpu_initialization: bool,
+        tp_group: "ProcessGroup | None",
+        reduce_scatter_embeddings: bool,
     ) -> None:
         super().__init__()
-        self.options = options
-        self.packed_sequences = packed_sequences
+        self.boundaries = Boundaries(
+            seam="ngram_hash",
+            end_of_document_id=options.end_of_document_id,
+            packed_sequences=packed_sequences,
+        )
+        self.boundaries.check(vocab_size)
+        self.tp_group = tp_group
+        self.reduce_scatter_embeddings = reduce_scatter_embeddings
         device = torch.device("cpu" if use_cpu_initialization else "cuda")
         tables = make_tables(
             orders=options.orders,
@@ -64,26 +77,23 @@ class HashedNgramEmbedding(nn.Module):
             table_rows=options.table_rows,
             seed=options.seed,
         )
-        pad_id = vocab_size if options.pad_id is None else options.pad_id
-        constants = {
-            "multipliers": multiplier_matrix(tables),
-            "biases": torch.tensor([signed(bias) for bias in tables.biases]),
-            "primes": torch.tensor(tables.primes),
-            "offsets": torch.tensor(tables.offsets),
-            "pad_id": torch.tensor([pad_id]),
-        }
-        for name, value in constants.items():
-            self.register_buffer(name, value.to(device))
-
-        # A generator of its own, on the CPU in float32: the same weights on every rank and device,
-        # in whatever order modules are built, and the native modules' weights stay what they were.
-        generator = torch.Generator(device="cpu").manual_seed(options.seed)
-        table = torch.empty(tables.rows, options.width, dtype=torch.float32, device="cpu")
-        table.normal_(std=init_std, generator=generator)
-        self.table = nn.Parameter(table.to(device=device, dtype=dtype))
+        self.tables = NgramTables(
+            tables,
+            width=options.width,
+            pad_id=vocab_size if options.pad_id is None else options.pad_id,
+            seed=options.seed,
+            init_std=init_std,
+            dtype=dtype,
+            device=device,
+            tp_group=tp_group,
+            backend=options.backend,
+        )
         self.projection = nn.Parameter(
             torch.zeros(hidden_size, tables.number * options.width, dtype=dtype, device=device)
         )
+        # A rank that sees a piece of the sequence has a part of the gradient; upstream adds up the
+        # gradients of what is marked so.
+        self.projection.sequence_parallel = reduce_scatter_embeddings  # type: ignore[attr-defined]
 
     def forward(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
         """Embed the n-grams that end at each position.
@@ -93,14 +103,18 @@ class HashedNgramEmbedding(nn.Module):
             cu_seqlens: [documents + 1] int32, the boundaries of packed documents, or None.
 
         Returns:
-            [b, s, h] in the parameters' dtype.
+            [b, s, h] in the parameters' dtype; [s / ranks, b, h] with
+            ``reduce_scatter_embeddings``.
 
         Raises:
-            FeatureInvalid: Sequences are packed and nothing says where documents end, or
-                ``cu_seqlens`` does not fit ``input_ids``.
+            FeatureInvalid: As :meth:`Boundaries.starts`.
         """
-        rows = embedding(self.indices(input_ids, cu_seqlens=cu_seqlens), self.table)
-        return linear(rows.flatten(start_dim=2), self.projection)
+        rows = self.tables(input_ids, self.boundaries.starts(input_ids, cu_seqlens))
+        if self.reduce_scatter_embeddings:
+            rows = summed_and_scattered(rows.transpose(0, 1).contiguous(), self.tp_group)
+        else:
+            rows = summed(rows, self.tp_group)
+        return linear(rows, self.projection)
 
     def indices(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
         """Hash the n-grams that end at each position.
@@ -110,72 +124,15 @@ class HashedNgramEmbedding(nn.Module):
             cu_seqlens: As in :meth:`forward`.
 
         Returns:
-            [b, s, tables] int64, rows of ``table``.
+            [b, s, tables] int64, rows of all tables.
 
         Raises:
             FeatureInvalid: As in :meth:`forward`.
         """
-        return hash_indices(
-            input_ids,
-            self._starts(input_ids, cu_seqlens),
-            multipliers=self.multipliers,
-            biases=self.biases,
-            primes=self.primes,
-            offsets=self.offsets,
-            pad_id=self.pad_id,
-        )
+        return self.tables.indices(input_ids, self.boundaries.starts(input_ids, cu_seqlens))
 
-    def _starts(self, input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        """Where each token's document begins: the latest boundary of either source."""
-        eod = self.options.end_of_document_id
-        if self.packed_sequences and cu_seqlens is None and eod is None:
-            raise _no_boundaries()
-        starts = torch.zeros((), dtype=torch.int64, device=input_ids.device)
-        if cu_seqlens is not None:
-            _check_fits(cu_seqlens, input_ids)
-            starts = starts_from_cu_seqlens(cu_seqlens, input_ids.shape[1])
-        if eod is not None:
-            starts = torch.maximum(starts, starts_from_end_of_document(input_ids, eod))
-        return starts
-
-    def extra_repr(self) -> str:
-        """Show the sizes where torch prints the module."""
-        rows, width = self.table.shape
-        return f"tables={len(self.primes)}, rows={rows}, width={width}"
-
-
-def check_boundary_id(end_of_document_id: int | None, vocab_size: int) -> None:
-    """Refuse an end-of-document id that no token can have: its boundaries would never come.
-
-    Raises:
-        FeatureInvalid: The id is not below ``vocab_size``.
-    """
-    if end_of_document_id is not None and end_of_document_id >= vocab_size:
-        raise FeatureInvalid(
-            asked=f"n-gram windows that stop behind token {end_of_document_id}",
-            found=f"token ids are below {vocab_size}, so that token never comes",
-            next="set end-of-document-id to the tokenizer's id, or leave it out",
-            subject="ngram_hash",
-            key="seams.ngram_hash.end-of-document-id",
-        )
-
-
-def _no_boundaries() -> FeatureInvalid:
-    return FeatureInvalid(
-        asked="n-grams of packed sequences that stop at document boundaries",
-        found="neither cu_seqlens came with the batch nor is there an end-of-document id",
-        next="pass packed_seq_params to the model, or set end-of-document-id in the recipe",
-        subject="ngram_hash",
-        key="seams.ngram_hash.end-of-document-id",
-    )
-
-
-def _check_fits(cu_seqlens: Tensor, input_ids: Tensor) -> None:
-    """Hold shapes against each other; values stay on the device, where reading them would wait."""
-    if input_ids.shape[0] != 1 or cu_seqlens.dim() != 1:
-        raise FeatureInvalid(
-            asked="input_ids [1, T] with cu_seqlens [documents + 1]",
-            found=f"input_ids {list(input_ids.shape)}, cu_seqlens {list(cu_seqlens.shape)}",
-            next="pack the micro-batch into one row, as Megatron's thd format does",
-            subject="ngram_hash",
-        )
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The state for Megatron's distributed checkpoints; as :meth:`NgramTables`'s."""
+        return sharded(self, {}, prefix, sharded_offsets, metadata)

@@ -6,6 +6,9 @@ from typing import Any
 import attrs
 from attrs import field, validators
 
+#: Who works on the tables (:mod:`megatron_seams_ngram.kernels`).
+BACKENDS = ("cpu", "torch")
+
 _token_id = validators.optional(validators.ge(0))
 
 
@@ -35,6 +38,7 @@ class Options:
             token has. A token's own id makes missing history look like that token.
         end_of_document_id: The token that ends a document; windows stop behind it. Left out, they
             stop at ``cu_seqlens`` alone.
+        backend: What works on the tables, one of :data:`BACKENDS`; left out, the device's own.
 
     Raises:
         ValueError: A size, id or seed out of range, or orders that do not ascend from 2.
@@ -47,3 +51,6 @@ class Options:
     seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**63)])
     pad_id: int | None = field(default=None, validator=_token_id)
     end_of_document_id: int | None = field(default=None, validator=_token_id)
+    backend: str | None = field(
+        default=None, validator=validators.optional(validators.in_(BACKENDS))
+    )

@@ -23,17 +23,17 @@ def ngram_feature(context: FeatureContext) -> "HashedNgramEmbedding":
         FeatureInvalid: An end-of-document id that no token of the model can have.
     """
     # Here, so that options are validated on machines without torch.
-    from megatron_seams_ngram.hash.module import HashedNgramEmbedding, check_boundary_id
+    from megatron_seams_ngram.hash.module import HashedNgramEmbedding
 
-    options: Options = context.options
-    check_boundary_id(options.end_of_document_id, context.vocab_size)
     config = context.config
     return HashedNgramEmbedding(
-        options,
+        context.options,
         hidden_size=config.hidden_size,
         vocab_size=context.vocab_size,
         packed_sequences=context.packed_sequences,
         init_std=config.embedding_init_method_std,
         dtype=config.params_dtype,
         use_cpu_initialization=config.use_cpu_initialization,
+        tp_group=context.pg_collection.tp,
+        reduce_scatter_embeddings=context.reduce_scatter_embeddings,
     )

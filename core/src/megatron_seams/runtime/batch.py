@@ -1,0 +1,67 @@
+"""The batch of the forward that is under way, for what attaches where upstream does not pass it."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from torch import Tensor, nn
+
+from megatron_seams.errors import FeatureInvalid
+
+
+@attrs.define(kw_only=True, eq=False)
+class Batch:
+    """What features need of the model's arguments.
+
+    Its hooks are bound methods. A copy made by ``copy.deepcopy`` thus gets hooks of a copied batch
+    (hooks that are closures would go on filling the original).
+
+    Attributes:
+        features: The names of those who read it, for messages.
+        input_ids: [b, s] int64; None outside of a forward.
+        cu_seqlens: The document boundaries, [documents + 1] int32; None outside of a forward, and
+            in one without packed sequences.
+    """
+
+    features: tuple[str, ...]
+    input_ids: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+    def watch(self, model: nn.Module) -> None:
+        """Be filled by every forward of ``model``, upstream's model as a stage has it."""
+        model.register_forward_pre_hook(self.enter, with_kwargs=True)
+        model.register_forward_hook(self.leave, always_call=True)
+
+    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Note the batch of this forward.
+
+        Raises:
+            FeatureInvalid: It is one of inference, whose ids are a few of a longer text.
+        """
+        given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+        if given.get("inference_context") is None and given.get("inference_params") is None:
+            self.input_ids = given.get("input_ids")
+            self.cu_seqlens = _boundaries(given.get("packed_seq_params"))
+            return
+        names = ", ".join(self.features)
+        raise FeatureInvalid(
+            asked=f"a forward with an inference context, with {names}",
+            found="no feature keeps the ids of earlier steps, so that its windows would be cut",
+            next="give the whole text in one forward without an inference context",
+            subject=names,
+        )
+
+    def leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forget the batch, so that no later call can take it for its own."""
+        del model, args, output
+        self.input_ids = self.cu_seqlens = None
+
+
+def _boundaries(packed: Any) -> Tensor | None:
+    if packed is None:
+        return None
+    # The padded boundaries are where the documents lie in input_ids.
+    padded: Tensor | None = packed.cu_seqlens_q_padded
+    unpadded: Tensor | None = packed.cu_seqlens_q
+    return unpadded if padded is None else padded

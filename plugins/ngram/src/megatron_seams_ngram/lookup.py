@@ -1,0 +1,94 @@
+"""Looking rows up, with the gradient added to the table's own and never a dense one beside it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from megatron_seams_ngram.kernels import Kernels
+
+
+def look_up(weight: Tensor, indices: Tensor, *, first: int, kernels: Kernels) -> Tensor:
+    """Look rows up in the part of all tables that ``weight`` is.
+
+    A step touches a few rows of very many, so backward does not make a gradient of the table's size
+    only to have it added to another one. It adds to what is there:
+
+    - to ``weight.main_grad``, by Megatron's convention for fused gradient accumulation
+      (``grad_added_to_main_grad``, as in ``megatron.core.tensor_parallel.layers``);
+    - else to ``weight.grad``, where a backward pass has made one.
+
+    In both cases autograd is handed a sparse gradient without elements: its hooks run, for DDP to
+    count, and what they add is nothing. The first pass after ``zero_grad`` makes ``weight.grad``
+    itself; and wherever someone else is to see the gradient (a tensor hook, ``autograd.grad``,
+    ``backward(inputs=...)`` without the weight), they get a true one.
+
+    Args:
+        weight: [rows here, width], a leaf.
+        indices: [b, s, tables] int64, rows of the whole; no two tables share a row.
+        first: The whole's row that ``weight``'s first is.
+        kernels: Who does the work.
+
+    Returns:
+        [b, s, tables, width]; zeros for the rows of other parts.
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return kernels.gather(weight.detach(), indices, first)
+    rows: Tensor = _LookUp.apply(weight, indices, first, kernels)
+    return rows
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, indices: Tensor, first: int, kernels: Kernels) -> Tensor:
+        ctx.save_for_backward(weight, indices)
+        ctx.first, ctx.kernels = first, kernels
+        return kernels.gather(weight.detach(), indices, first)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        weight, indices = ctx.saved_tensors
+        rows = gradients[0]
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        held = _held_gradient(weight)
+        if held is None:
+            whole = torch.zeros_like(weight)
+            ctx.kernels.scatter(rows, indices, ctx.first, whole)
+            return whole, None, None, None
+        ctx.kernels.scatter(rows, indices, ctx.first, held)
+        return _nothing(weight), None, None, None
+
+
+def _held_gradient(weight: Tensor) -> Tensor | None:
+    """What to add to in place; None where the gradient must go through autograd."""
+    main: Tensor | None = getattr(weight, "main_grad", None)
+    if main is not None and hasattr(weight, "grad_added_to_main_grad"):
+        weight.grad_added_to_main_grad = True
+        return main
+    held = weight.grad
+    if held is None or held.layout != torch.strided or weight._backward_hooks:
+        return None
+    return held if _accumulates(weight) else None
+
+
+def _accumulates(weight: Tensor) -> bool:
+    """Whether the pass under way ends in ``weight.grad``, which ``autograd.grad`` does not."""
+    try:
+        # Not public, but what torch's own data parallelism asks; a leaf that autograd.grad asked
+        # for is an error to it.
+        return bool(torch._C._will_engine_execute_node(get_gradient_edge(weight).node))
+    except RuntimeError:
+        return False
+
+
+def _nothing(weight: Tensor) -> Tensor:
+    """A gradient of the weight's shape that holds no element and no memory."""
+    return torch.sparse_coo_tensor(
+        torch.empty(weight.dim(), 0, dtype=torch.int64, device=weight.device),
+        weight.new_empty(0),
+        weight.shape,
+        check_invariants=True,
+    )

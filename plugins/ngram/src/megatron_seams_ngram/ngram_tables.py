@@ -1,0 +1,203 @@
+"""The trainable tables of n-gram rows, spread over tensor-parallel ranks."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron_seams_ngram.indices import Constants
+from megatron_seams_ngram.kernels import choose
+from megatron_seams_ngram.lookup import look_up
+from megatron_seams_ngram.parallel import rank_in, size_of
+from megatron_seams_ngram.splitmix64 import nth
+from megatron_seams_ngram.tables import HashTables
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+#: The rows of all tables are filled up to a multiple of this, so that every usual number of ranks
+#: divides them and a checkpoint of one loads at another.
+_MULTIPLE = 128
+#: Rows whose initial values one generator draws.
+_BLOCK = 4_096
+
+
+class NgramTables(nn.Module):
+    """Rows of trainable values, found by hashing the n-gram that ends at each position.
+
+    All tables lie in one matrix, one below the other, and its rows are divided over the
+    tensor-parallel ranks as ``VocabParallelEmbedding`` divides its own: every rank hashes every
+    position and looks up the rows that it has, so that the sum over the ranks is the whole.
+
+    The hash constants are persistent buffers. A checkpoint therefore keeps hashing as it was
+    trained, even where the recipe's seed or the (padded) vocabulary has changed since.
+
+    Args:
+        tables: The constants.
+        width: Columns of a table.
+        pad_id: The id that stands for missing history.
+        seed: Of the initial values, 0 <= seed < 2**64.
+        init_std: Their standard deviation.
+        dtype: Of the rows.
+        device: Where they lie.
+        tp_group: The tensor-parallel group, or None for a single rank.
+        backend: As in :func:`megatron_seams_ngram.kernels.choose`.
+
+    Attributes:
+        weight: [rows / ranks, width].
+    """
+
+    multipliers: Tensor
+    biases: Tensor
+    hash_of: Tensor
+    primes: Tensor
+    offsets: Tensor
+    pad_id: Tensor
+
+    def __init__(
+        self,
+        tables: HashTables,
+        *,
+        width: int,
+        pad_id: int,
+        seed: int,
+        init_std: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        tp_group: "ProcessGroup | None",
+        backend: str | None,
+    ) -> None:
+        super().__init__()
+        self.tp_group = tp_group
+        self.backend = backend
+        constants = Constants.of(tables, pad_id=pad_id)
+        for name in _NAMES:
+            self.register_buffer(name, getattr(constants, name).to(device))
+        ranks = size_of(tp_group)
+        multiple = math.lcm(_MULTIPLE, ranks)
+        rows = -(-tables.rows // multiple) * multiple // ranks
+        self.first_row = rows * rank_in(tp_group)
+        weight = torch.empty(rows, width, dtype=dtype, device=device)
+        _fill(weight, self.first_row, seed=seed, std=init_std)
+        self.weight = nn.Parameter(weight)
+        # Megatron's marks: for gradient norms and checkpoints; and for optimizers that treat
+        # matrices (Muon) or embeddings (a learning rate of their own) otherwise.
+        marks = {
+            "tensor_model_parallel": True,
+            "partition_dim": 0,
+            "partition_stride": 1,
+            "is_embedding_or_output_parameter": True,
+        }
+        for mark, value in marks.items():
+            setattr(self.weight, mark, value)
+
+    def forward(self, input_ids: Tensor, starts: Tensor | None) -> Tensor:
+        """Look up the n-grams that end at each position.
+
+        Args:
+            input_ids: [b, s] int64.
+            starts: [b, s] or [1, s] int64, the first position of each token's document; None where
+                every row of the batch is one document.
+
+        Returns:
+            [b, s, tables * width]: the rows that this rank has, zeros in place of the others.
+        """
+        rows = look_up(
+            self.weight,
+            self.indices(input_ids, starts),
+            first=self.first_row,
+            kernels=choose(self.backend, self.weight.device),
+        )
+        return rows.flatten(start_dim=2)
+
+    def indices(self, input_ids: Tensor, starts: Tensor | None) -> Tensor:
+        """Hash the n-grams that end at each position.
+
+        Returns:
+            [b, s, tables] int64, rows of the whole matrix.
+        """
+        constants = Constants(**{name: getattr(self, name) for name in _NAMES})
+        kernels = choose(self.backend, self.weight.device)
+        return kernels.hash_indices(input_ids.long(), starts, constants)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The state for Megatron's distributed checkpoints: rows divided, constants on every rank.
+
+        Args:
+            prefix: Of the keys.
+            sharded_offsets: Dimensions that lie before the tensors' own.
+            metadata: As upstream passes it.
+        """
+        state: dict[str, Any] = sharded(self, {"weight": 0}, prefix, sharded_offsets, metadata)
+        return state
+
+    def extra_repr(self) -> str:
+        """Show the sizes where torch prints the module."""
+        rows, width = self.weight.shape
+        return f"tables={len(self.primes)}, rows={rows}, first_row={self.first_row}, width={width}"
+
+
+_NAMES = ("multipliers", "biases", "hash_of", "primes", "offsets", "pad_id")
+
+
+def sharded(
+    module: "nn.Module",
+    axes: dict[str, int],
+    prefix: str,
+    sharded_offsets: Any,
+    metadata: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The sharded state of a module that has a ``tp_group``, and of its children.
+
+    Args:
+        module: The module.
+        axes: Its own parameters that are divided over tensor-parallel ranks -> along which axis.
+        prefix: Of the keys.
+        sharded_offsets: Dimensions that lie before the tensors' own.
+        metadata: As upstream passes it.
+    """
+    from megatron.core.transformer.utils import (
+        ensure_metadata_has_dp_cp_group,
+        make_sharded_tensors_for_checkpoint,
+        sharded_state_dict_default,
+    )
+
+    metadata = ensure_metadata_has_dp_cp_group(metadata)
+    own: dict[str, Any] = {}
+    module._save_to_state_dict(own, "", keep_vars=True)
+    state: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+        own,
+        prefix,
+        axes,
+        sharded_offsets,
+        tp_group=module.tp_group,
+        dp_cp_group=metadata["dp_cp_group"],
+    )
+    for name, child in module.named_children():
+        state |= sharded_state_dict_default(
+            child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=module.tp_group
+        )
+    return state
+
+
+@torch.no_grad()
+def _fill(weight: Tensor, first_row: int, *, seed: int, std: float) -> None:
+    """Draw initial values that depend on the row alone, not on who has it.
+
+    Generators of their own, on the CPU in float32, one for each block of rows: the same values at
+    any number of ranks and on any device, without any rank drawing all of them; and the native
+    modules' weights stay what they were.
+    """
+    end = first_row + len(weight)
+    for block in range(first_row // _BLOCK, -(-end // _BLOCK)):
+        generator = torch.Generator(device="cpu").manual_seed(nth(seed, block))
+        rows = torch.empty(_BLOCK, weight.shape[1], dtype=torch.float32, device="cpu")
+        rows.normal_(std=std, generator=generator)
+        start = block * _BLOCK
+        low, high = max(start, first_row), min(start + _BLOCK, end)
+        weight[low - first_row : high - first_row] = rows[low - start : high - start].to(
+            device=weight.device, dtype=weight.dtype
+        )

@@ -1,0 +1,45 @@
+"""The work on the tables in torch, on any device: what :mod:`.cpu_kernels` is tested against."""
+
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from megatron_seams_ngram.indices import hash_indices
+
+__all__ = ["gather", "hash_indices", "scatter"]
+
+
+def gather(table: Tensor, indices: Tensor, first: int) -> Tensor:
+    """Look rows up in a part of all tables.
+
+    Args:
+        table: [rows here, width], rows ``first`` and on.
+        indices: [b, s, tables] int64, rows of the whole.
+        first: The first row of the part.
+
+    Returns:
+        [b, s, tables, width]; zeros where the row lies in another part.
+    """
+    here = indices - first
+    elsewhere = (here < 0) | (here >= len(table))
+    return embedding(here.masked_fill(elsewhere, 0), table).masked_fill_(elsewhere.unsqueeze(-1), 0)
+
+
+def scatter(rows: Tensor, indices: Tensor, first: int, table: Tensor) -> None:
+    """Add gradients of looked-up rows to the gradient of a part of all tables, in place.
+
+    Every row's sum is taken in the order of the positions, so that it is always the same.
+
+    Args:
+        rows: [b, s, tables, width], of a type that ``table``'s can hold.
+        indices: As in :func:`gather`.
+        first: As in :func:`gather`.
+        table: [rows here, width], added to.
+    """
+    here = indices.flatten() - first
+    mine = ((here >= 0) & (here < len(table))).nonzero().squeeze(1)
+    added = rows.reshape(len(here), -1).to(table.dtype)
+    if table.is_cuda:
+        # `index_add_` would add in whatever order the threads come; this one sorts first.
+        table.index_put_((here[mine],), added[mine], accumulate=True)
+    else:
+        table.index_add_(0, here[mine], added[mine])

@@ -1,0 +1,1 @@
+"""A test seam: a feature at the residual of named layers."""
