@@ -210,6 +210,7 @@ def test_a_copied_model_calls_its_own_residual_features_with_its_own_batch():
         scale = 1
 
         def forward(self, hidden_states, input_ids, cu_seqlens=None):
+            del hidden_states, cu_seqlens
             return input_ids * self.scale
 
     class Layer(torch.nn.Identity):
@@ -221,6 +222,7 @@ def test_a_copied_model_calls_its_own_residual_features_with_its_own_batch():
             self.layer = Layer()
 
         def forward(self, input_ids, hidden_states):
+            del input_ids
             return self.layer(hidden_states)
 
     model = Stack()

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_seams_ngram.checks import BACKENDS
 from megatron_seams_ngram.hash.module import HashedNgramEmbedding
-from megatron_seams_ngram.hash.options import BACKENDS, Options
+from megatron_seams_ngram.hash.options import Options
 from megatron_seams_ngram.reference import reference_indices
 from megatron_seams_ngram.tables import make_tables
 

@@ -6,7 +6,7 @@ from itertools import accumulate
 import attrs
 
 from megatron_seams_ngram.primes import primes_from
-from megatron_seams_ngram.splitmix64 import splitmix64
+from megatron_seams_ngram.splitmix64 import nth, splitmix64
 
 
 @attrs.frozen(kw_only=True)
@@ -71,4 +71,40 @@ def make_tables(*, orders: Sequence[int], heads: int, table_rows: int, seed: int
         biases=tuple(biases),
         hash_of=tuple(range(number)),
         primes=primes_from(table_rows, number),
+    )
+
+
+def make_layer_tables(
+    *,
+    orders: Sequence[int],
+    heads: int,
+    table_rows: int,
+    seed: int,
+    layer: int,
+    layers: Sequence[int],
+) -> HashTables:
+    """Derive the constants of one layer's tables, which hash once for each order.
+
+    As arXiv:2601.07372 has it: one layer's hashes share their multipliers, so that the heads of an
+    order differ by their prime alone; no two layers share a prime, and each has multipliers of its
+    own.
+
+    Args:
+        orders: The orders, each with ``heads`` tables; the tables of the first order come first.
+        heads: Tables for each order.
+        table_rows: The least size of a table; the sizes are the smallest primes from there on,
+            those of the first layer first.
+        seed: 0 <= seed < 2**64.
+        layer: The layer's number, one of ``layers``.
+        layers: The numbers of all layers that have tables, ascending.
+    """
+    number = len(orders) * heads
+    before = layers.index(layer) * number
+    draw = splitmix64(nth(seed, layer))
+    multipliers = [next(draw) | 1 for _ in range(max(orders))]
+    return HashTables(
+        multipliers=tuple(tuple(multipliers[:order]) for order in orders),
+        biases=(0,) * len(orders),
+        hash_of=tuple(i for i in range(len(orders)) for _ in range(heads)),
+        primes=primes_from(table_rows, number * len(layers))[before : before + number],
     )

@@ -1,27 +1,11 @@
 """What a recipe may say under ``[seams.ngram_hash]``."""
 
-from itertools import pairwise
-from typing import Any
-
 import attrs
 from attrs import field, validators
 
-#: Who works on the tables (:mod:`megatron_seams_ngram.kernels`).
-BACKENDS = ("cpu", "torch")
+from megatron_seams_ngram.checks import BACKENDS, ascending_orders
 
 _token_id = validators.optional(validators.ge(0))
-
-
-def _ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:
-    if not orders:
-        message = "orders: expected at least one, found none"
-        raise ValueError(message)
-    if orders[0] < 2:
-        message = f"orders: expected 2 and above (1 is the word embedding), found {orders}"
-        raise ValueError(message)
-    if any(low >= high for low, high in pairwise(orders)):
-        message = f"orders: expected ascending numbers without repeats, found {orders}"
-        raise ValueError(message)
 
 
 @attrs.frozen(kw_only=True)
@@ -38,13 +22,14 @@ class Options:
             token has. A token's own id makes missing history look like that token.
         end_of_document_id: The token that ends a document; windows stop behind it. Left out, they
             stop at ``cu_seqlens`` alone.
-        backend: What works on the tables, one of :data:`BACKENDS`; left out, the device's own.
+        backend: What works on the tables, ``cpu`` (C++) or ``torch``, with the same numbers; left
+            out, the device's own.
 
     Raises:
         ValueError: A size, id or seed out of range, or orders that do not ascend from 2.
     """
 
-    orders: tuple[int, ...] = field(default=(2, 3), validator=_ascending_orders)
+    orders: tuple[int, ...] = field(default=(2, 3), validator=ascending_orders)
     heads: int = field(default=8, validator=validators.ge(1))
     table_rows: int = field(default=500_000, validator=validators.ge(2))
     width: int = field(default=16, validator=validators.ge(1))

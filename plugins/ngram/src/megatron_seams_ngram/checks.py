@@ -1,0 +1,20 @@
+"""What the options of more than one seam are held to."""
+
+from itertools import pairwise
+from typing import Any
+
+#: Who works on the tables (:mod:`megatron_seams_ngram.kernels`).
+BACKENDS = ("cpu", "torch")
+
+
+def ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:
+    """Hold n-gram orders to ascend from 2, as an attrs validator."""
+    if not orders:
+        message = "orders: expected at least one, found none"
+        raise ValueError(message)
+    if orders[0] < 2:
+        message = f"orders: expected 2 and above (1 is the word embedding), found {orders}"
+        raise ValueError(message)
+    if any(low >= high for low, high in pairwise(orders)):
+        message = f"orders: expected ascending numbers without repeats, found {orders}"
+        raise ValueError(message)
