@@ -40,7 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, manifest in {
         "kda": manifest_table("kda", "kda", owner="@acme/linear"),
         "trial": manifest_table("trial", "lightning", status="experiment"),
-        "memory": manifest_table("memory", "engram", placement="embedding"),
+        "memory": manifest_table("memory", "recall", placement="embedding"),
         "latent": manifest_table(
             "latent", "mla", fallback="native", accepts={"symbol-name": "MLA"}, requires="<0.19"
         ),
@@ -65,7 +65,7 @@ def model(tmp_path: Path) -> Path:
         tmp_path / "model.toml",
         "MK|ML",
         policy={"experiments": ["trial"]},
-        features=[{"family": "engram"}],
+        features=[{"family": "recall"}],
         seams={"kda": {"heads": 4}},
         override=[{"family": "kda", "seam": "kda", "reason": "a test", "expires": "2099-01-01"}],
         parallelism={"tensor-parallel": 2, "pipeline-parallel": 2},

@@ -40,7 +40,7 @@ def trapped(tmp_path: Path) -> tuple[Path, Path]:
     code = TRAP.format(mark=str(mark))
     manifests = {
         "acme_traps.kda": manifest_table("kda", "kda"),
-        "acme_traps.memory": manifest_table("memory", "engram", placement="embedding"),
+        "acme_traps.memory": manifest_table("memory", "recall", placement="embedding"),
     }
     install_plugin(site, "acme-traps", manifests, code=code)
     install_plugin(site, "acme-trap", {"acme_trap": manifest_table("gla", "gla")}, code=code)
@@ -69,7 +69,7 @@ depth = 8
 [dialect.tokens]
 K = "kda"
 [[features]]
-family = "engram"
+family = "recall"
 [megatron]
 hidden_size = 64
 """
