@@ -1,14 +1,17 @@
 """Allowlists: an installed seam that a list leaves out is no candidate, and the refusal says so."""
 
+import json
 from pathlib import Path
 
 import attrs
+import jsonschema
 import pytest
 
 from megatron_seams.allowlist import VARIABLE, Allowlist, operators_allowlist
 from megatron_seams.audit import audit
 from megatron_seams.environment import Environment
 from megatron_seams.errors import NotAllowed, OverrideInvalid
+from megatron_seams.receipt import make_receipt, read_receipt
 from megatron_seams.seam import Seam
 from seam_support import (
     TODAY,
@@ -111,6 +114,18 @@ def test_the_audit_and_the_command_line_say_so(tmp_path: Path) -> None:
     assert f"not allowed: {VARIABLE} allows only gla" in listed
     done = registry("explain", "kda", cwd=tmp_path, path=[site], **{VARIABLE: "gla"})
     assert "SEAM-R13" in done.stdout + done.stderr
+
+
+def test_a_receipt_keeps_the_recipe_s_list(repository: Path, tmp_path: Path) -> None:
+    schema = json.loads((repository / "docs" / "schema" / "receipt.schema.json").read_text())
+    for names in (None, [], ["kda", "gla"]):
+        policy = {} if names is None else {"allow": names}
+        asked = recipe("MK" if names else "M", **KDA, policy=policy)
+        file = tmp_path / "receipt.json"
+        file.write_text(make_receipt(plan(asked, environment(make_seam())), asked))
+        jsonschema.validate(json.loads(file.read_text()), schema)
+        _, read = read_receipt(file)
+        assert read == asked
 
 
 def test_a_run_is_held_to_the_list_of_the_machine_that_it_runs_on(tmp_path: Path) -> None:
