@@ -15,6 +15,8 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 from megatron_seams.discovery import BrokenSeam
 from megatron_seams.errors import ManifestMissing
 from megatron_seams.report import render
+from megatron_seams.sources import missing
+from megatron_seams.surface import NativeSurface
 from seam_support import TODAY, environment, make_seam, recipe, registry
 
 MODEL = {"tokens": {"K": "kda", "N": "gla"}, "policy": {"experiments": ["gla"]}}
@@ -102,6 +104,20 @@ def test_a_refused_model_shows_which_layers_and_why() -> None:
     assert "SEAM-P02" in text
     assert "Layers 2, 4." in text
     assert page.count('class="cell refused" tabindex') == 2
+
+
+def test_without_a_megatron_that_is_said_first_and_nothing_is_native() -> None:
+    where = environment(make_seam("kda"), native=NativeSurface(), faults=[missing()])
+    text = said(render(where, [("m.toml", recipe("MK", tokens={"K": "kda"}))], today=TODAY))
+    assert "no Megatron can be read, so nothing is native" in text
+    assert text.index("SEAM-S01") < text.index("seam kda 1.0")
+    assert " native M" not in text
+
+
+def test_a_page_without_seams_and_models_says_so() -> None:
+    text = said(render(environment(), today=TODAY))
+    assert "None is installed: every layer is Megatron's own." in text
+    assert "Models" not in text
 
 
 @pytest.mark.parametrize(
