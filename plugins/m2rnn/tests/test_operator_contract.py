@@ -20,31 +20,39 @@ def draw(
     return [*drawn, torch.rand(*lead, Nf, dtype=dtype)]
 
 
+@pytest.fixture
+def exact(backend: str) -> str:
+    """A backend whose derivatives are checked by differences; the interpreter takes minutes."""
+    if backend == "triton":
+        pytest.skip("held to the reference, whose derivatives are checked")
+    return backend
+
+
 @pytest.mark.parametrize("with_h0", [True, False])
 @pytest.mark.parametrize("layout", [(2, 2, 2, 2, 2), (1, 2, 4, 2, 4)])
 def test_the_gradients_are_the_derivatives(
-    backend: str, layout: tuple[int, ...], with_h0: bool
+    exact: str, layout: tuple[int, ...], with_h0: bool
 ) -> None:
     inputs = draw(layout, 2, 3)
     if with_h0:
         inputs.append(torch.randn(2, max(layout), 3, 2, dtype=torch.float64))
     assert torch.autograd.gradcheck(
-        lambda *x: m2rnn(*x, backend=backend), [x.requires_grad_() for x in inputs]
+        lambda *x: m2rnn(*x, backend=exact), [x.requires_grad_() for x in inputs]
     )
 
 
-def test_the_gradients_of_packed_documents_are_the_derivatives(backend: str) -> None:
+def test_the_gradients_of_packed_documents_are_the_derivatives(exact: str) -> None:
     inputs = [*draw((1, 1, 2, 2, 2), 6), torch.randn(2, 2, 3, 2, dtype=torch.float64)]
     cu_seqlens = torch.tensor([0, 1, 6])
     assert torch.autograd.gradcheck(
-        lambda *x: m2rnn(*x, cu_seqlens=cu_seqlens, backend=backend),
+        lambda *x: m2rnn(*x, cu_seqlens=cu_seqlens, backend=exact),
         [x.requires_grad_() for x in inputs],
     )
 
 
 def kept_for_backward(backend: str, steps: int) -> int:
     """Elements that autograd keeps, beyond the inputs."""
-    inputs = [x.requires_grad_() for x in draw((1, 1, 2, 2, 2), 1, steps, K=8)]
+    inputs = [x.requires_grad_() for x in draw((1, 1, 1, 1, 1), 1, steps, K=8)]
     kept: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -59,14 +67,14 @@ def kept_for_backward(backend: str, steps: int) -> int:
 def test_one_state_in_thirty_two_is_kept_and_not_every_state(backend: str) -> None:
     if backend == "reference":
         pytest.skip("the reference keeps every state, and says so")
-    state = 2 * 8 * 2
+    state = 8 * 2
     assert kept_for_backward(backend, 32) == 0
-    assert kept_for_backward(backend, 256) == 7 * state
-    assert kept_for_backward(backend, 257) == 8 * state
+    assert kept_for_backward(backend, 96) == 2 * state
+    assert kept_for_backward(backend, 97) == 3 * state
 
 
 def test_the_state_stays_float32_under_autocast(backend: str) -> None:
-    inputs = draw((1, 1, 2, 2, 2), 1, 40, dtype=torch.float32)
+    inputs = draw((1, 1, 2, 2, 2), 1, 9, dtype=torch.float32)
     y, last = m2rnn(*inputs, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
         under, last_under = m2rnn(*inputs, backend=backend)
@@ -91,6 +99,19 @@ def test_strided_inputs_are_read_where_they_lie(backend: str) -> None:
     gates = torch.stack([f, 1 - f], dim=-1)[..., 0]
     found = m2rnn(q, k, v, W.mT.contiguous().mT, gates, backend=backend)
     for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_offsets_that_do_not_fit_thirty_two_bits_are_read_where_they_are(backend: str) -> None:
+    q, k, v, W, f = draw((1, 1, 2, 2, 2), 2, 3, dtype=torch.float32)
+    far = 2**32  # elements from one row to the next; of these pages only the used ones exist
+    q = q.half()
+    apart = torch.empty(far + q[0].numel(), dtype=q.dtype).as_strided(
+        q.shape, (far, *q.stride()[1:])
+    )
+    apart.copy_(q)
+    expected = m2rnn(q, k.half(), v.half(), W, f, backend=backend)
+    for x, y in zip(m2rnn(apart, k.half(), v.half(), W, f, backend=backend), expected, strict=True):
         assert torch.equal(x, y)
 
 

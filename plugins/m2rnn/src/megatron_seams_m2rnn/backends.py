@@ -1,6 +1,7 @@
 """Which implementation of the recurrence runs: one signature, and never a silent slow path."""
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Recurrence = Callable[..., "tuple[Tensor, Tensor]"]
 
 #: What runs where nobody chose, by the type of torch's device.
-_BY_DEVICE: Final = {"cpu": "cpu"}
+_BY_DEVICE: Final = {"cpu": "cpu", "cuda": "triton"}
 
 
 class SlowBackend(UserWarning):
@@ -30,9 +31,9 @@ def choose(name: str | None, device: torch.device) -> Recurrence:
     """Find the backend for tensors on ``device``.
 
     Args:
-        name: One of :data:`BACKENDS`, or None for the device's own: ``cpu`` on a CPU. Where no C++
-            compiler is at hand, ``torch`` takes the place of ``cpu`` and a :class:`SlowBackend`
-            warning says so, once for each process.
+        name: One of :data:`BACKENDS`, or None for the device's own: ``cpu`` on a CPU, ``triton`` on
+            a GPU. Where no C++ compiler is at hand, ``torch`` takes the place of ``cpu`` and a
+            :class:`SlowBackend` warning says so, once for each process.
         device: Where the inputs are.
 
     Raises:
@@ -54,6 +55,8 @@ def choose(name: str | None, device: torch.device) -> Recurrence:
         if name is None:
             return _stand_in(fault)
         raise _cannot(fault, device, wanted)
+    if wanted == "triton":
+        return _triton(device)
     raise _cannot(
         "no backend but 'torch' and 'reference' runs there", device, wanted or "for this device"
     )
@@ -75,6 +78,22 @@ def _stand_in(fault: str) -> Recurrence:
     message = f"M2RNN has no backend 'cpu' here, and the slower 'torch' is its stand-in: {fault}"
     warnings.warn(message, SlowBackend, stacklevel=4)  # the caller of m2rnn
     return torch_loop.recurrence
+
+
+def _triton(device: torch.device) -> Recurrence:
+    """Import the kernels only where they are wanted: Triton need not be installed elsewhere."""
+    if importlib.util.find_spec("triton") is None:
+        raise _cannot("the package triton is not installed", device, "triton")
+    from megatron_seams_m2rnn import triton_backend, triton_kernels
+
+    if device.type != ("cpu" if triton_kernels.INTERPRETED else "cuda"):
+        raise _cannot(
+            "Triton compiles for GPUs; a process with TRITON_INTERPRET=1 in its environment "
+            "interprets it, on the CPU and there alone",
+            device,
+            "triton",
+        )
+    return triton_backend.recurrence
 
 
 def _cannot(found: str, device: torch.device, wanted: str) -> CannotRunHere:

@@ -34,6 +34,12 @@ def kept_states(spans: Spans, every: int) -> int:
     return sum(max(0, -((start - stop) // every) - 1) for start, stop in spans)
 
 
+def side_by_side(x: Tensor) -> Tensor:
+    """Give ``x``, [B, S, heads, dim], with each step's heads and their elements contiguous."""
+    beside = x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == x.shape[3])
+    return x if beside else x.contiguous()
+
+
 def check_settings(clip: float | None, every: int) -> None:
     """Refuse settings that mean nothing.
 

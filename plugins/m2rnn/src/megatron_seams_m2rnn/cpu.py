@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_seams_m2rnn.contract import Spans, kept_states, state_dtype, state_heads
+from megatron_seams_m2rnn.contract import (
+    Spans,
+    kept_states,
+    side_by_side,
+    state_dtype,
+    state_heads,
+)
 from megatron_seams_m2rnn.cpu_library import library
 
 _COUNTS = (
@@ -156,7 +162,7 @@ class _Run:
         self.padded = -(-self.K // lanes) * lanes
         # Scratch is for one interval, and a short document has no use for a long one.
         self.every = max(1, min(every, max(stop - start for start, stop in spans)))
-        rows = {"q": _rows(q.to(dtype)), "k": _rows(k.to(dtype)), "v": _rows(v.to(dtype))}
+        rows = {name: side_by_side(x.to(dtype)) for name, x in (("q", q), ("k", k), ("v", v))}
         weights = W.to(dtype)
         self.tensors: dict[str, Tensor | None] = {
             **rows,
@@ -196,9 +202,3 @@ class _Run:
         for name, x in given.items():
             setattr(call, name, None if x is None else x.data_ptr())
         library().run(direction, self.dtype, call)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``x``, [B, S, heads, dim], with each step's heads and their elements side by side."""
-    beside = x.stride(3) == 1 and x.stride(2) == x.shape[3]
-    return x if beside else x.contiguous()

@@ -71,9 +71,10 @@ def m2rnn(
             before it is bounded, so that a sequence split over two calls has the gradients of one.
         checkpoint_every: Steps between the states kept for backward. Fewer states kept cost more
             scratch memory in backward, which recomputes one interval at a time.
-        backend: ``reference``, ``torch`` or ``cpu``; None for the device's own
+        backend: ``reference``, ``torch``, ``cpu`` or ``triton``; None for the device's own
             (:func:`megatron_seams_m2rnn.backends.choose`). Each is deterministic, and each gives
-            the others' numbers to the rounding of the state's dtype.
+            the others' numbers to the rounding of the state's dtype (``triton``: of its products,
+            which are bfloat16 where q, k and v have 16 bits).
 
     Returns:
         y, [B, S, N, V] or [T, N, V], in v's dtype, and the last states, [B, N, K, V] or

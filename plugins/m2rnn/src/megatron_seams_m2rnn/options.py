@@ -6,7 +6,7 @@ from attrs import field, validators
 from megatron_seams_m2rnn.heads import HeadCounts
 
 #: The implementations of the recurrence (:mod:`megatron_seams_m2rnn.backends`).
-BACKENDS = ("reference", "torch", "cpu")
+BACKENDS = ("reference", "torch", "cpu", "triton")
 
 _positive = validators.ge(1)
 _optional_count = validators.optional(_positive)

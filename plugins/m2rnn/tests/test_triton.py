@@ -1,0 +1,156 @@
+"""The Triton backend, without a GPU: its numbers interpreted, its kernels compiled for Hopper."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from megatron_seams.errors import CannotRunHere
+from megatron_seams_m2rnn import triton_backend, triton_kernels
+from megatron_seams_m2rnn.backends import choose
+from megatron_seams_m2rnn.triton_backend import LARGEST, recurrence, segments
+
+TESTS = Path(__file__).parent
+#: What a block of threads may have of an SM's shared memory on compute capability 9.0, in bytes.
+SHARED_MEMORY = 227 * 1024
+POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+}
+
+
+@pytest.mark.suite
+def test_the_operators_whole_suite_passes_under_the_interpreter(
+    record_property: Callable[[str, object], None],
+) -> None:
+    files = [TESTS / "test_operator.py", TESTS / "test_operator_contract.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "triton", *files],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=TESTS.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    found = re.search(r"(\d+) passed", summary)
+    assert found, summary
+    assert int(found[1]) > 40, summary
+    record_property("summary", summary)
+
+
+def test_a_process_that_does_not_interpret_refuses_triton_on_a_cpu() -> None:
+    with pytest.raises(CannotRunHere, match="TRITON_INTERPRET=1"):
+        choose("triton", torch.device("cpu"))
+
+
+def test_a_gpu_runs_triton_unless_told_otherwise() -> None:
+    assert choose(None, torch.device("cuda", 0)) is recurrence
+    assert choose("triton", torch.device("cuda", 0)) is recurrence
+
+
+def test_a_process_that_interprets_refuses_a_gpu_and_runs_triton_on_a_cpu_only_when_named() -> None:
+    code = (
+        "import torch\n"
+        "from megatron_seams.errors import CannotRunHere\n"
+        "from megatron_seams_m2rnn.backends import choose\n"
+        "print(*(choose(name, torch.device('cpu')).__module__ for name in (None, 'triton')))\n"
+        "try:\n"
+        "    choose('triton', torch.device('cuda'))\n"
+        "except CannotRunHere as error:\n"
+        "    print(error.code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    package = "megatron_seams_m2rnn"
+    assert done.stdout.split() == [f"{package}.cpu", f"{package}.triton_backend", "SEAM-B05"]
+
+
+def test_without_the_package_triton_the_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(CannotRunHere, match="the package triton is not installed"):
+        choose(None, torch.device("cuda", 0))
+
+
+def test_a_state_that_no_block_of_threads_holds_is_refused() -> None:
+    q, v = torch.zeros(1, 2, 1, LARGEST + 1), torch.zeros(1, 2, 1, 4)
+    with pytest.raises(ValueError, match="up to 128; found K = 129, V = 4"):
+        recurrence(q, q, v, v[..., 0], torch.eye(4)[None], None, ((0, 2),), None, 32)
+
+
+@pytest.mark.parametrize("kernel", [triton_kernels.forward, triton_kernels.backward])
+def test_no_length_and_no_batch_makes_another_kernel(kernel: triton.JITFunction) -> None:
+    lengths = {"batch", "steps", "q_batch", "k_batch", "v_batch", "low", "high", "document"}
+    for parameter in kernel.params:
+        if parameter.name in lengths:
+            assert parameter.do_not_specialize, parameter.name
+            assert not parameter.is_constexpr, parameter.name
+    # The other numbers follow from head counts and sizes alone.
+    others = {p.name for p in kernel.params if p.name.islower()} - lengths
+    assert {name for name in others if name.endswith(("_step", "_batch"))} == {
+        "q_step",
+        "k_step",
+        "v_step",
+    }
+
+
+@pytest.mark.parametrize(("K", "V"), [(64, 16), (128, 128)])
+@pytest.mark.parametrize("kernel", [triton_kernels.forward, triton_kernels.backward])
+def test_the_kernels_compile_for_hopper_without_atomics_and_fit_its_shared_memory(
+    kernel: triton.JITFunction, K: int, V: int
+) -> None:
+    compiled = compile_for_hopper(kernel, K, V)
+    assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
+    assert compiled.metadata.shared <= SHARED_MEMORY
+
+
+def compile_for_hopper(
+    kernel: triton.JITFunction, K: int, V: int
+) -> triton.compiler.CompiledKernel:
+    """Compile a kernel as a call with bfloat16 inputs on a GPU would have it compiled."""
+    kind = {"dtype": torch.bfloat16}
+    q, v = torch.empty(1, 4, 1, K, **kind), torch.empty(1, 4, 8, V, **kind)
+    f, W, h0 = torch.empty(1, 4, 8), torch.empty(8, V, V, **kind), torch.empty(1, 1, 8, K, V)
+    run = triton_backend._Run.of(q, q, v, f, W, h0, ((0, 4),), 32)
+    constants = {"CLIP": 1.0, **run.constants}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    names = ("q", "k", "v", "f", "W", "h0", "bounds", "y", "dy", "room")
+    given = (*run.inputs, v, v, torch.empty(1, dtype=torch.int64))
+    pointers = {name: POINTERS[x.dtype] for name, x in zip(names, given, strict=True)}
+    counts = {"batch", "steps", "low", "high", "document"}
+    counts |= {f"{name}_{unit}" for name in "qkv" for unit in ("batch", "step")}
+    signature = {
+        name: "constexpr"
+        if name in constants
+        else pointers.get(name, "i32" if name in counts else "*fp32")
+        for name in (parameter.name for parameter in kernel.params)
+    }
+    known = {name: value for name, value in constants.items() if name in signature}
+    return triton.compile(
+        ASTSource(kernel, signature, known), target=GPUTarget("cuda", 90, 32), options=options
+    )
+
+
+def test_segments_cover_every_step_once_and_give_each_document_room_for_a_chunk() -> None:
+    spans = ((0, 3), (3, 3), (3, 40), (40, 41), (41, 50))
+    found = list(segments(spans, every=4, length=16))
+    assert [(one.low, one.high) for one in found] == [(48, 50), (32, 48), (16, 32), (0, 16)]
+    assert [(one.first, one.documents) for one in found] == [(4, 1), (2, 3), (2, 1), (0, 3)]
+    assert [one.room for one in found] == [(0,), (0, 4, 5), (0,), (0, 3, 3)]
+    assert [one.steps for one in found] == [2, 9, 4, 7]
+    assert list(segments(((0, 0),), every=4, length=16)) == []
