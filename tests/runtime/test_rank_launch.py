@@ -20,6 +20,19 @@ def add_up(offset):
     return rank, total
 
 
+def join_twice():
+    from megatron_seams.recipe import Parallelism
+    from megatron_seams.runtime.cpu import cpu_world
+
+    sizes = []
+    for spread in (Parallelism(tensor_parallel=2), Parallelism(pipeline_parallel=2)):
+        with cpu_world(spread) as groups:
+            total = torch.ones(1)
+            dist.all_reduce(total)
+            sizes.append((groups.tp.size(), groups.pp.size(), int(total)))
+    return sizes
+
+
 def fail_on_one():
     if os.environ["RANK"] == "1":
         message = "out of luck"
@@ -33,6 +46,10 @@ def exit_on_one():
 
 def test_every_rank_returns_and_in_order():
     assert on_ranks(add_up, 10) == [(0, torch.tensor([21])), (1, torch.tensor([21]))]
+
+
+def test_a_rank_joins_one_world_after_another():
+    assert on_ranks(join_twice) == [[(2, 1, 2), (1, 2, 2)]] * 2
 
 
 def test_a_failing_rank_is_named_with_its_traceback():

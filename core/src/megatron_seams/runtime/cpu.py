@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
+from torch.distributed.rendezvous import rendezvous
 from torch.overrides import TorchFunctionMode
 
 from megatron_seams.recipe import Parallelism
@@ -91,10 +92,10 @@ def gloo_world(
 ) -> Iterator[ProcessGroupCollection]:
     """Megatron's process groups over gloo, and its random number tracker; both gone afterwards.
 
-    Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) the rank joins the launcher's world;
-    otherwise the process is a world of its own, without a port. torch's CPU generator is seeded,
-    equally on every rank because Megatron cuts its initial CPU weights from one full tensor, and
-    put back at the end.
+    Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) the rank joins the launcher's world, and
+    may join it again after it has left, with all its peers; otherwise the process is a world of its
+    own, without a port. torch's CPU generator is seeded, equally on every rank because Megatron
+    cuts its initial CPU weights from one full tensor, and put back at the end.
 
     Args:
         parallelism: How the ranks are divided; one of everything by default.
@@ -135,7 +136,14 @@ def gloo_world(
 
 def _join(timeout: datetime.timedelta) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo", timeout=timeout)
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        # A launcher's store outlives a process group, and a second group that found the addresses
+        # of the first one's peers there would wait for them for ever.
+        turn = store.add(f"joined by {rank}", 1)
+        own = dist.PrefixStore(f"world {turn}", store)  # type: ignore[attr-defined]  # as HashStore
+        dist.init_process_group(
+            "gloo", store=own, rank=rank, world_size=world_size, timeout=timeout
+        )
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in torch's __all__
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
