@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_seams.seam import parse_manifest
+from megatron_seams.seam import CAPABILITIES, parse_manifest
 from megatron_seams.strict import structure
 from megatron_seams_m2rnn.options import Options, default_heads
 
@@ -18,12 +18,8 @@ def test_the_manifest_has_no_fault_and_claims_no_more_than_is_tested() -> None:
     assert not faults
     assert manifest is not None
     assert manifest.hook == "recurrent_layer"
-    supported = {
-        name
-        for name in ("pipeline-parallel", "expert-parallel", "packed-sequences", "tensor-parallel")
-        if manifest.supports[name]
-    }
-    assert supported == {"pipeline-parallel", "expert-parallel", "packed-sequences"}
+    # test_parallel.py and test_inference.py exercise each of them.
+    assert all(manifest.supports[capability] for capability in CAPABILITIES)
 
 
 def test_package_and_options_import_neither_torch_nor_megatron() -> None:

@@ -1,5 +1,6 @@
 """The mixer inside upstream's own MambaLayer, on a CPU, in a world of one process."""
 
+import functools
 import importlib.resources
 from collections.abc import Iterator
 from inspect import signature
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -19,6 +21,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from packaging.version import Version
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from megatron_seams.errors import OptionsInvalid, Unsupported
 from megatron_seams.hookspecs import LayerContext
@@ -159,9 +162,9 @@ def test_a_bfloat16_model_keeps_its_gates_and_states_in_float32(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def spy(q: Tensor, k: Tensor, v: Tensor, W: Tensor, f: Tensor, **settings: Any) -> Any:
+    def spy(q: Tensor, k: Tensor, v: Tensor, W: Tensor, f: Tensor, *h0: Any, **kw: Any) -> Any:
         seen.append({"q": q, "f": f})
-        return m2rnn(q, k, v, W, f, **settings)
+        return m2rnn(q, k, v, W, f, *h0, **kw)
 
     monkeypatch.setattr("megatron_seams_m2rnn.mixer.m2rnn", spy)
     # Megatron's Float16Module casts every parameter, A_log and dt_bias too.
@@ -182,6 +185,21 @@ def test_the_clip_of_the_options_reaches_the_operator(groups: Any) -> None:
         gradients.append(model.mixer.W.grad)
     assert not torch.allclose(gradients[0], gradients[2], rtol=1e-3)
     assert model.mixer.clip is None
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputed_activations_give_the_same_gradients(groups: Any, reentrant: bool) -> None:
+    model = layer(groups)
+    run = functools.partial(model, packed_seq_params=packed(0, 1, 7, 12))
+    again = functools.partial(checkpoint, run, use_reentrant=reentrant)
+    hidden = torch.randn(12, 1, HIDDEN, requires_grad=True)
+    gradients = []
+    for forward in (run, again):
+        model.zero_grad()
+        hidden.grad = None
+        forward(hidden).square().sum().backward()
+        gradients.append([x.grad for x in (hidden, *model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 def test_parameters_start_as_the_paper_says_wherever_the_layer_is(groups: Any) -> None:
@@ -209,16 +227,19 @@ def test_the_skip_gives_each_value_head_to_the_state_heads_that_it_serves(groups
     assert torch.equal(mixer._skip(v), expected)
 
 
-def test_the_sharded_state_names_every_parameter_once_in_its_full_shape(groups: Any) -> None:
+def test_the_sharded_state_names_every_part_of_a_fused_parameter(groups: Any) -> None:
     model = layer(groups)
-    sharded = {
-        key: value
-        for key, value in model.sharded_state_dict(prefix="decoder.").items()
-        if isinstance(value, ShardedTensor)
-    }
+    state = model.sharded_state_dict(prefix="decoder.")
+    apply_factories(state)
+    parts = [part for part in nested_values(state) if isinstance(part, ShardedTensor)]
+    shapes = {part.key: tuple(part.global_shape) for part in parts}
     expected = {f"decoder.{name}": tuple(p.shape) for name, p in model.named_parameters()}
-    assert {key: value.global_shape for key, value in sharded.items()} == expected
-    assert all(key == value.key for key, value in sharded.items())
+    del expected["decoder.mixer.in_proj.weight"], expected["decoder.mixer.conv_weight"]
+    for name, rows in {"q": 8, "k": 8, "v": 12, "f": 2, "g": 24}.items():
+        expected[f"decoder.mixer.in_proj.weight.{name}"] = (rows, HIDDEN)
+        if name in "qkv":
+            expected[f"decoder.mixer.conv_weight.{name}"] = (rows, 4)
+    assert shapes == expected
 
 
 def test_a_loaded_state_gives_the_same_numbers(groups: Any) -> None:
@@ -232,11 +253,6 @@ def test_a_loaded_state_gives_the_same_numbers(groups: Any) -> None:
     assert torch.equal(model(hidden), other(hidden))
 
 
-def test_an_inference_context_is_refused(groups: Any) -> None:
-    with pytest.raises(Unsupported, match="inference"):
-        layer(groups)(torch.randn(4, 1, HIDDEN), inference_context=object())
-
-
 def test_packed_sequences_without_boundaries_are_refused(groups: Any) -> None:
     with pytest.raises(Unsupported, match="cu_seqlens_q"):
         layer(groups)(torch.randn(4, 1, HIDDEN), packed_seq_params=PackedSeqParams())
@@ -247,23 +263,21 @@ def test_packed_rows_in_a_batch_are_refused(groups: Any) -> None:
         layer(groups)(torch.randn(4, 2, HIDDEN), packed_seq_params=packed(0, 4))
 
 
-@pytest.mark.parametrize("group", ["tp", "cp"])
-def test_tensor_and_context_parallelism_are_refused_by_hook_and_mixer(
-    groups: Any, group: str
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (Options(heads=6), "the state, with 6 heads"),
+        (Options(heads=8, q_heads=8, v_heads=1, V=2), "v, with 1 heads.*has 2 channels to cut"),
+        (Options(heads=8, f_heads=2), "f, with 2 heads.*has 2 channels to cut"),
+        (Options(heads=12, w_heads=3), "W, with 3 heads.*neither a multiple nor a divisor"),
+    ],
+)
+def test_heads_that_do_not_divide_over_the_ranks_are_refused_before_anything_is_built(
+    groups: Any, options: Options, why: str
 ) -> None:
-    two = SimpleNamespace(size=lambda: 2)
-    spread = SimpleNamespace(**{**vars(groups), group: two})
-    with pytest.raises(Unsupported, match="SEAM-R06"):
-        mixer_spec(spread, configuration())
-    # Upstream's build_module must not swallow what was said.
-    with pytest.raises(ValueError, match=r"SEAM-R06.*parallel"):
-        build_module(
-            mixer_spec(groups, configuration()),
-            configuration(),
-            d_model=HIDDEN,
-            layer_number=1,
-            pg_collection=spread,
-        )
+    four = SimpleNamespace(**{**vars(groups), "tp": SimpleNamespace(size=lambda: 4)})
+    with pytest.raises(OptionsInvalid, match=f"(?s)SEAM-B04.*tensor-parallel 4.*{why}"):
+        mixer_spec(four, configuration(), options)
 
 
 def test_heads_that_do_not_fit_the_width_are_refused_before_anything_is_built(groups: Any) -> None:

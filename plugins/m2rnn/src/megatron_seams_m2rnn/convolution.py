@@ -5,7 +5,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def causal_convolution(x: Tensor, weight: Tensor, position: Tensor | None = None) -> Tensor:
+def causal_convolution(
+    x: Tensor, weight: Tensor, position: Tensor | None = None, before: Tensor | None = None
+) -> Tensor:
     """Convolve each channel over the tokens before it, inside its own document.
 
     Written as a sum over lags, so that what may reach a token is visible: a token earlier than the
@@ -17,13 +19,18 @@ def causal_convolution(x: Tensor, weight: Tensor, position: Tensor | None = None
         weight: [C, taps]; the last tap weighs the token itself, the one before it the token before.
         position: [S] integers, the number of each token inside its document, from 0; None where
             the row is one document.
+        before: [B, taps - 1, C], the tokens before the first one where a sequence is continued;
+            None means zeros.
 
     Returns:
         [B, S, C] in x's dtype, summed in float32 at least.
     """
     steps, taps = x.shape[1], weight.shape[1]
     weight = weight.to(torch.promote_types(torch.float32, weight.dtype))
-    padded = functional.pad(x, (0, 0, taps - 1, 0))
+    if before is None:
+        padded = functional.pad(x, (0, 0, taps - 1, 0))
+    else:
+        padded = torch.cat([before, x], dim=1)
     total = x * weight[:, -1]
     for lag in range(1, taps):
         earlier = padded[:, taps - 1 - lag :][:, :steps]

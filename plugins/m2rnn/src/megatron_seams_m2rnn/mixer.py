@@ -7,23 +7,39 @@
     out     = out_proj(RMSNorm(y · SiLU(g)))
 
 (arXiv:2603.14360.) There are no biases. Norm, residual and dropout around it are ``MambaLayer``'s.
+
+Over tensor-parallel ranks every part of the input projection is split by itself, and everything up
+to the output projection happens on the rank that has the channels; :mod:`.layout` says which. Two
+things are exchanged between: the channels of heads that several ranks read, and the norm's sum.
 """
 
+import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    make_sharded_tensors_for_checkpoint,
+    sharded_state_dict_default,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megatron_seams.errors import Unsupported
+from megatron_seams_m2rnn.cache import kept
+from megatron_seams_m2rnn.collectives import gathered, replicated
+from megatron_seams_m2rnn.context_parallel import held_tokens, to_heads, to_tokens
 from megatron_seams_m2rnn.convolution import causal_convolution
-from megatron_seams_m2rnn.documents import document_spans, positions
+from megatron_seams_m2rnn.fused import own_rows, sharded_parts
 from megatron_seams_m2rnn.gate import forget_gate, initial_decay, initial_dt_bias
+from megatron_seams_m2rnn.norm import SplitRMSNorm
 from megatron_seams_m2rnn.operator import m2rnn
 from megatron_seams_m2rnn.options import Options
+from megatron_seams_m2rnn.refusal import unsupported
+from megatron_seams_m2rnn.row import Row
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -52,13 +68,13 @@ class M2RNNMixer(MegatronModule):  # type: ignore[misc]  # Megatron ships no typ
         submodules: The projections.
         options: The seam's options.
         d_model: The model's width.
-        layer_number: The 1-based global number of the layer; nothing here depends on it.
-        pg_collection: The process groups; tensor and context parallel size are 1.
-        pp_layer_offset: The number of layers on earlier pipeline stages; likewise unused.
-        name: The module's place in the model; likewise unused.
+        layer_number: The 1-based global number of the layer, under which inference keeps its state.
+        pg_collection: The process groups; ``tp`` and ``cp`` are read.
+        pp_layer_offset: The number of layers on earlier pipeline stages; nothing depends on it.
+        name: The module's place in the model; likewise.
 
     Raises:
-        ValueError: Head counts that do not fit, or a parallelism that the mixer does not support.
+        ValueError: Head counts that do not fit, or that do not divide over the ranks.
     """
 
     def __init__(
@@ -73,42 +89,50 @@ class M2RNNMixer(MegatronModule):  # type: ignore[misc]  # Megatron ships no typ
         name: str | None = None,  # noqa: ARG002 - likewise
     ) -> None:
         super().__init__(config)
-        fault = parallel_fault(pg_collection)
-        if fault is not None:
-            # build_module re-raises type(error)(message), which only a plain exception survives.
-            raise ValueError(str(fault))
         self.layer_number = layer_number
-        self.tp_group = pg_collection.tp
+        self.tp_group, self.cp_group = pg_collection.tp, pg_collection.cp
         self.options = options
-        self.heads = options.head_counts(d_model)
         self.clip = None if math.isinf(options.state_gradient_clip) else options.state_gradient_clip
-
-        heads, K, V = self.heads, options.K, options.V
-        self.qkv_sizes = [heads.q * K, heads.k * K, heads.v * V]
-        inner = heads.state * V
+        tp = self.tp_group.size()
+        self.layout = options.layout(d_model, tp=tp, cp=self.cp_group.size())
+        heads, channels = self.layout.heads, self.layout.channels
+        self.widths = {name: width // tp for name, width in channels.items()}
         self.in_proj = submodules.in_proj(
             d_model,
-            sum(self.qkv_sizes) + heads.f + inner,
+            sum(channels.values()),
             config=config,
             init_method=config.init_method,
             gather_output=False,
             bias=False,
             skip_bias_add=False,
             is_expert=False,
-            tp_group=pg_collection.tp,
+            tp_comm_buffer_name="fc1",
+            tp_group=self.tp_group,
         )
+
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         kind = {"device": device, "dtype": config.params_dtype}
+        mixed = [channels[name] for name in "qkv"]
         # The default of nn.Conv1d: uniform within one over the square root of the taps.
         bound = options.conv_size**-0.5
-        taps = torch.empty(sum(self.qkv_sizes), options.conv_size, **kind)
-        self.conv_weight = nn.Parameter(taps.uniform_(-bound, bound))
-        self.A_log = nn.Parameter(initial_decay(heads.f, device))
-        self.dt_bias = nn.Parameter(initial_dt_bias(heads.f, device))
-        self.W = nn.Parameter(torch.eye(V, **kind).repeat(heads.W, 1, 1))
+        taps = torch.empty(sum(mixed), options.conv_size, **kind).uniform_(-bound, bound)
+        self.conv_weight = self._split(taps, mixed)
+        self.A_log = self._split(initial_decay(heads.f, device), [heads.f])
+        self.dt_bias = self._split(initial_dt_bias(heads.f, device), [heads.f])
+        W = torch.eye(options.V, **kind).repeat(heads.W, 1, 1)
+        # Fewer matrices than ranks: every rank holds all of them.
+        self.W_is_split = heads.W % tp == 0
+        self.W = self._split(W, [heads.W]) if self.W_is_split else nn.Parameter(W)
         # One dimension, since Megatron decays the weights that have more, and D is not decayed.
-        self.D = nn.Parameter(torch.ones(inner, device=device))
-        self.norm = nn.RMSNorm(inner, eps=config.layernorm_epsilon, **kind)
+        inner = channels["g"]
+        self.D = self._split(torch.ones(inner, device=device), [inner])
+        self.norm = SplitRMSNorm(
+            inner, eps=config.layernorm_epsilon, tp_group=self.tp_group, **kind
+        )
+        # Upstream's resharding of a running model reads the parts of a fused weight there.
+        weight: Any
+        for weight, fused in ((self.in_proj.weight, channels), (self.conv_weight, "qkv")):
+            weight.partition_sizes = [self.widths[name] for name in fused]
         self.out_proj = submodules.out_proj(
             inner,
             d_model,
@@ -118,121 +142,177 @@ class M2RNNMixer(MegatronModule):  # type: ignore[misc]  # Megatron ships no typ
             input_is_parallel=True,
             skip_bias_add=True,
             is_expert=False,
-            tp_group=pg_collection.tp,
+            tp_comm_buffer_name="fc2",
+            tp_group=self.tp_group,
         )
+
+    def _split(self, whole: Tensor, widths: list[int]) -> nn.Parameter:
+        """Keep this rank's rows of each part.
+
+        Every rank draws the whole, from the random state that Megatron gives all ranks of a model
+        alike, so that a seed means the same values at every tensor-parallel size.
+        """
+        parameter = nn.Parameter(own_rows(whole, widths, self.tp_group))
+        set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
+        return parameter
 
     def forward(
         self,
         hidden_states: Tensor,
-        inference_context: object | None = None,
+        inference_context: Any = None,
         packed_seq_params: "PackedSeqParams | None" = None,
     ) -> tuple[Tensor, None]:
         """Mix ``hidden_states`` along the sequence.
 
         Args:
-            hidden_states: [s, b, h]; packed, b is 1 and s is the tokens of all documents.
-            inference_context: None; this version only trains.
+            hidden_states: [s, b, h]; packed, b is 1 and s is the tokens of all documents. With
+                sequence or context parallelism, this rank's tokens.
+            inference_context: Upstream's static context, to continue a sequence from what the layer
+                keeps there; None to begin at the first token and keep nothing.
             packed_seq_params: Where documents begin in a packed row; None if not packed.
 
         Returns:
             [s, b, h], and None for the bias that there is not.
 
         Raises:
-            Unsupported: An inference context, or packed sequences without their boundaries.
-            ValueError: Boundaries that do not describe the row.
+            Unsupported: Packed sequences without their boundaries, or an inference context together
+                with what it cannot be combined with.
+            ValueError: Boundaries that do not describe the row, or a context that continues what
+                the layer has not seen.
         """
         if inference_context is not None:
-            raise _unsupported("inference", "an inference context", "train or evaluate without it")
-        cu_seqlens = None
-        position = None
-        if packed_seq_params is not None:
-            cu_seqlens = _boundaries(packed_seq_params, hidden_states)
-            spans = document_spans(cu_seqlens, hidden_states.shape[0])
-            position = positions(spans).to(hidden_states.device)
-
+            self._refuse_inference(inference_context, packed_seq_params)
         projected, _ = self.in_proj(hidden_states)
-        qkv, f, g = torch.split(
-            projected.transpose(0, 1),
-            [sum(self.qkv_sizes), self.heads.f, self.heads.state * self.options.V],
-            dim=-1,
+        *qkvf, g = torch.split(projected, list(self.widths.values()), dim=-1)
+        row = Row.of(
+            packed_seq_params,
+            tokens=projected.shape[0] * self.layout.cp,
+            batch=projected.shape[1],
+            device=projected.device,
         )
-        qkv = functional.silu(causal_convolution(qkv, self.conv_weight, position))
-        q, k, v = (
-            torch.unflatten(x, -1, (heads, -1))
-            for x, heads in zip(
-                torch.split(qkv, self.qkv_sizes, dim=-1),
-                (self.heads.q, self.heads.k, self.heads.v),
-                strict=True,
-            )
-        )
-        y = self._recur(q, k, v, forget_gate(f, self.A_log, self.dt_bias), cu_seqlens)
-        y = y + self._skip(v)
-        y = self.norm(y.flatten(-2) * functional.silu(g))
-        out, _ = self.out_proj(y.transpose(0, 1).contiguous())
+        if self.layout.cp == 1:
+            y = self._recur(torch.cat(qkvf, dim=-1), row, inference_context)
+        else:
+            held = held_tokens(row.spans, self.layout.cp).to(projected.device)
+            y = self._recur(to_heads(qkvf, held, self.cp_group), row, None)
+            y = to_tokens(y, held, self.cp_group)
+        out, _ = self.out_proj(self.norm(y * functional.silu(g)))
         return out, None
 
-    def _recur(
-        self, q: Tensor, k: Tensor, v: Tensor, f: Tensor, cu_seqlens: Tensor | None
-    ) -> Tensor:
-        """Run the operator in the layout that it wants, [B, S, ...] or packed [T, ...]."""
-        if cu_seqlens is None:
-            return m2rnn(q, k, v, self.W, f, clip=self.clip)[0]
-        q, k, v, f = (x.squeeze(0) for x in (q, k, v, f))
-        return m2rnn(q, k, v, self.W, f, cu_seqlens=cu_seqlens, clip=self.clip)[0].unsqueeze(0)
+    def _recur(self, qkvf: Tensor, row: Row, context: Any) -> Tensor:
+        """Convolve and run the recurrence over whole documents, with this rank's heads.
+
+        Args:
+            qkvf: [s, b, channels of q, k, v and f on this rank].
+            row: Its documents.
+            context: The inference context, or None.
+
+        Returns:
+            [s, b, N · V] on this rank.
+        """
+        f_width = self.layout.local.f
+        widths = [qkvf.shape[-1] - f_width, f_width]
+        qkv, f = torch.split(qkvf.transpose(0, 1), widths, dim=-1)
+        past = None
+        if context is not None:
+            past = kept(context, self.layer_number, self.layout, qkv, self.options.conv_size)
+        weight = self._mine(self.conv_weight, *(self.widths[name] for name in "qkv"))
+        before = None if past is None else past.tokens
+        mixed = functional.silu(causal_convolution(qkv, weight, row.position, before))
+        q, k, v = self._heads(mixed)
+        f = forget_gate(f, self._mine(self.A_log), self._mine(self.dt_bias))
+        W = self._transitions()
+        recur = functools.partial(m2rnn, clip=self.clip, backend=self.options.backend)
+        if row.cu_seqlens is None:
+            h0 = None if past is None else past.state
+            y, last = recur(q, k, v, W, f, h0)
+            if past is not None:
+                past.keep(qkv, last)
+        else:
+            q_, k_, v_, f_ = (x.squeeze(0) for x in (q, k, v, f))
+            y = recur(q_, k_, v_, W, f_, cu_seqlens=row.cu_seqlens)[0].unsqueeze(0)
+        return (y + self._skip(v)).flatten(-2).transpose(0, 1).contiguous()
+
+    def _mine(self, parameter: Tensor, *widths: int) -> Tensor:
+        """Take what this context-parallel rank uses of a tensor-parallel rank's parameter."""
+        return own_rows(parameter, widths or (parameter.shape[0],), self.cp_group)
+
+    def _heads(self, mixed: Tensor) -> list[Tensor]:
+        """Cut [b, s, channels] into q, k and v, [b, s, heads, dim] with the heads of this rank."""
+        layout = self.layout
+        widths = [self.widths[name] // layout.cp for name in "qkv"]
+        parts = dict(zip("qkv", torch.split(mixed, widths, dim=-1), strict=True))
+        shared = [name for name in parts if layout.shared(name)]
+        whole = gathered([parts[name] for name in shared], self.cp_group)
+        parts |= zip(shared, gathered(whole, self.tp_group), strict=True)
+        heads = {}
+        for name, part in parts.items():
+            dim = layout.V if name == "v" else layout.K
+            heads[name] = torch.unflatten(part, -1, (-1, dim))
+            if name in shared:
+                first = layout.first(name, self.tp_group.rank(), self.cp_group.rank())
+                heads[name] = heads[name].narrow(-2, first, 1)
+        return list(heads.values())
+
+    def _transitions(self) -> Tensor:
+        """Take the transition matrices of this rank's heads."""
+        tp_rank, cp_rank = self.tp_group.rank(), self.cp_group.rank()
+        first = self.layout.first("W", tp_rank, cp_rank)
+        if self.W_is_split:
+            first -= self.layout.first("W", tp_rank, 0)
+            return self.W.narrow(0, first, self.layout.local.W)
+        return replicated(self.W, self.tp_group).narrow(0, first, self.layout.local.W)
 
     def _skip(self, v: Tensor) -> Tensor:
-        """Compute v · D for every head of the state, [B, S, N, V] in v's dtype."""
-        D = self.D.to(v.dtype).view(self.heads.v, -1, self.options.V)
+        """Compute v · D for every head of the state, [b, s, N, V] in v's dtype."""
+        D = self._mine(self.D).to(v.dtype).view(v.shape[-2], -1, self.options.V)
         return (v.unsqueeze(-2) * D).flatten(-3, -2)
 
+    def _refuse_inference(self, context: Any, packed: "PackedSeqParams | None") -> None:
+        """Refuse what a kept state cannot be combined with."""
+        refused = {
+            "dynamic batching": not context.is_static_batching(),
+            "packed sequences": packed is not None,
+            "sequence parallelism": self.config.sequence_parallel and self.layout.tp > 1,
+            "context parallelism": self.layout.cp > 1,
+        }
+        for what, so in refused.items():
+            if so:
+                raise unsupported(f"inference with {what}", what, "use a static context without it")
 
-def parallel_fault(pg_collection: "ProcessGroupCollection") -> Unsupported | None:
-    """Say which of the model's process groups the mixer cannot be spread over.
+    def mamba_state_shapes_per_request(self) -> None:
+        """Refuse upstream's dynamic inference, which asks for the shapes of the states.
 
-    Args:
-        pg_collection: The model's process groups.
+        Raises:
+            Unsupported: Always.
+        """
+        what = "dynamic batching"
+        raise unsupported(f"inference with {what}", what, "use a static context")
 
-    Returns:
-        The fault; None where tensor and context parallel size are 1.
-    """
-    for group, capability in (("tp", "tensor-parallel"), ("cp", "context-parallel")):
-        held = getattr(pg_collection, group, None)
-        if held is not None and held.size() > 1:
-            return _unsupported(capability, f"{capability} size {held.size()}", f"set {group} to 1")
-    return None
-
-
-def _unsupported(capability: str, found: str, then: str) -> Unsupported:
-    return Unsupported(
-        asked=f"{capability} with seam 'm2rnn', whose manifest does not say that it supports it",
-        found=found,
-        next=f"{then}, or ask @megatron-seams/recurrent for {capability}",
-        subject="m2rnn",
-    )
-
-
-def _boundaries(packed: "PackedSeqParams", hidden_states: Tensor) -> Tensor:
-    """Find where documents begin in a packed row, as Megatron's own mixer does.
-
-    Padded boundaries win over real ones, since they say where the tokens lie. Tokens after the last
-    boundary are padding: a document of their own.
-
-    Returns:
-        [documents + 1] int64 on the CPU: one wait for the accelerator in a layer and not two.
-    """
-    found = (
-        packed.cu_seqlens_q if packed.cu_seqlens_q_padded is None else packed.cu_seqlens_q_padded
-    )
-    if found is None:
-        raise _unsupported(
-            "packed-sequences",
-            "packed_seq_params without cu_seqlens_q",
-            "pass the boundaries of the documents",
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Describe the parameters to Megatron's checkpoints, to be read at any parallel size."""
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        own: dict[str, Tensor] = {}
+        self._save_to_state_dict(own, "", keep_vars=True)
+        sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            own,
+            prefix,
+            {name: 0 for name in own if name != "W" or self.W_is_split},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
         )
-    tokens, batch = hidden_states.shape[:2]
-    if batch != 1:
-        raise _unsupported(
-            "packed-sequences", f"packed rows in a batch of {batch}", "pack into one row"
-        )
-    bounds: list[int] = found.tolist()
-    return torch.tensor(bounds if bounds[-1] >= tokens else [*bounds, tokens])
+        for name, child in self.named_children():
+            sharded |= sharded_state_dict_default(
+                child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=self.tp_group
+            )
+        mixed = {name: self.widths[name] for name in "qkv"}
+        for name, widths in (("in_proj.weight", self.widths), ("conv_weight", mixed)):
+            key = f"{prefix}{name}"
+            sharded[key] = sharded_parts(sharded[key], widths, sharded_offsets, self.tp_group)
+        return sharded

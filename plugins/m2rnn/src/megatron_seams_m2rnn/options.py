@@ -4,6 +4,7 @@ import attrs
 from attrs import field, validators
 
 from megatron_seams_m2rnn.heads import HeadCounts
+from megatron_seams_m2rnn.layout import Layout
 
 #: The implementations of the recurrence (:mod:`megatron_seams_m2rnn.backends`).
 BACKENDS = ("reference", "torch", "cpu", "triton")
@@ -67,6 +68,19 @@ class Options:
             ValueError: Head counts that do not divide N, or no input that has N heads.
         """
         return self._counts(self.heads or default_heads(hidden_size))
+
+    def layout(self, hidden_size: int, *, tp: int = 1, cp: int = 1) -> Layout:
+        """Spread the mixer of a model over ranks.
+
+        Args:
+            hidden_size: The model's width.
+            tp: Tensor-parallel size.
+            cp: Context-parallel size.
+
+        Raises:
+            ValueError: Head counts that do not divide N, or that do not divide over the ranks.
+        """
+        return Layout(heads=self.head_counts(hidden_size), K=self.K, V=self.V, tp=tp, cp=cp)
 
     def _counts(self, heads: int) -> HeadCounts:
         counts = HeadCounts(

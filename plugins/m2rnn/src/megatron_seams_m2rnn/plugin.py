@@ -4,7 +4,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_seams.errors import OptionsInvalid
 from megatron_seams.hookspecs import LayerContext, hookimpl
-from megatron_seams_m2rnn.mixer import M2RNNMixer, M2RNNMixerSubmodules, parallel_fault
+from megatron_seams_m2rnn.mixer import M2RNNMixer, M2RNNMixerSubmodules
 from megatron_seams_m2rnn.options import Options
 
 
@@ -19,23 +19,21 @@ def recurrent_layer(context: LayerContext) -> ModuleSpec:
     """Build the mixer of upstream's ``MambaLayer``.
 
     Raises:
-        OptionsInvalid: Head counts that do not fit the model's width.
-        Unsupported: Tensor or context parallel size above 1.
+        OptionsInvalid: Head counts that do not fit the model's width, or its ranks.
     """
     options: Options = context.options
+    groups = context.pg_collection
     try:
-        options.head_counts(context.config.hidden_size)
+        options.layout(context.config.hidden_size, tp=groups.tp.size(), cp=groups.cp.size())
     except ValueError as error:
         raise OptionsInvalid(
-            asked=f"the heads of seam 'm2rnn' at hidden size {context.config.hidden_size}",
+            asked=f"the heads of seam 'm2rnn' at hidden size {context.config.hidden_size}, over "
+            f"tensor-parallel {groups.tp.size()} and context-parallel {groups.cp.size()}",
             found=str(error),
-            next="set heads in the recipe, or counts that divide it",
+            next="set heads in the recipe, counts that divide it, or another parallel size",
             subject="m2rnn",
             key="seams.m2rnn.heads",
         ) from error
-    fault = parallel_fault(context.pg_collection)
-    if fault is not None:
-        raise fault
     return ModuleSpec(
         module=M2RNNMixer,
         params={"options": options},

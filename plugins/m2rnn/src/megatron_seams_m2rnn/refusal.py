@@ -1,0 +1,19 @@
+"""What the mixer says of something that its manifest does not claim."""
+
+from megatron_seams.errors import Unsupported
+
+
+def unsupported(capability: str, found: str, then: str) -> Unsupported:
+    """Name what was asked of the seam and what to do instead.
+
+    Args:
+        capability: The manifest's word, or what is left out of it.
+        found: What was met.
+        then: What to change.
+    """
+    return Unsupported(
+        asked=f"{capability} with seam 'm2rnn', whose manifest does not say that it supports it",
+        found=found,
+        next=f"{then}, or ask @megatron-seams/recurrent for {capability}",
+        subject="m2rnn",
+    )
