@@ -128,7 +128,7 @@ def compile_for_hopper(
     f, W, h0 = torch.empty(1, 4, 8), torch.empty(8, V, V, **kind), torch.empty(1, 1, 8, K, V)
     run = triton_backend._Run.of(q, q, v, f, W, h0, ((0, 4),), 32)
     constants = {"CLIP": 1.0, **run.constants}
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    options = {name: constants.pop(name) for name in list(constants) if name.islower()}
     names = ("q", "k", "v", "f", "W", "h0", "bounds", "y", "dy", "room")
     given = (*run.inputs, v, v, torch.empty(1, dtype=torch.int64))
     pointers = {name: POINTERS[x.dtype] for name, x in zip(names, given, strict=True)}

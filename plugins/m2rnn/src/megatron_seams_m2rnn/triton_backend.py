@@ -226,6 +226,7 @@ class _Run:
                 "num_warps": min(8, block_k // 16),
                 # Two large states in flight at a time would not fit in an SM's shared memory.
                 "num_stages": 3 if block_k * block_v <= 2048 else 1,
+                "enable_fp_fusion": True,  # said, since Triton's own default changes
             },
         )
 

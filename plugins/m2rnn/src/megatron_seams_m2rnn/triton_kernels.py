@@ -14,10 +14,6 @@ to what another one writes. Time is never a compile-time constant, and offsets a
 import triton
 import triton.language as tl
 
-#: Whether this process interprets kernels on the CPU instead of compiling them for a GPU. Triton
-#: decides that where a kernel is defined.
-INTERPRETED: bool = triton.knobs.runtime.interpret
-
 #: Arguments that change with the batch and the sequence: a kernel is not compiled anew for them.
 _RUNTIME = ("batch", "steps", "q_batch", "k_batch", "v_batch", "low", "high", "document")
 
@@ -254,3 +250,8 @@ def backward(
     tl.store(carry + head * K * V + element, G, mask=in_state)
     written = ((here * batch + b) * N + n) * V * V + w_element
     tl.store(part_w + written, dW, mask=in_w)
+
+
+#: Whether this process interprets kernels on the CPU instead of compiling them for a GPU. Triton
+#: decides that where a kernel is defined.
+INTERPRETED = not isinstance(forward, triton.JITFunction)
