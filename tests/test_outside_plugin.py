@@ -1,68 +1,156 @@
-"""A seam outside this repository: the one that docs/write-a-seam.md makes, built and trained.
+"""A seam outside this repository: docs/write-a-seam.md from top to bottom, in a fresh environment.
 
-Its family is one that core has never heard of and its recipe maps a token to it; nothing in core
-changes. The files are the page's own, so the page is true as well.
+Every command of the page is run and every file on it written, in their order. Its family is one
+that core has never heard of and its recipe maps a token to it; nothing in core changes.
 """
 
+import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
-
-from seam_support import registry
 
 pytestmark = [pytest.mark.megatron, pytest.mark.install]
 
-_BLOCK = re.compile(r"^```(?:toml|python)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(console|toml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@attrs.frozen
+class Command:
+    """A line after a ``$``."""
+
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+
+@attrs.frozen
+class File:
+    """A block whose first line names a file."""
+
+    path: str
+    text: str
+
+
+def steps(page: str) -> Iterator[Command | File]:
+    """What a reader of the page does, in order."""
+    for kind, block in _BLOCK.findall(page):
+        if kind == "console":
+            for line in block.splitlines():
+                if line.startswith("$ "):
+                    yield Command(tuple(shlex.split(line[2:])))
+        elif (first := block.partition("\n"))[0].startswith("# "):
+            yield File(first[0].removeprefix("# "), first[2])
+
+
+@attrs.frozen
+class Fresh:
+    """A virtual environment that holds core's wheel and none of the workspace's plugins."""
+
+    folder: Path
+
+    @property
+    def bin(self) -> Path:
+        return self.folder / "venv" / "bin"
+
+    def run(self, command: Command) -> subprocess.CompletedProcess[str]:
+        """Run a command of the page; what it installs needs nothing that is not there."""
+        tool, *rest = command.words
+        words = [str(self.bin / tool), *rest]
+        if tool == "pip":
+            uv = [sys.executable, "-m", "uv", "pip"]
+            words = [*uv, rest[0], "--python", str(self.bin / "python"), "--quiet", *rest[1:]]
+            words.append("--no-deps")
+        elif tool == "pytest":
+            words = [str(self.bin / "python"), "-m", "pytest", *rest]
+        settings = {**os.environ, "PYTHONPATH": "", "VIRTUAL_ENV": str(self.bin.parent)}
+        return subprocess.run(
+            words, cwd=self.folder, env=settings, capture_output=True, text=True, check=False
+        )
 
 
 @pytest.fixture(scope="module")
-def page(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the page, in a folder of their own."""
-    folder = tmp_path_factory.mktemp("outside") / "my-kda"
-    text = (repository / "docs" / "write-a-seam.md").read_text(encoding="utf-8")
-    for name, content in _BLOCK.findall(text):
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content, encoding="utf-8")
-    (folder / "src" / "my_kda" / "__init__.py").touch()
-    return folder
+def fresh(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Fresh:
+    """The environment. Torch, Megatron and the other distributions are linked into it.
+
+    They would be gigabytes to install, and minutes to compile; the workspace's own are left out.
+    """
+    made = Fresh(tmp_path_factory.mktemp("outside"))
+    uv = [sys.executable, "-m", "uv"]
+    venv = [*uv, "venv", "--quiet", "--python", sys.executable, made.bin.parent]
+    subprocess.run([*map(str, venv)], check=True, capture_output=True)
+    ours, theirs = (
+        Path(sysconfig.get_path("purelib", vars={"base": str(base)}))
+        for base in (made.bin.parent, sys.prefix)
+    )
+    for entry in theirs.iterdir():
+        if "megatron_seams" not in entry.name and not (ours / entry.name).exists():
+            (ours / entry.name).symlink_to(entry)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
+    subprocess.run(
+        [*build, made.folder / "dist", repository / "core"], check=True, capture_output=True
+    )
+    (wheel,) = (made.folder / "dist").glob("*.whl")
+    done = made.run(Command(("pip", "install", str(wheel))))
+    assert done.returncode == 0, done.stderr
+    return made
 
 
-@pytest.fixture(scope="module")
-def site(page: Path) -> Path:
-    """The wheel of the page's package, installed into a folder for PYTHONPATH."""
-    wheels, site = page / "dist", page / "site"
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels)]
-    subprocess.run([*build, str(page)], check=True, capture_output=True)
-    (wheel,) = wheels.glob("my_kda-*.whl")
-    # What an installer does with a wheel of pure Python that has no scripts.
-    shutil.unpack_archive(wheel, site, format="zip")
-    return site
+def test_the_page_holds_from_top_to_bottom(repository: Path, fresh: Fresh) -> None:
+    page = (repository / "docs" / "write-a-seam.md").read_text(encoding="utf-8")
+    said: dict[str, str] = {}
+    written: list[str] = []
+    for step in steps(page):
+        if isinstance(step, File):
+            file = fresh.folder / step.path
+            assert file.parent.is_dir(), step.path
+            file.write_text(step.text, encoding="utf-8")
+            written.append(step.path)
+            continue
+        done = fresh.run(step)
+        assert done.returncode == 0, f"{step}\n{done.stdout}\n{done.stderr}"
+        said[str(step)] = done.stdout
 
-
-def test_it_is_listed_with_its_owner_and_as_an_experiment(site: Path) -> None:
-    done = registry("list", "--owners", path=[site], code=0)
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("kda")]
+    # What the author fills in is all that the page rewrites.
+    package = "seam-kda/src/seam_kda"
+    assert written == [
+        *(f"{package}/{name}" for name in ("seam.toml", "plugin.py", "mixer.py")),
+        "with-kda.toml",
+    ]
+    (line,) = [it for it in said["registry list --owners"].splitlines() if it.startswith("kda")]
     assert "experiment" in line
     assert "@my-team/attention" in line
-    assert "native (KDA)" in line
+    assert "experiment 2" in said["registry resolve with-kda.toml"]
+    assert "2 steps" in said["registry smoke with-kda.toml --steps 2 --save proof"]
+    for kit in ("pytest seam-kda", "pytest --seam kda"):
+        assert re.search(r"\d\d passed", said[kit]), said[kit]
+        assert not re.search(r"failed|error", said[kit].splitlines()[-1])
+    assert "check: 0 errors" in said["registry check seam-kda"]
 
 
-def test_it_is_refused_until_the_recipe_names_the_experiment(site: Path, page: Path) -> None:
-    recipe = page / "with-kda.toml"
-    silent = page / "silent.toml"
+def test_it_is_refused_until_the_recipe_names_the_experiment(fresh: Fresh) -> None:
+    recipe, silent = fresh.folder / "with-kda.toml", fresh.folder / "silent.toml"
     named = 'experiments = ["kda"]'
     assert named in recipe.read_text()
     silent.write_text(recipe.read_text().replace(named, ""))
-    assert "SEAM-R05" in registry("resolve", silent, path=[site], code=2).stderr
-    assert "experiment 2" in registry("resolve", recipe, path=[site], code=0).stdout
+    done = fresh.run(Command(("registry", "resolve", "silent.toml")))
+    assert done.returncode == 2
+    assert "SEAM-R05" in done.stderr
 
 
-def test_it_builds_and_trains(site: Path, page: Path) -> None:
-    done = registry("smoke", page / "with-kda.toml", "--steps", "2", path=[site], code=None)
-    assert "2 steps" in done.stdout, done.stdout + done.stderr
-    assert "held-back loss" in done.stdout
+def test_the_package_of_a_feature_passes_the_kit_as_it_is(fresh: Fresh) -> None:
+    for command in (
+        "registry new mem --family engram --owner @my-team/memory",
+        "pip install -e seam-mem[test]",
+        "pytest seam-mem",
+    ):
+        done = fresh.run(Command(tuple(shlex.split(command))))
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert re.search(r"\d\d passed", done.stdout)
