@@ -48,21 +48,25 @@ def check_forward(model: "HybridModel", plan: Plan) -> None:
 
     found = parts(model, plan)
     hooks = [it.module.register_forward_hook(note(it), with_kwargs=True) for it in found]
+    raised = None
     try:
         losses_of(model, tokens())
     except Exception as error:  # noqa: BLE001 - whatever a seam's forward raises breaks the rule
-        rules.FORWARD.broken(f"{type(error).__name__}: {error}")
+        raised = f"{type(error).__name__}: {error}"
     finally:
         for hook in hooks:
             hook.remove()
-    called = [part.key for part, *_ in seen]
-    if not found or called != [part.key for part in found]:
-        rules.FORWARD.broken(f"called were {called}; built {[part.key for part in found]}")
+    # What was returned before says more than what upstream made of it.
     for part, args, kwargs, output in seen:
         given = args[0] if args else kwargs.get("hidden_states", kwargs.get("input_ids"))
         wrong = _wrong_output(part, given, output, model.config.hidden_size)
         if wrong:
             rules.FORWARD.broken(f"{part.key} ({part.kind}) {wrong}")
+    if raised:
+        rules.FORWARD.broken(raised)
+    called = [part.key for part, *_ in seen]
+    if not found or called != [part.key for part in found]:
+        rules.FORWARD.broken(f"called were {called}; built {[part.key for part in found]}")
 
 
 def _wrong_output(part: Part, given: Any, output: Any, hidden: int) -> str | None:

@@ -5,6 +5,7 @@ weights through its own sharded state, computes the same, takes one step and com
 collective that is missing, in the forward or in the backward pass, shows in the one or the other.
 """
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +27,7 @@ from megatron_seams.runtime.conformance.models import (
     tokens,
 )
 from megatron_seams.runtime.conformance.subject import ASKED, Subject
-from megatron_seams.runtime.cpu import cpu_world
+from megatron_seams.runtime.cpu import cuda_on_cpu, gloo_world
 from megatron_seams.runtime.ranks import RankFailed, on_ranks
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ OVER_RANKS: Final = (
 )
 #: The losses of one and of two ranks differ by the order in which floats are added.
 TOLERANCE: Final = 2e-4
+
+#: After which a rank whose peer does not come gives up.
+_PATIENCE: Final = datetime.timedelta(minutes=3)
 
 _CHECKPOINT, _FOUND = "checkpoint", "found.pt"
 
@@ -121,7 +125,7 @@ def spread(plans: Mapping[str, Plan], folder: Path) -> dict[str, str | None]:
 
 def _compared(plan: Plan, folder: Path) -> str | None:
     expected = torch.load(folder / _FOUND, weights_only=True)
-    with cpu_world(plan.parallelism) as groups:
+    with cuda_on_cpu(), gloo_world(plan.parallelism, timeout=_PATIENCE) as groups:
         stage = groups.pp.rank()
         last = stage == groups.pp.size() - 1
         model = build(plan, groups, pre_process=stage == 0, post_process=last)

@@ -1,5 +1,6 @@
 """The kit's test classes. A seam's own suite inherits one of them; ``pytest --seam`` runs them."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,8 @@ class SeamConformance:
         """Without a line of the plugin's own having run in this process."""
         done = subprocess.run(
             [sys.executable, "-c", _IMPORT, subject.seam.package],
+            # Found there as it was found here.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
             check=False,

@@ -1,0 +1,1 @@
+"""A seam that keeps every rule of the conformance kit."""

@@ -1,0 +1,72 @@
+"""A sum over the past that decays at a learned rate, each channel by itself."""
+
+import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    make_sharded_tensors_for_checkpoint,
+    sharded_state_dict_default,
+)
+
+
+class DecayMixer(MegatronModule):
+    def __init__(
+        self,
+        config,
+        d_model,
+        layer_number,
+        pg_collection,
+        start,
+        backend,
+        pp_layer_offset=0,
+        name=None,
+    ):
+        super().__init__(config)
+        del pp_layer_offset, name
+        self.layer_number = layer_number
+        self.tp_group = pg_collection.tp
+        shared = {"config": config, "bias": False, "is_expert": False, "tp_group": self.tp_group}
+        self.in_proj = backend.column_parallel_linear()(
+            d_model, d_model, init_method=config.init_method, gather_output=False, **shared
+        )
+        self.rate = torch.nn.Parameter(torch.full((d_model // self.tp_group.size(),), start))
+        set_tensor_model_parallel_attributes(self.rate, is_parallel=True, dim=0, stride=1)
+        self.out_proj = backend.row_parallel_linear()(
+            d_model,
+            d_model,
+            init_method=config.output_layer_init_method,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            **shared,
+        )
+
+    def forward(self, hidden_states, inference_context=None, packed_seq_params=None):
+        x, _ = self.in_proj(hidden_states)
+        starts = [] if packed_seq_params is None else packed_seq_params.cu_seqlens_q.tolist()
+        state = torch.zeros_like(x[0])
+        if inference_context is not None and inference_context.sequence_len_offset > 0:
+            state = inference_context.key_value_memory_dict[self.layer_number]
+        states = []
+        for at, token in enumerate(x):
+            state = token if at in starts else self.rate.sigmoid() * state + token
+            states.append(state)
+        if inference_context is not None:
+            inference_context.key_value_memory_dict[self.layer_number] = state
+        return self.out_proj(torch.stack(states))
+
+    def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        sharded = make_sharded_tensors_for_checkpoint(
+            {"rate": self.rate},
+            prefix,
+            {"rate": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+        for name, child in self.named_children():
+            sharded |= sharded_state_dict_default(
+                child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=self.tp_group
+            )
+        return sharded

@@ -1,0 +1,268 @@
+"""The conformance kit: a good seam passes it; one that breaks a rule hears which, and what to do.
+
+Each bad seam is the good one with one edit, and the kit runs as for its users: ``pytest --seam``.
+"""
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import megatron_releases
+from megatron_seams.runtime.conformance import rules
+from seam_support import run_python, write_record
+
+pytestmark = pytest.mark.megatron
+
+GOOD = Path(__file__).parent / "seams" / "decay"
+INFO = "acme_decay-1.0.dist-info"
+
+
+class Reports:
+    """What the tests of one run came to."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.texts: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.outcomes[report.outcome] += 1
+        if report.failed:
+            self.texts[report.nodeid.rpartition("::")[2]] = report.longreprtext
+
+
+def install(site: Path, edits: Mapping[str, tuple[str, str]]) -> None:
+    """Lay the good seam out as an installer does, with one text in the place of another."""
+    shutil.copytree(GOOD, site / "decay", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, (old, new) in edits.items():
+        file = site / "decay" / name
+        text = file.read_text()
+        assert text.count(old) == 1, (name, old)
+        file.write_text(text.replace(old, new))
+    (site / INFO).mkdir()
+    (site / INFO / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-decay\nVersion: 1.0\n")
+    (site / INFO / "entry_points.txt").write_text("[megatron_seams]\ndecay = decay\n")
+    files = {str(f.relative_to(site)): f.read_bytes() for f in site.rglob("*") if f.is_file()}
+    write_record(site, INFO, files)
+
+
+@pytest.fixture
+def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Reports]]:
+    """Run the kit on the good seam with these edits, in this process: Megatron is imported once."""
+
+    def run(*arguments: str, edits: Mapping[str, tuple[str, str]] | None = None) -> Reports:
+        install(tmp_path / "site", edits or {})
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        (tmp_path / "pytest.ini").write_text("[pytest]\n")
+        found = Reports()
+        options = ["-c", str(tmp_path / "pytest.ini"), "-s", "-q", "-p", "no:cacheprovider"]
+        pytest.main(["--seam", "decay", *options, *arguments], plugins=[found])
+        return found
+
+    yield run
+    for name in [name for name in sys.modules if name.partition(".")[0] == "decay"]:
+        del sys.modules[name]  # the next test has another
+
+
+def test_a_seam_that_keeps_every_rule_passes(kit) -> None:
+    found = kit()
+    assert found.texts == {}
+    # What it does not claim, context parallelism, is the one thing that is skipped.
+    assert found.outcomes == {"passed": 23, "skipped": 1}
+
+
+#: A class of the good one's name around it.
+WRAPPER = """class DecayMixer(MegatronModule):
+    def __init__(self, config, **keywords):
+        super().__init__(config)
+        self.chosen = Chosen(config, **keywords)
+
+    def forward(self, *args, **kwargs):
+        return self.chosen(*args, **kwargs)
+
+
+class Chosen("""
+
+BAD = {
+    "unread manifest": (rules.FOUND, {"seam.toml": ('owner = "@acme/tests"\n', "")}, "seam.owner"),
+    "torch at import": (
+        rules.LIGHT_IMPORT,
+        {"__init__.py": ('"""A', 'import torch\n\n"""A')},
+        "torch",
+    ),
+    "another hook": (
+        rules.HOOKS,
+        {"plugin.py": ("def decay_layer(", "def kda_layer(")},
+        "'kda_layer'",
+    ),
+    "no linear": (
+        rules.BUILDS,
+        {
+            "mixer.py": (
+                "        self.layer_number =",
+                "        raise OSError('no linear')\n        self.layer_number =",
+            )
+        },
+        "OSError: no linear",
+    ),
+    "no bias beside the output": (
+        rules.FORWARD,
+        {"mixer.py": ("torch.stack(states))", "torch.stack(states))[0]")},
+        "not (output, bias)",
+    ),
+    "transposed": (
+        rules.FORWARD,
+        {
+            "mixer.py": (
+                "return self.out_proj(torch.stack(states))",
+                "return self.out_proj(torch.stack(states))[0][:8], None",
+            )
+        },
+        "returned [8, 2, 128]",
+    ),
+    "detached": (
+        rules.GRADIENTS,
+        {"mixer.py": ("self.rate.sigmoid()", "self.rate.detach().sigmoid()")},
+        "mixer.rate: no gradient",
+    ),
+    "infinite": (
+        rules.GRADIENTS,
+        {"mixer.py": ("self.rate.sigmoid()", "(self.rate * 0).sqrt()")},
+        "mixer.rate: not finite",
+    ),
+    "random": (
+        rules.DETERMINISTIC,
+        {"mixer.py": ("torch.zeros_like(x[0])", "torch.rand_like(x[0])")},
+        "two forward passes",
+    ),
+    "counts its calls": (
+        rules.RECOMPUTE,
+        {
+            "mixer.py": (
+                "        states = []",
+                "        self.calls = getattr(self, 'calls', 0) + 1\n        x = x / self.calls\n"
+                "        states = []",
+            )
+        },
+        "the gradients differ",
+    ),
+    "adds the offset again": (
+        rules.NUMBERS,
+        {"mixer.py": ("self.layer_number = layer_number", "self.layer_number = layer_number + 2")},
+        "was given 3 and calls itself 5",
+    ),
+    "asks for a keyword that only later releases pass": (
+        rules.KEYWORDS,
+        {"seam.toml": ('"pg_collection"]', '"pg_collection", "name"]')},
+        "megatron-core 0.17",
+    ),
+    "does not take what later releases pass": (
+        rules.KEYWORDS,
+        {"seam.toml": ('takes = ["pp_layer_offset", "name"]', 'takes = ["pp_layer_offset"]')},
+        "['name']",
+    ),
+    "in a wrapper": (
+        rules.NO_WRAPPER,
+        {"mixer.py": ("class DecayMixer(", WRAPPER)},
+        "'chosen' (Chosen)",
+    ),
+    "forgets a parameter": (
+        rules.ROUND_TRIP,
+        {
+            "mixer.py": (
+                "        return sharded",
+                "        del sharded[f'{prefix}rate']\n        return sharded",
+            )
+        },
+        "mixer.rate",
+    ),
+    "leaks": (
+        rules.PACKED,
+        {"mixer.py": ("token if at in starts else ", "")},
+        "the document at tokens 5 to 9",
+    ),
+    "forgets what it kept": (
+        rules.INFERENCE,
+        {"mixer.py": ("sequence_len_offset > 0", "sequence_len_offset > 99")},
+        "the logits after token 9",
+    ),
+    "needs more than it claims": (
+        rules.REFUSED,
+        {"seam.toml": ("tensor-parallel = true", "tensor-parallel = false")},
+        "sequence-parallel = true, and yet: tensor-parallel = false",
+    ),
+}
+
+#: The test of the kit that holds each rule.
+TESTS = {
+    rules.FOUND: "forward",
+    rules.LIGHT_IMPORT: "light",
+    rules.HOOKS: "agrees",
+    rules.BUILDS: "forward",
+    rules.FORWARD: "forward",
+    rules.GRADIENTS: "gradients",
+    rules.DETERMINISTIC: "twice",
+    rules.RECOMPUTE: "checkpointing",
+    rules.NUMBERS: "number",
+    rules.KEYWORDS: "keywords",
+    rules.NO_WRAPPER: "wrapper",
+    rules.ROUND_TRIP: "comes_back",
+    rules.PACKED: "leak",
+    rules.INFERENCE: "continues",
+    rules.REFUSED: "is_refused",
+    rules.SPREAD: "two_ranks",
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) -> None:
+    rule, edits, said = BAD[what]
+    arguments = ["-k", TESTS[rule]]
+    if rule is rules.KEYWORDS:
+        arguments += ["--seam-megatron", str(megatron_releases.wheel("0.17"))]
+    texts = kit(*arguments, edits=edits).texts
+    assert texts
+    for text in texts.values():
+        assert f"rule {rule.name!r}: {rule.says}" in text
+        assert f"next: {rule.next}" in text
+    assert any(said in text for text in texts.values()), texts
+
+
+def test_ranks_that_disagree_are_told_by_capability_and_hide_no_other(kit) -> None:
+    # A mean over channels of which each rank has only its own.
+    mean = "y = torch.stack(states)\n        return self.out_proj(y - y.mean(-1, keepdim=True))"
+    edits = {"mixer.py": ("return self.out_proj(torch.stack(states))", mean)}
+    found = kit("-k", TESTS[rules.SPREAD], edits=edits)
+    assert found.outcomes == {"passed": 2, "failed": 2, "skipped": 1}
+    for capability in ("tensor-parallel", "sequence-parallel"):
+        text = found.texts[f"test_two_ranks_compute_what_one_does[{capability}]"]
+        assert f"rule 'parallelism': {rules.SPREAD.says}" in text
+        assert f"{capability}: the losses differ from one rank's by up to" in text
+
+
+def test_every_rule_has_a_seam_that_breaks_it() -> None:
+    known = {rule for rule in vars(rules).values() if isinstance(rule, rules.Rule)}
+    assert {rule for rule, _, _ in BAD.values()} | {rules.SPREAD} == known == set(TESTS)
+
+
+def test_without_the_option_the_plugin_imports_nothing(tmp_path: Path) -> None:
+    test = tmp_path / "test_light.py"
+    test.write_text(
+        "import sys\n\n\ndef test_nothing_was_imported():\n"
+        "    assert 'megatron_seams.pytest_plugin' in sys.modules\n"
+        "    heavy = {'torch', 'megatron', 'cattrs', 'click', 'megatron_seams.runtime'}\n"
+        "    assert not heavy & set(sys.modules)\n"
+    )
+    run_python("-m", "pytest", "-q", test, cwd=tmp_path, code=0)
+
+
+def test_a_seam_that_is_not_installed_is_one_failure_that_lists_those_that_are(
+    tmp_path: Path,
+) -> None:
+    done = run_python("-m", "pytest", "--seam", "nobody", "-q", "-x", cwd=tmp_path, code=1)
+    assert "rule 'found'" in done.stdout
+    assert "no seam 'nobody' is installed; installed: " in done.stdout
