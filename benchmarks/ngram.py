@@ -1,8 +1,8 @@
 """What the hashed n-gram tables cost: ``python benchmarks/ngram.py``.
 
 One embedding, forward and backward at the size of NAM56R (2 x 4096 tokens, 16 tables of half a
-million rows of 16), in fp32: the naive form, with one index computation and one look-up for each
-table and a dense gradient, beside the seam's. Rounds are interleaved and figures are medians, so
+million rows of 16), in fp32: the naive form, with one index computation, one look-up and one dense
+gradient for each table, beside the seam's. Rounds are interleaved and figures are medians, so
 that a busy moment of the machine falls on both alike; what carries over to another machine is the
 ratio. Memory is what one step needs beyond weights, gradients and its input, at its peak.
 """
@@ -31,14 +31,14 @@ _LOW_63: Final = 2**63 - 1
 def naive_indices(ids: Tensor, tables: HashTables) -> list[Tensor]:
     """One table after the other, [b, s] each: the rule as it is written."""
     found = []
-    for table, offset in enumerate(tables.offsets):
+    for table in range(tables.number):
         i = tables.hash_of[table]
         hashed = torch.full_like(ids, _signed(tables.biases[i]))
         for p, multiplier in enumerate(tables.multipliers[i]):
             earlier = ids.roll(p, dims=1)
             earlier[:, :p] = PAD
             hashed = hashed ^ (earlier * _signed(multiplier))
-        found.append((hashed & _LOW_63) % tables.primes[table] + offset)
+        found.append((hashed & _LOW_63) % tables.primes[table])
     return found
 
 
@@ -72,6 +72,15 @@ class Case:
         columns = self.constants.number * WIDTH
         self.gradient = torch.randn(BATCH, LENGTH, columns, generator=generator)
 
+        # The same memory, as the tables of their own that the naive form has.
+        self.apart = [torch.nn.Parameter(rows) for rows in self.weight.detach().split(self._sizes)]
+
+    @property
+    def _sizes(self) -> list[int]:
+        primes = list(self.constants.primes)
+        primes[-1] += len(self.weight) - sum(primes)
+        return primes
+
     def naive_indices(self) -> None:
         """Index computation, table by table."""
         naive_indices(self.ids, self.constants)
@@ -82,15 +91,19 @@ class Case:
 
     def naive(self) -> None:
         """Look each table up and have autograd make a dense gradient."""
-        self.weight.grad = None
-        rows = [embedding(at, self.weight) for at in naive_indices(self.ids, self.constants)]
+        for table in self.apart:
+            table.grad = None
+        found = naive_indices(self.ids, self.constants)
+        rows = [embedding(at, table) for at, table in zip(found, self.apart, strict=True)]
         torch.cat(rows, dim=-1).backward(self.gradient)
 
     def naive_main_grad(self) -> None:
         """The same, and what Megatron's hook does with it."""
         self.naive()
-        self.weight.main_grad.add_(self.weight.grad)
-        self.weight.grad = None
+        parts = self.weight.main_grad.split(self._sizes)
+        for table, part in zip(self.apart, parts, strict=True):
+            part.add_(table.grad)
+            table.grad = None
 
     def seam_main_grad(self) -> None:
         """The seam under Megatron's data parallelism, which keeps ``main_grad``."""

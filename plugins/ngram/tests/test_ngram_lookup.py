@@ -1,0 +1,222 @@
+"""Looking rows up: C++ and torch give the same bits, and gradients go where they belong."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from megatron_seams.errors import CannotRunHere
+from megatron_seams.runtime.extensions import NotBuilt
+from megatron_seams_ngram import cpu_kernels, kernels, torch_kernels
+from megatron_seams_ngram.kernels import Kernels, SlowBackend, choose
+from megatron_seams_ngram.lookup import look_up
+from megatron_seams_ngram.ngram_tables import NgramTables
+from megatron_seams_ngram.tables import make_tables
+
+BOTH = ("cpu", "torch")
+CPU = torch.device("cpu")
+ROWS, WIDTH, TABLES = 120, 5, 3
+
+
+def indices(seed: int = 0, *shape: int) -> Tensor:
+    """Rows of three tables of forty, with repeats: every sum then has an order."""
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randint(40, (*(shape or (2, 50)), TABLES), generator=generator)
+    return found + 40 * torch.arange(TABLES)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@given(
+    first=st.integers(0, ROWS),
+    rows=st.integers(1, ROWS),
+    threads=st.integers(1, 5),
+    types=st.sampled_from(
+        [
+            (torch.float32, torch.float32),
+            (torch.bfloat16, torch.float32),
+            (torch.float64, torch.float64),
+            (torch.bfloat16, torch.bfloat16),
+        ]
+    ),
+)
+@settings(max_examples=60)
+def test_the_cpp_has_the_bits_of_torch_for_any_part_type_and_number_of_threads(
+    first: int, rows: int, threads: int, types: tuple[torch.dtype, torch.dtype]
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        at = indices()
+        table = normal(rows, WIDTH, dtype=types[0])
+        looked_up = [one.gather(table, at, first) for one in (cpu_kernels, torch_kernels)]
+        assert torch.equal(*looked_up)
+        assert looked_up[0].shape == (2, 50, TABLES, WIDTH)
+        added = normal(2, 50, TABLES, WIDTH, dtype=types[0], seed=2)
+        sums = [normal(rows, WIDTH, dtype=types[1], seed=3) for _ in range(2)]
+        cpu_kernels.scatter(added, at, first, sums[0])
+        torch_kernels.scatter(added, at, first, sums[1])
+        assert torch.equal(*sums)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_looked_up_and_added_is_what_plain_indexing_says() -> None:
+    at, table = indices(), normal(ROWS, WIDTH)
+    added = normal(2, 50, TABLES, WIDTH, dtype=torch.float64, seed=2)
+    for name in BOTH:
+        assert torch.equal(choose(name, CPU).gather(table, at, 0), table[at])
+        total = torch.zeros(ROWS, WIDTH, dtype=torch.float64)
+        choose(name, CPU).scatter(added, at, 0, total)
+        expected = torch.zeros_like(total).index_put((at,), added, accumulate=True)
+        torch.testing.assert_close(total, expected)
+
+
+@pytest.fixture(params=BOTH)
+def worker(request: pytest.FixtureRequest) -> Kernels:
+    return choose(request.param, CPU)
+
+
+def table() -> torch.nn.Parameter:
+    return torch.nn.Parameter(normal(ROWS, WIDTH))
+
+
+def loss(weight: Tensor, worker: Kernels, seed: int = 0) -> Tensor:
+    rows = look_up(weight, indices(seed), first=0, kernels=worker)
+    return (rows * normal(*rows.shape, seed=seed + 10)).sum()
+
+
+def expected(*seeds: int) -> Tensor:
+    weight = table()
+    for seed in seeds:
+        rows = weight[indices(seed)]
+        (rows * normal(*rows.shape, seed=seed + 10)).sum().backward()
+    assert weight.grad is not None
+    return weight.grad
+
+
+def test_a_first_gradient_is_made_and_later_ones_are_added_in_place(worker: Kernels) -> None:
+    weight = table()
+    loss(weight, worker).backward()
+    assert weight.grad is not None
+    place = weight.grad.data_ptr()
+    loss(weight, worker, seed=4).backward()
+    assert weight.grad.data_ptr() == place
+    assert weight.grad.layout == torch.strided
+    torch.testing.assert_close(weight.grad, expected(0, 4))
+
+
+def test_a_weight_that_is_used_twice_gets_both_gradients(worker: Kernels) -> None:
+    weight = table()
+    (loss(weight, worker) + loss(weight, worker, seed=4)).backward()
+    torch.testing.assert_close(weight.grad, expected(0, 4))
+    (loss(weight, worker) + weight.sum()).backward()
+    torch.testing.assert_close(weight.grad, expected(0, 4, 0) + 1)
+
+
+def test_main_grad_is_added_to_and_autograd_gets_nothing_to_add(worker: Kernels) -> None:
+    weight: Any = table()
+    weight.main_grad = torch.ones(ROWS, WIDTH)
+    weight.grad_added_to_main_grad = False
+    seen: list[Tensor] = []
+    weight.register_post_accumulate_grad_hook(lambda one: seen.append(one.grad))
+    loss(weight, worker).backward()
+    torch.testing.assert_close(weight.main_grad, expected(0) + 1)
+    assert weight.grad_added_to_main_grad is True
+    (given,) = seen  # hooks run, as DDP's must
+    assert given.is_sparse
+    assert given._nnz() == 0
+    # A tied weight's hook adds what it is given (`zero_out_wgrad`): nothing.
+    before = weight.main_grad.clone()
+    assert torch.equal(weight.main_grad.add_(given.data), before)
+
+
+def test_bfloat16_rows_are_summed_in_the_main_gradients_float32(worker: Kernels) -> None:
+    weight: Any = torch.nn.Parameter(normal(ROWS, WIDTH, dtype=torch.bfloat16))
+    weight.main_grad = torch.zeros(ROWS, WIDTH)
+    weight.grad_added_to_main_grad = False
+    at = torch.zeros(1, 1000, 1, dtype=torch.int64)
+    look_up(weight, at, first=0, kernels=worker).sum().backward()
+    assert weight.main_grad[0].tolist() == [1000.0] * WIDTH  # bfloat16 stops at 256
+
+
+@pytest.mark.parametrize("asked", ["autograd.grad", "a tensor hook", "other inputs"])
+def test_whoever_else_wants_the_gradient_gets_it_and_the_held_one_stays(
+    worker: Kernels, asked: str
+) -> None:
+    weight = table()
+    weight.grad = torch.ones_like(weight)
+    other = torch.ones((), requires_grad=True)
+    value = loss(weight, worker) * other
+    if asked == "autograd.grad":
+        (gradient,) = torch.autograd.grad(value, [weight])
+        torch.testing.assert_close(gradient, expected(0))
+        assert weight.grad.eq(1).all()
+    elif asked == "a tensor hook":
+        weight.register_hook(lambda gradient: gradient * 2)
+        value.backward()
+        torch.testing.assert_close(weight.grad, 2 * expected(0) + 1)
+    else:
+        value.backward(inputs=[other])
+        assert weight.grad.eq(1).all()
+
+
+def test_a_frozen_weight_and_a_pass_without_gradients_keep_none(worker: Kernels) -> None:
+    weight = table()
+    with torch.no_grad():
+        assert not loss(weight, worker).requires_grad
+    weight.requires_grad_(False)
+    assert not loss(weight, worker).requires_grad
+
+
+def test_without_a_compiler_torch_takes_over_once_and_an_explicit_cpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nothing() -> None:
+        raise NotBuilt("no compiler")
+
+    monkeypatch.setattr(cpu_kernels, "library", nothing)
+    for remembered in (kernels._build_fault, kernels._stand_in):
+        monkeypatch.setattr(kernels, remembered.__name__, _anew(remembered))
+    with pytest.raises(CannotRunHere, match=r"SEAM-B05(?s:.*)no compiler"):
+        choose("cpu", CPU)
+    with pytest.warns(SlowBackend, match="no compiler"):
+        assert choose(None, CPU) is torch_kernels
+    assert choose("torch", CPU) is torch_kernels
+
+
+def _anew(remembered: Any) -> Any:
+    """The same function without what it has remembered, and without what it will."""
+    import functools
+
+    return functools.cache(remembered.__wrapped__)
+
+
+def test_initial_rows_do_not_depend_on_who_holds_them() -> None:
+    constants = make_tables(orders=(2,), heads=2, table_rows=5_000, seed=3)
+
+    def rows(ranks: int, rank: int) -> Tensor:
+        group: Any = type("Group", (), {"size": lambda _: ranks, "rank": lambda _: rank})()
+        tables = NgramTables(
+            constants,
+            width=3,
+            pad_id=9,
+            seed=4,
+            init_std=0.5,
+            dtype=torch.float32,
+            device=CPU,
+            tp_group=group,
+            backend=None,
+        )
+        assert tables.first_row == rank * len(tables.weight)
+        return tables.weight.detach()
+
+    whole = rows(1, 0)
+    assert torch.equal(torch.cat([rows(4, rank) for rank in range(4)]), whole)
+    assert abs(float(whole.std()) - 0.5) < 0.01
+    assert len(whole) >= constants.rows
