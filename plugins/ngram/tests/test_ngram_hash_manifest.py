@@ -11,22 +11,23 @@ import megatron_seams_ngram.hash
 from megatron_seams.plugins import load_plugins
 from megatron_seams.seam import CAPABILITIES, Seam, parse_manifest
 from megatron_seams.strict import structure
+from megatron_seams_ngram.engram.options import Options as MemoryOptions
 from megatron_seams_ngram.hash.options import Options
 
 PACKAGE = Path(megatron_seams_ngram.hash.__file__).parent
 
 
-def seam() -> Seam:
-    file = PACKAGE / "seam.toml"
+def seam(directory: Path = PACKAGE) -> Seam:
+    file = directory / "seam.toml"
     manifest, faults = parse_manifest(file.read_bytes(), file=str(file))
     assert not faults
     assert manifest is not None
     return Seam(
         manifest=manifest,
-        package="megatron_seams_ngram.hash",
+        package=f"megatron_seams_ngram.{directory.name}",
         distribution="megatron-seams-ngram",
         version="0.1.0",
-        directory=PACKAGE,
+        directory=directory,
         manifest_digest="",
     )
 
@@ -44,6 +45,16 @@ def test_the_manifest_says_feature_at_the_embedding_and_what_it_supports() -> No
         "expert-parallel",
         "packed-sequences",
     ]
+
+
+def test_the_memory_attaches_to_the_residual_and_supports_the_same() -> None:
+    chosen = seam(PACKAGE.parent / "engram")
+    assert chosen.manifest.hook == "engram_feature"
+    assert chosen.manifest.feature is not None
+    assert chosen.manifest.feature.placement == "residual"
+    assert chosen.manifest.supports == seam().manifest.supports
+    loaded = load_plugins([chosen], {"engram": {"orders": [2, 3, 4], "kernel": 3}})
+    assert loaded.options["engram"] == MemoryOptions(orders=(2, 3, 4), kernel=3)
 
 
 def test_the_plugin_is_held_to_the_manifest_and_its_options_are_read_from_a_recipe() -> None:
@@ -121,6 +132,8 @@ def test_an_option_out_of_range_is_refused_by_name(table: dict[str, Any], says: 
 def test_importing_package_options_and_plugin_imports_no_torch() -> None:
     program = (
         "import sys, megatron_seams_ngram.hash.plugin as plugin; plugin.ngram_options()();"
+        "import megatron_seams_ngram.engram.plugin as other; other.engram_options()();"
+        "import megatron_seams_ngram.engram.compression;"
         "print([name for name in ('torch', 'megatron') if name in sys.modules])"
     )
     run = subprocess.run(

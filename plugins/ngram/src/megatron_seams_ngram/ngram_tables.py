@@ -192,12 +192,15 @@ def _fill(weight: Tensor, first_row: int, *, seed: int, std: float) -> None:
     modules' weights stay what they were.
     """
     end = first_row + len(weight)
+    in_place = weight.dtype == torch.float32 and weight.device.type == "cpu"
     for block in range(first_row // _BLOCK, -(-end // _BLOCK)):
         generator = torch.Generator(device="cpu").manual_seed(nth(seed, block))
-        rows = torch.empty(_BLOCK, weight.shape[1], dtype=torch.float32, device="cpu")
-        rows.normal_(std=std, generator=generator)
         start = block * _BLOCK
         low, high = max(start, first_row), min(start + _BLOCK, end)
-        weight[low - first_row : high - first_row] = rows[low - start : high - start].to(
-            device=weight.device, dtype=weight.dtype
-        )
+        place = weight[low - first_row : high - first_row]
+        if in_place and len(place) == _BLOCK:
+            place.normal_(std=std, generator=generator)
+            continue
+        rows = torch.empty(_BLOCK, weight.shape[1], dtype=torch.float32, device="cpu")
+        rows.normal_(std=std, generator=generator)
+        place.copy_(rows[low - start : high - start])
