@@ -1,0 +1,33 @@
+"""The example runs: every try is built by the registry, trained a little and asked."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.megatron
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "state_tracking.py"
+
+
+def test_the_example_trains_every_block_and_asks_it(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("state_tracking", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.BATCH, example.QUESTIONS, example.RATES = 16, 32, (2e-2,)
+    recurrent, attention, larger = example.main(["--steps", "40"])
+    said = capsys.readouterr().out
+    assert said.count("M2RNN, positions none") == 2  # the try, and that it is the best
+    assert said.count("attention, positions") == 3
+    assert said.count("attention, MLP, positions") == 2
+    # Of about one size; and the recurrent one is no coin any more.
+    assert 0.9 < recurrent.parameters / attention.parameters < 1.1
+    for one in (recurrent, attention, larger):
+        assert one.accuracy.shape == (256,)
+        assert 0 <= one.trained <= 1
+    assert recurrent.accuracy[:2].min() == 1.0
+    bits, parities = example.draw(5, 3, torch.Generator().manual_seed(0))
+    assert parities.tolist() == [[sum(row[: n + 1]) % 2 for n in range(5)] for row in bits.tolist()]
