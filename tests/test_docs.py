@@ -9,11 +9,13 @@ from typing import Any
 import attrs
 import click
 
+from megatron_seams import pytest_plugin
 from megatron_seams.cli import cli
 from megatron_seams.errors import SeamsError, causes
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
 from megatron_seams.recipe import Recipe
-from megatron_seams.seam import Manifest
+from megatron_seams.runtime.conformance import rules
+from megatron_seams.seam import CAPABILITIES, Manifest
 from megatron_seams.strict import key_of, structure
 from megatron_seams.workspace import Holds, WorkspacePolicy
 from seam_support import run_python
@@ -193,3 +195,18 @@ def test_nothing_at_the_root_or_in_core_names_a_plugin(repository: Path) -> None
     for file in checked:
         text = file.read_text(encoding="utf-8")
         assert not [package for package in packages if package in text], file
+
+
+def test_every_rule_and_option_of_the_conformance_kit_stands_in_its_page(repository: Path) -> None:
+    text = page(repository, "conformance.md")
+    known = [rule for rule in vars(rules).values() if isinstance(rule, rules.Rule)]
+    assert len(known) > 10
+    for rule in known:
+        assert f"| {rule.name} | {rule.says} | {rule.next} |" in text
+    assert text.count("\n| ") == len(known) + 7  # two heads of two lines, and three options
+    options = re.findall(r"addoption\(\s*\"(--[a-z-]+)\"", inspect.getsource(pytest_plugin))
+    assert len(options) == 3
+    for option in options:
+        assert f"| `{option} " in text
+    for capability in CAPABILITIES:
+        assert f"`{capability}`" in text

@@ -20,8 +20,8 @@ from megatron_seams.strict import structure
 #: How the seam's layers are spelled here, whatever spells their family elsewhere.
 LAYER: Final = "X"
 
-#: The layers that have a feature placed at layers: one on each of two stages.
-_PLACED: Final = (1, 3)
+#: The layers that have a feature placed at layers: of two stages only the first has token ids.
+_PLACED: Final = (1, 2)
 
 #: Capability -> the tables of a recipe that ask for it, and the pattern that shows it. There is no
 #: native attention in the patterns: it would look across documents and over context-parallel ranks.
