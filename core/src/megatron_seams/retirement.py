@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-from megatron_seams.hookspecs import PROJECT
+from megatron_seams.discovery import GROUP
 from megatron_seams.installed import Installed, editable_roots, installed
 from megatron_seams.seam import Seam
 
@@ -29,7 +29,7 @@ def retirement(seam: Seam) -> str:
 
 
 def _alone(project: Installed) -> bool:
-    points = project.entry_points(PROJECT)
+    points = project.entry_points(GROUP)
     return not isinstance(points, str) and len(points) == 1
 
 
