@@ -1,6 +1,7 @@
 """From a family to its provider: native first, exactly one seam second, else a refusal."""
 
 import datetime
+from collections.abc import Mapping, Set
 
 import attrs
 
@@ -44,7 +45,9 @@ class Chooser:
     the same things at hand.
     """
 
-    def __init__(self, environment: Environment, recipe: Recipe, today: datetime.date) -> None:
+    def __init__(
+        self, environment: Environment, recipe: Recipe, today: datetime.date | None
+    ) -> None:
         self._environment = environment
         self._surface = environment.surface
         self._recipe = recipe
@@ -65,13 +68,15 @@ class Chooser:
         native = self.native(family) if of_layer else None
         if isinstance(native, SeamsError):
             return native
-        if native is not None:
-            seams = self.installed(family)
-            contested = self._contested(family, native) if seams else None
-            note = f"; supersedes seam {', '.join(seam.name for seam in seams)}" if seams else ""
-            why = f"native as {native.symbol!r}{note}"
-            return contested or Choice(provider=native, why=why)
-        return self._one_seam(family)
+        if native is None:
+            return self._one_seam(family)
+        why = f"native as {native.symbol!r}"
+        if seams := self.installed(family):
+            contested = self._contested(family, native)
+            if contested is not None:
+                return contested
+            why += f"; supersedes seam {', '.join(seam.name for seam in seams)}"
+        return Choice(provider=native, why=why)
 
     def installed(self, family: str) -> list[Seam]:
         """The valid seams of a family that this recipe could take: allowed, named if on trial."""
@@ -289,7 +294,7 @@ class Chooser:
         if len(entries) > 1:
             problem = f"{len(entries)} overrides for one family"
             advice = "keep one"
-        elif self._today > entry.expires:
+        elif (self._today or datetime.date.today()) > entry.expires:
             problem = f"it expired on {entry.expires} (reason given: {entry.reason})"
             advice = "remove it, or give a new reason and date"
         elif (barred := self._not_allowed("", family, entry.seam)) is not None:
@@ -313,20 +318,30 @@ class Chooser:
 
 
 def unused_settings(
-    recipe: Recipe, families: frozenset[str], chosen: frozenset[str], retired: frozenset[str]
+    recipe: Recipe, chooser: Chooser, choices: Mapping[str, Choice], chosen: Set[str]
 ) -> tuple[tuple[SeamsError, ...], tuple[SeamsError, ...]]:
     """What the recipe says about seams that nothing in the plan reads.
 
     Args:
         recipe: The recipe.
-        families: The families of the model's layers and features.
+        chooser: What chose.
+        choices: Family -> choice, for the layers.
         chosen: Names of the seams that the plan uses.
-        retired: Names of installed seams whose family is built natively in this plan.
 
     Returns:
         Reasons to refuse (a name that fits nothing is most often a typing error), and findings (a
         setting that native has made idle must not stop an upgrade).
     """
+    policy = recipe.policy
+    if not (recipe.seams or policy.experiments or policy.pin or recipe.override):
+        return (), ()
+    families = {*choices, *(feature.family for feature in recipe.features)}
+    retired = {
+        seam.name
+        for family, choice in choices.items()
+        if isinstance(choice.provider, NativeSymbol)
+        for seam in chooser.installed(family)
+    }
     reasons: list[SeamsError] = []
     findings: list[SeamsError] = []
 
@@ -342,10 +357,10 @@ def unused_settings(
     for name in sorted(set(recipe.seams) - chosen):
         found = f"the plan uses no seam {name!r}"
         unused(f"seams.{name}", found, idle=name in retired)
-    for name in sorted(set(recipe.policy.experiments) - chosen):
+    for name in sorted(set(policy.experiments) - chosen):
         found = f"the plan uses no experiment {name!r}"
         unused(f"policy.experiments: {name}", found, idle=name in retired)
-    for family, name in sorted(recipe.policy.pin.items()):
+    for family, name in sorted(policy.pin.items()):
         if family not in families:
             unused(f"policy.pin.{family}", f"the model has no {family}", idle=False)
         elif name not in chosen:

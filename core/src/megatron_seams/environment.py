@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -10,10 +11,12 @@ from megatron_seams.allowlist import Allowlist, operators_allowlist
 from megatron_seams.discovery import MANIFEST, Discovery, discover
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
-from megatron_seams.native_settings import NativeSettings, read_settings
 from megatron_seams.seam import Seam
 from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
 from megatron_seams.surface import NativeSurface, read_surface
+
+if TYPE_CHECKING:
+    from megatron_seams.native_settings import NativeSettings
 
 
 @attrs.frozen(kw_only=True)
@@ -49,8 +52,11 @@ class Environment:
         """All known families by name."""
         return {family.name: family for family in self.discovery.families}
 
-    def settings(self) -> NativeSettings:
+    def settings(self) -> "NativeSettings":
         """The configuration names of the Megatron; read when asked for, as few commands need it."""
+        # Its readers are not loaded for the commands that ask for no setting.
+        from megatron_seams.native_settings import NativeSettings, read_settings
+
         return read_settings(self.source) if self.source else NativeSettings()
 
     def superseded_by(self, seam: Seam) -> str | None:

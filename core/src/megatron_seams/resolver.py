@@ -100,7 +100,7 @@ def _resolve(recipe: Recipe, environment: Environment, today: datetime.date | No
     except Refusal as refusal:
         raise Refusal((*environment.faults, *refusal.reasons), environment.findings) from refusal
     families = families_of(recipe, pattern, dialect)
-    chooser = Chooser(environment, recipe, today or datetime.date.today())
+    chooser = Chooser(environment, recipe, today)
     reasons: list[SeamsError] = [*environment.faults, *families.faults]
     choices = _choose(chooser, pattern, families, reasons)
     mtp = _choose_mtp(chooser, pattern, families, reasons)
@@ -108,17 +108,10 @@ def _resolve(recipe: Recipe, environment: Environment, today: datetime.date | No
     carriers = _carry(environment, choices, mtp, reasons)
     chosen = {seam.name: seam for seam in (*_seams(choices.values()), *(f.seam for f in features))}
     reasons += unmet_demands(recipe, pattern, environment, carriers, chosen.values())
-    present = frozenset({*choices, *(feature.family for feature in recipe.features)})
-    retired = frozenset(
-        seam.name
-        for family, choice in choices.items()
-        if isinstance(choice.provider, NativeSymbol)
-        for seam in chooser.installed(family)
-    )
     idle: tuple[SeamsError, ...] = ()
     if not reasons:
         # Only a plan that stands can say what it does not read.
-        unused, idle = unused_settings(recipe, present, frozenset(chosen), retired)
+        unused, idle = unused_settings(recipe, chooser, choices, chosen.keys())
         reasons += unused
     if reasons:
         ordered = sorted(reasons, key=_first_layer)

@@ -71,9 +71,10 @@ def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
             faults.append(attrs.evolve(said, positions=tuple(where.get(token, ()))))
         spelled[token] = None if isinstance(said, SeamsError) else said
     base = [spelled[token] for token in pattern.tokens]
-    faults.extend(_strangers(recipe, set(spelled.values())))
+    if recipe.families:
+        faults.extend(_strangers(recipe, set(spelled.values())))
     because: dict[int, str] = {}
-    layers = list(base)
+    layers = base.copy()
     targets, by_key = dict(recipe.families), "the recipe"
     if recipe.megatron.get(_LATENT_KEY) is True and "attention" not in targets:
         targets["attention"], by_key = "mla", f"[megatron] {_LATENT_KEY}"
@@ -86,7 +87,8 @@ def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
     mtp = [
         targets.get(family, family) if family else None for family in map(spelled.get, pattern.mtp)
     ]
-    faults.extend(_contradiction(recipe, {*layers, *mtp}))
+    if _LATENT_KEY in recipe.megatron:
+        faults.extend(_contradiction(recipe, {*layers, *mtp}))
     return Families(
         layers=tuple(layers),
         mtp=tuple(mtp),
@@ -98,9 +100,7 @@ def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
 
 def _contradiction(recipe: Recipe, families: Iterable[str | None]) -> list[SeamsError]:
     """``multi_latent_attention`` must not say other than the layers, which decide it natively."""
-    value = recipe.megatron.get(_LATENT_KEY)
-    if value is None:
-        return []
+    value = recipe.megatron[_LATENT_KEY]
     latent = sorted({"mla", "dsa"}.intersection(family for family in families if family))
     if value is bool(latent):
         return []
