@@ -32,6 +32,8 @@ def test_the_runtime_and_the_plugins_pass_on(
         [
             *(sys.executable, "-m", "pytest", *map(str, folders), "-m", "megatron and not suite"),
             *("-q", "-rs", "-W", "ignore", "-p", "no:cacheprovider", f"--junitxml={report}"),
+            # The suites come last, when the other cores have nothing left to do.
+            *("--numprocesses", "logical", "--dist", "loadfile"),
         ],
         cwd=repository,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
