@@ -218,12 +218,14 @@ TESTS = {
 }
 
 
+@pytest.mark.suite  # once is enough: the good seam, and every plugin's, run on each release
 @pytest.mark.parametrize("what", BAD)
 def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) -> None:
     rule, edits, said = BAD[what]
     arguments = ["-k", TESTS[rule]]
     if rule is rules.KEYWORDS:
-        arguments += ["--seam-megatron", str(megatron_releases.wheel("0.17"))]
+        for release in ("0.17", "0.19"):
+            arguments += ["--seam-megatron", str(megatron_releases.wheel(release))]
     texts = kit(*arguments, edits=edits).texts
     assert texts
     for text in texts.values():
@@ -232,6 +234,7 @@ def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) 
     assert any(said in text for text in texts.values()), texts
 
 
+@pytest.mark.suite
 def test_ranks_that_disagree_are_told_by_capability_and_hide_no_other(kit) -> None:
     # A mean over channels of which each rank has only its own.
     mean = "y = torch.stack(states)\n        return self.out_proj(y - y.mean(-1, keepdim=True))"
