@@ -75,10 +75,10 @@ hidden_size = 64
 """
 
 
-def imported(site: Path, cwd: Path, *arguments: str | Path) -> set[str]:
+def imported(site: Path, cwd: Path, *arguments: str | Path, code: int = 0) -> set[str]:
     """The modules that a command imported."""
     report = cwd / "modules.json"
-    done = run_python("-c", PROGRAM, report, *arguments, path=[site], cwd=cwd, code=0)
+    done = run_python("-c", PROGRAM, report, *arguments, path=[site], cwd=cwd, code=code)
     assert done.stdout
     return set(json.loads(report.read_text()))
 
@@ -132,6 +132,34 @@ def test_no_command_that_reads_imports_torch_megatron_or_a_plugin(
         assert "megatron_seams.cli" in modules
         assert heavy(modules) == [], arguments
         assert not mark.exists(), (arguments, mark.read_text())
+
+
+#: What would be a third or more of the time of a `registry list`, each for one question that is
+#: answered without it (a sound manifest, a plain range, the folders of the path) or is not asked.
+SLOW_TO_LOAD = {
+    *("cattrs", "importlib_metadata", "importlib.metadata", "jinja2", "pathspec", "pluggy", "rich"),
+    *("packaging.specifiers", "packaging.tags", "packaging.utils"),
+    *("email.message", "logging", "subprocess", "tarfile", "tempfile", "tomllib", "zipfile"),
+    *(
+        f"megatron_seams.{name}"
+        for name in (
+            *("archives", "fitting", "flag_reader", "gate", "native_settings", "plan", "preview"),
+            *("receipt", "recipe", "report", "resolver", "workspace"),
+        )
+    ),
+}
+
+
+def test_a_listing_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install_plugin(site, "acme-kda", {"acme_kda": manifest_table("kda", "kda")})
+    modules = imported(site, tmp_path, "list", "--owners", "--json")
+    assert "megatron_seams.discovery" in modules
+    assert not modules & SLOW_TO_LOAD
+    # Each is there where it is needed: the names are right, and it is the listing that spares them.
+    (site / "acme_kda" / "seam.toml").write_text("schema = true")
+    assert "cattrs" in imported(site, tmp_path, "list", "--owners", "--json", code=1)
+    assert {"megatron_seams.recipe", "rich"} <= imported(site, tmp_path, "resolve", "M")
 
 
 def test_the_trap_does_go_off_when_it_is_stepped_on(

@@ -9,7 +9,7 @@ from megatron_seams.choice import Chooser
 from megatron_seams.environment import Environment
 from megatron_seams.errors import ExperimentNotNamed, NoProvider, OnlyBroken, SeamsError
 from megatron_seams.families import Family
-from megatron_seams.recipe import Recipe
+from megatron_seams.preferences import Preferences
 from megatron_seams.retirement import retirement
 from megatron_seams.seam import Seam
 from megatron_seams.surface import NativeSymbol
@@ -119,8 +119,7 @@ def _family(row: FamilyRow) -> dict[str, Any]:
 
 def audit(environment: Environment, *, today: datetime.date | None = None) -> Audit:
     """Audit an environment: what each family would resolve to if a recipe said nothing about it."""
-    silent = Recipe.of_pattern("", dialect="megatron", depth=None)
-    chooser = Chooser(environment, silent, today or datetime.date.today())
+    chooser = Chooser(environment, Preferences(), today or datetime.date.today())
     rows = tuple(_row(environment, chooser, family) for family in environment.discovery.families)
     return Audit(environment=environment, families=rows)
 

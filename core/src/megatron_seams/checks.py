@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
+
+from megatron_seams.releases import is_range
 
 Check = Callable[[Any, Any, Any], None]
 
@@ -47,11 +48,9 @@ def schema(supported: int) -> Check:
 
 def specifier(_: Any, __: Any, value: str) -> None:
     """A range of releases."""
-    try:
-        SpecifierSet(value)
-    except InvalidSpecifier:
+    if not is_range(value):
         message = f"expected a version range like >=0.17,<0.20; found {value!r}"
-        raise ValueError(message) from None
+        raise ValueError(message)
 
 
 def version(_: Any, __: Any, value: str) -> None:

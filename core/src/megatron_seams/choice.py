@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Mapping, Set
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -20,9 +21,12 @@ from megatron_seams.errors import (
     UnusedSetting,
 )
 from megatron_seams.families import Family
-from megatron_seams.recipe import Override, Recipe
+from megatron_seams.preferences import Override, Preferences
 from megatron_seams.seam import Seam
 from megatron_seams.surface import NativeSymbol
+
+if TYPE_CHECKING:
+    from megatron_seams.recipe import Recipe
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +50,10 @@ class Chooser:
     """
 
     def __init__(
-        self, environment: Environment, recipe: Recipe, today: datetime.date | None
+        self,
+        environment: Environment,
+        recipe: "Recipe | Preferences",
+        today: datetime.date | None,
     ) -> None:
         self._environment = environment
         self._surface = environment.surface
@@ -318,7 +325,7 @@ class Chooser:
 
 
 def unused_settings(
-    recipe: Recipe, chooser: Chooser, choices: Mapping[str, Choice], chosen: Set[str]
+    recipe: "Recipe", chooser: Chooser, choices: Mapping[str, Choice], chosen: Set[str]
 ) -> tuple[tuple[SeamsError, ...], tuple[SeamsError, ...]]:
     """What the recipe says about seams that nothing in the plan reads.
 

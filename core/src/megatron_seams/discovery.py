@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
-from packaging.utils import canonicalize_name
 
 from megatron_seams.errors import (
     DuplicateName,
@@ -26,7 +25,7 @@ from megatron_seams.errors import (
 )
 from megatron_seams.families import BUILT_IN, Family
 from megatron_seams.files import read_bytes
-from megatron_seams.installed import Installed, editable_roots, installed
+from megatron_seams.installed import Installed, installed, normalized
 from megatron_seams.seam import MAX_BYTES, Manifest, Seam, parse_manifest
 
 GROUP = "megatron_seams"
@@ -146,10 +145,10 @@ def claims_of(projects: Iterable[Installed], broken: list[BrokenSeam]) -> list[I
             found = f"its entry_points.txt cannot be read: {entries}"
             broken.append(broken_seam(claim, [_damaged(claim, found)]))
             continue
-        for entry in entries:
+        for seam, package in entries:
             claim = InstalledClaim(
-                name=entry.name,
-                package=entry.value,
+                name=seam,
+                package=package,
                 distribution=name,
                 version=version,
                 project=project,
@@ -159,7 +158,7 @@ def claims_of(projects: Iterable[Installed], broken: list[BrokenSeam]) -> list[I
             else:
                 fault = _damaged(claim, f"{name} has no METADATA that says what it is")
                 broken.append(broken_seam(claim, [fault]))
-    return sorted(claims, key=lambda it: (it.name, canonicalize_name(it.distribution), it.version))
+    return sorted(claims, key=lambda it: (it.name, normalized(it.distribution), it.version))
 
 
 def _damaged(claim: InstalledClaim, found: str) -> EntryPointInvalid:
@@ -356,7 +355,7 @@ def _belongs(folder: str, present: bool, project: Installed, package: str) -> bo
         wanted = f"{package}/{MANIFEST}," if present else f"{package}/"
         if record is None or record.startswith(wanted) or f"\n{wanted}" in record:
             return True
-    roots = editable_roots(project.distribution)
+    roots = project.editable_roots()
     return any(Path(folder).resolve().is_relative_to(root.resolve()) for root in roots)
 
 

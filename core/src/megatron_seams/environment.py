@@ -11,6 +11,7 @@ from megatron_seams.allowlist import Allowlist, operators_allowlist
 from megatron_seams.discovery import MANIFEST, Discovery, discover
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
+from megatron_seams.releases import contains
 from megatron_seams.seam import Seam
 from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
 from megatron_seams.surface import NativeSurface, read_surface
@@ -78,14 +79,14 @@ class Environment:
         A seam that is superseded is not out of range: there is nothing left for it to support.
         """
         version = self.surface.version
-        wanted = seam.manifest.requires.range
-        if version is None or wanted.contains(version, prereleases=True):
+        wanted = seam.manifest.requires.megatron_core
+        if version is None or contains(wanted, version):
             return None
         if self.superseded_by(seam) is not None:
             return None
         return WrongMegatron(
             asked=f"{seam.claim} on megatron-core {version}",
-            found=f"its manifest requires megatron-core {seam.manifest.requires.megatron_core}",
+            found=f"its manifest requires megatron-core {wanted}",
             next=f"install a release of {seam.distribution} for megatron-core {version}, or ask "
             f"{seam.owner}",
             subject=seam.name,

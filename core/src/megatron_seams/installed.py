@@ -1,22 +1,34 @@
-"""The installed distributions, read so that a damaged one does not hide the others.
+"""The distributions that an import could load, and what each of them says of itself.
 
-``importlib_metadata`` gives up on all entry points for one file that it cannot read: a leftover of
-an interrupted uninstallation, say, in a project that has nothing to do with this one.
+All of it is read from the files that an installer leaves. A record that cannot be read is damage to
+report, and never a reason to stop reading: an interrupted uninstallation of some other distribution
+has nothing to do with this one.
+
+importlib_metadata judges everything that is out of the ordinary: a path that is not a folder, a
+finder of somebody's own, entry points that are not plain lines. What is ordinary is read here in
+the same way (tests/test_installed.py holds the two together), since loading it and asking it for
+each of an environment's hundreds of distributions would take longer than reading them.
 """
 
+import functools
 import json
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 import attrs
-import importlib_metadata
-from importlib_metadata import Distribution, EntryPoint, PathDistribution
-from packaging.utils import canonicalize_name
 
 from megatron_seams.files import read_text
+
+if TYPE_CHECKING:
+    from importlib_metadata import Distribution
+
+_RECORDS = (".dist-info", ".egg-info")
 
 
 @attrs.frozen(kw_only=True)
@@ -25,29 +37,33 @@ class Installed:
 
     Attributes:
         record: The name of the folder that describes it, ``acme_kda-1.0.dist-info``.
-        distribution: Its files.
         root: The folder that it is installed in.
+        read: A file of the record -> its text, or None without it. Raises OSError or ValueError
+            where the file is there and cannot be read.
     """
 
     record: str
-    distribution: Distribution
     root: str
+    read: Callable[[str], str | None] = attrs.field(repr=False)
 
     @property
     def identity(self) -> tuple[str, str] | None:
         """Name and version; None where the metadata does not say them."""
         try:
-            name, version = _headers(self.distribution, "name", "version")
+            name, version = _headers(self.read, "name", "version")
         except (OSError, ValueError):  # not to be read, or not text
             return None
         return (name, version) if name and version else None
 
-    def entry_points(self, group: str) -> tuple[EntryPoint, ...] | str:
-        """Its entry points of a group, or why they cannot be read; none if that is another's."""
+    def entry_points(self, group: str) -> tuple[tuple[str, str], ...] | str:
+        """Name and value of its entry points of a group, or why they cannot be read.
+
+        A file that does not speak of the group is another's to find fault with.
+        """
         try:
-            if not self._may_claim(group):
-                return ()
-            return tuple(e for e in self.distribution.entry_points if e.group == group)
+            text = self.read("entry_points.txt") or ""
+            # A search tells the few that matter from the others, which are then not parsed.
+            return _entry_points(text, group) if group in text else ()
         except Exception as error:  # noqa: BLE001 - whatever its reader makes of a damaged file
             return f"{type(error).__name__}: {error}"
 
@@ -58,42 +74,26 @@ class Installed:
     def recorded(self) -> str | None:
         """Its list of installed files, one a line; None without one that can be read."""
         try:
-            return self.distribution.read_text("RECORD")
+            return self.read("RECORD")
         except (OSError, ValueError):
             return None
 
-    def _may_claim(self, group: str) -> bool:
-        # A search tells the few that matter from the others, which are then not parsed. A file that
-        # cannot be read raises: it cannot be told, so it is not passed over.
-        return group in (self.distribution.read_text("entry_points.txt") or "")
-
-
-class _OnDisk(PathDistribution):
-    """A distribution whose record is a folder, read without a detour through ``pathlib``.
-
-    That detour costs more than the reading, and an environment has hundreds of distributions.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._folder = str(path)
-
-    def read_text(self, filename: str | os.PathLike[str]) -> str | None:
-        """The text of a file of the record; None without it."""
-        if not filename:  # an ``.egg-info`` that is one file is read by itself
-            return super().read_text(filename)
+    def editable_roots(self) -> list[Path]:
+        """The project's folder if it is installed editable, by PEP 610's record; else none."""
         try:
-            return read_text(f"{self._folder}/{filename}")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
-            return None
+            record = json.loads(self.read("direct_url.json") or "{}")
+            if not record.get("dir_info", {}).get("editable"):
+                return []
+            return [Path(unquote(urlsplit(record["url"]).path))]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            return []  # a damaged record makes nothing editable
 
 
-def _headers(distribution: Distribution, *names: str) -> list[str]:
+def _headers(read: Callable[[str], str | None], *names: str) -> list[str]:
     """The headers of its metadata, by their names in lower case; empty where there is none.
 
-    Its own parser is the one for electronic mail, which reads every line of it.
+    The parser for electronic mail, which others use, reads every line of it.
     """
-    read = distribution.read_text
     found: dict[str, str] = {}
     for line in (read("METADATA") or read("PKG-INFO") or read("") or "").splitlines():
         name, colon, value = line.partition(":")
@@ -103,6 +103,36 @@ def _headers(distribution: Distribution, *names: str) -> list[str]:
         if all(name in found for name in names):
             break
     return [found.get(name, "") for name in names]
+
+
+def _entry_points(text: str, group: str) -> tuple[tuple[str, str], ...]:
+    found: list[tuple[str, str]] = []
+    section = None
+    for line in map(str.strip, text.splitlines()):
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("[") and line.endswith("]"):
+            section = line.strip("[]")
+            continue
+        name, equals, value = line.partition("=")
+        if not equals:
+            return _judged(text, group)
+        if section == group:
+            found.append((name.strip(), value.strip()))
+    return tuple(found)
+
+
+def _judged(text: str, group: str) -> tuple[tuple[str, str], ...]:
+    from importlib_metadata import Distribution
+
+    class OfText(Distribution):
+        def read_text(self, filename: object) -> str | None:  # noqa: ARG002 - it has one file
+            return text
+
+        def locate_file(self, path: str | os.PathLike[str]) -> Path:
+            return Path(path)
+
+    return tuple((it.name, it.value) for it in OfText().entry_points if it.group == group)
 
 
 def installed(name: str | None = None) -> Iterator[Installed]:
@@ -115,39 +145,77 @@ def installed(name: str | None = None) -> Iterator[Installed]:
     Args:
         name: Give only this one; the metadata of the others is then not read.
     """
-    wanted = None if name is None else _key(name)
+    wanted = None if name is None else normalized(name)
     folders: dict[str, str] = {}
     real: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
-    for found in importlib_metadata.distributions():
-        # What is read from an installation is a Distribution; the annotation is its interface.
-        distribution = cast("Distribution", found)
-        path = getattr(distribution, "_path", None)
-        if type(distribution) is PathDistribution and isinstance(path, Path):
-            distribution = _OnDisk(path)
-            root, record = os.path.split(str(path))
-        else:
-            root = str(distribution.locate_file(""))
-            record = str(path.name) if path else f"{distribution.name}-{distribution.version}"
+    for project in _listed():
         # The folder's name is enough to tell distributions apart, and costs no reading.
-        key = _key(record.partition("-")[0])
+        record, root = project.record, project.root
+        called = record.removesuffix(".egg-info").removesuffix(".dist-info")
+        key = normalized(called.partition("-")[0])
         folder = real.get(root) or real.setdefault(root, os.path.realpath(root))
         if folders.setdefault(key, folder) == folder and (key, record) not in seen:
             seen.add((key, record))
             if wanted in (None, key):
-                yield Installed(record=record, distribution=distribution, root=root)
+                yield project
 
 
-def _key(name: str) -> str:
-    return canonicalize_name(name.removesuffix(".egg-info").removesuffix(".dist-info"))
+def _listed() -> Iterator[Installed]:
+    """The records in the folders of the path, and what others find elsewhere."""
+    if not all(_is_ordinary(finder) for finder in sys.meta_path):
+        yield from _asked()
+        return
+    for entry in map(str, sys.path):  # somebody may have put a Path there
+        try:
+            # An .egg is a folder or an archive that is a distribution and holds none.
+            names = None if entry.lower().endswith(".egg") else os.listdir(entry or os.curdir)
+        except NotADirectoryError:
+            names = None
+        except OSError:
+            continue
+        if names is None:
+            yield from _asked(path=[entry])
+            continue
+        root = entry or os.curdir
+        for name in names:
+            if name.lower().endswith(_RECORDS):
+                read = functools.partial(_read, f"{root}/{name}")
+                yield Installed(record=name, root=root, read=read)
 
 
-def editable_roots(distribution: Distribution) -> list[Path]:
-    """The project folder of an editable installation, by PEP 610's record; empty for others."""
+def _is_ordinary(finder: Any) -> bool:
+    """Whether a finder of modules finds no distributions but those in the folders of the path."""
+    return (
+        finder is PathFinder
+        or not hasattr(finder, "find_distributions")
+        or type(finder).__module__ == "importlib_metadata"
+    )
+
+
+def _read(folder: str, name: str) -> str | None:
     try:
-        record = json.loads(distribution.read_text("direct_url.json") or "{}")
-        if not record.get("dir_info", {}).get("editable"):
-            return []
-        return [Path(unquote(urlsplit(record["url"]).path))]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return []  # a damaged record makes nothing editable
+        # An ``.egg-info`` may be one file, which is read by the name of nothing.
+        return read_text(f"{folder}/{name}" if name else folder)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
+        return None
+
+
+def _asked(**context: Any) -> Iterator[Installed]:
+    """What importlib_metadata finds."""
+    import importlib_metadata
+
+    for found in importlib_metadata.distributions(**context):
+        # What is read from an installation is a Distribution; the annotation is its interface.
+        distribution = cast("Distribution", found)
+        path = getattr(distribution, "_path", None)
+        yield Installed(
+            record=path.name if path else f"{distribution.name}-{distribution.version}",
+            root=str(distribution.locate_file("")),
+            read=distribution.read_text,
+        )
+
+
+def normalized(name: str) -> str:
+    """The one spelling of a distribution's name by PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,6 +1,5 @@
 """Recipes: a model as a TOML file. What the file may say, validated without coercion."""
 
-import datetime
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from attrs import field, validators
 from megatron_seams.checks import positive, schema, sentence
 from megatron_seams.dialect import MEGATRON
 from megatron_seams.errors import RecipeInvalid, Refusal
+from megatron_seams.preferences import Override as Override
+from megatron_seams.preferences import Policy as Policy
 from megatron_seams.strict import structure
 
 SCHEMA = 1
@@ -62,31 +63,6 @@ class FeatureEntry:
     family: str
     placement: str | None = None
     layers: tuple[int, ...] = ()
-
-
-@attrs.frozen(kw_only=True)
-class Policy:
-    """``[policy]``: choices between seams.
-
-    Attributes:
-        experiments: Names of experiments that this model accepts.
-        pin: Family -> the seam to take where several build it.
-        allow: The seams that this model may use; None allows every one.
-    """
-
-    experiments: tuple[str, ...] = ()
-    pin: dict[str, str] = field(factory=dict)
-    allow: tuple[str, ...] | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Override:
-    """``[[override]]``: a seam taken over native, for a reason and until a date."""
-
-    family: str
-    seam: str
-    reason: str = field(validator=sentence)
-    expires: datetime.date
 
 
 @attrs.frozen(kw_only=True)

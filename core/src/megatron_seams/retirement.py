@@ -1,10 +1,11 @@
 """How a seam goes: the folder to delete in a workspace, or the distribution to uninstall."""
 
-import tomllib
 from pathlib import Path
 
+import tomli
+
 from megatron_seams.discovery import GROUP
-from megatron_seams.installed import Installed, editable_roots, installed
+from megatron_seams.installed import Installed, installed
 from megatron_seams.seam import Seam
 
 
@@ -19,7 +20,7 @@ def retirement(seam: Seam) -> str:
     if not projects and seam.directory.is_dir():  # read from its source
         return f"delete {_in_workspace(seam.directory)} and its entry point"
     for project in projects:
-        roots = editable_roots(project.distribution)
+        roots = project.editable_roots()
         if not _alone(project):
             folder = _in_workspace(seam.directory) if roots else seam.directory.as_posix()
             return f"delete {folder} and its entry point in {seam.distribution}"
@@ -37,7 +38,7 @@ def _in_workspace(folder: Path) -> str:
     """The folder as it is called from the root of its workspace; as it is without one."""
     for parent in folder.parents:
         try:
-            root = tomllib.loads((parent / "pyproject.toml").read_text(encoding="utf-8"))
+            root = tomli.loads((parent / "pyproject.toml").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if "workspace" in root.get("tool", {}).get("uv", {}):

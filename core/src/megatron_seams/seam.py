@@ -5,21 +5,23 @@ an audit never runs what it audits.
 """
 
 import datetime
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import tomli
 from attrs import field, validators
-from packaging.specifiers import SpecifierSet
 
 from megatron_seams.checks import one_of, schema, sentence, specifier, version
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
+from megatron_seams.releases import specifiers
 from megatron_seams.strict import KeyFault, structure
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 SCHEMA = 1
 #: A manifest is a page of text; something larger is not a manifest.
@@ -182,10 +184,10 @@ class Requires:
 
     megatron_core: str = field(validator=specifier)
 
-    @functools.cached_property
-    def range(self) -> SpecifierSet:
+    @property
+    def range(self) -> "SpecifierSet":
         """The range as packaging compares it."""
-        return SpecifierSet(self.megatron_core)
+        return specifiers(self.megatron_core)
 
 
 @attrs.frozen(kw_only=True)

@@ -5,31 +5,25 @@ Only text is read; nothing of Megatron is imported.
 
 import ast
 import email
-import fnmatch
 import functools
 import importlib.machinery
 import importlib.util
-import tarfile
-import tomllib
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import attrs
+import tomli
 from packaging.version import InvalidVersion, Version
 
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
-from megatron_seams.installed import editable_roots, installed
+from megatron_seams.installed import installed
 from megatron_seams.syntax import bindings
 
 DISTRIBUTION = "megatron-core"
-_VERSION = "core/package_info.py"
+VERSION = "core/package_info.py"
 #: What describes a distribution: in a wheel or an installation, in an sdist, in a checkout.
-_RECORD, _METADATA, _PKG_INFO, _PROJECT = "megatron_core-", "METADATA", "PKG-INFO", "pyproject.toml"
-#: What the readers of archives raise on a damaged one.
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
+RECORD, METADATA, PKG_INFO, PROJECT = "megatron_core-", "METADATA", "PKG-INFO", "pyproject.toml"
 
 
 @attrs.frozen(kw_only=True)
@@ -78,9 +72,9 @@ class MegatronSource:
         Raises:
             SurfaceUnknown: The file is missing or states no version in the known form.
         """
-        tree = self.parse(_VERSION)
+        tree = self.parse(VERSION)
         if tree is None:
-            raise unknown_shape(self.origin, f"megatron/{_VERSION} is not there")
+            raise unknown_shape(self.origin, f"megatron/{VERSION} is not there")
         parts = {
             target.id: node.value.value
             for node in tree.body
@@ -100,8 +94,8 @@ class MegatronSource:
         """The Pythons that it is for, ">=3.12"; None where its metadata is not there to say."""
         for name, data in self.about().items():
             try:
-                if name == _PROJECT:
-                    said = tomllib.loads(data.decode()).get("project", {}).get("requires-python")
+                if name == PROJECT:
+                    said = tomli.loads(data.decode()).get("project", {}).get("requires-python")
                 else:
                     said = email.message_from_bytes(data)["Requires-Python"]
             except (ValueError, AttributeError):  # not TOML, not UTF-8, or another table
@@ -191,12 +185,13 @@ def open_source(path: Path) -> MegatronSource:
     """
     if path.is_dir():
         for folder in (path / "megatron", path, path.parent):
-            if (folder / _VERSION).is_file():
+            if (folder / VERSION).is_file():
                 return _folder(folder)
-    elif path.is_file() and zipfile.is_zipfile(path):
-        return _zip(path)
-    elif path.is_file() and _is_tar(path):
-        return _tar(path)
+    elif path.is_file():
+        from megatron_seams.archives import open_archive
+
+        if (source := open_archive(path)) is not None:
+            return source
     raise MegatronMissing(
         asked=f"the megatron-core at {path}",
         found="no folder, wheel or sdist with megatron/core in it",
@@ -228,7 +223,7 @@ def _differs(source: MegatronSource, found: Path) -> tuple[SeamsError, ...]:
     if known is None or known.identity is None:
         return ()
     folder = known.file("megatron")
-    roots = [folder, *editable_roots(known.distribution)]
+    roots = [folder, *known.editable_roots()]
     if any(found.resolve().is_relative_to(root.resolve()) for root in roots):
         return ()
     try:
@@ -253,76 +248,9 @@ def _folder(folder: Path) -> MegatronSource:
 
     def about() -> dict[str, bytes]:
         beside = folder.parent
-        described = [*beside.glob(f"{_RECORD}*.dist-info/{_METADATA}")]
+        described = [*beside.glob(f"{RECORD}*.dist-info/{METADATA}")]
         # Two records are two installations in one folder: which is this one's cannot be told.
-        files = described if len(described) == 1 else [beside / _PKG_INFO, beside / _PROJECT]
+        files = described if len(described) == 1 else [beside / PKG_INFO, beside / PROJECT]
         return {file.name: file.read_bytes() for file in files if file.is_file()}
 
     return MegatronSource(origin=str(folder), read=read, about=about)
-
-
-def _zip(path: Path) -> MegatronSource:
-    # Opened once, for as long as the source is used: reading the list of a wheel's files takes
-    # longer than reading a file.
-    archive = zipfile.ZipFile(path)
-
-    def get(name: str) -> bytes | None:
-        try:
-            return archive.read(name)
-        except KeyError:
-            return None
-        except _DAMAGED as error:
-            raise unknown_shape(str(path), f"{name} cannot be read: {error}") from error
-
-    def about() -> dict[str, bytes]:
-        found = [
-            name
-            for name in archive.namelist()
-            if fnmatch.fnmatchcase(name, f"{_RECORD}*.dist-info/{_METADATA}")
-        ]
-        return {_METADATA: get(found[0]) or b""} if len(found) == 1 else {}
-
-    return _archived(path, lambda name: get(f"megatron/{name}"), about)
-
-
-def _is_tar(path: Path) -> bool:
-    try:
-        return tarfile.is_tarfile(path)
-    except _DAMAGED:  # compressed, and cut off before its first entry ends
-        return False
-
-
-def _tar(path: Path) -> MegatronSource:
-    try:
-        with tarfile.open(path) as archive:
-            # An sdist has one top folder, whose name carries the version.
-            members = {
-                str(PurePosixPath(*PurePosixPath(member.name).parts[1:])): member
-                for member in archive.getmembers()
-                if member.isfile()
-            }
-    except _DAMAGED as error:
-        raise attrs.evolve(
-            missing(), asked=f"the megatron-core in {path}", found=f"it cannot be read: {error}"
-        ) from error
-
-    def get(name: str) -> bytes | None:
-        member = members.get(name)
-        if member is None:
-            return None
-        with tarfile.open(path) as archive:
-            file = archive.extractfile(member)
-            return file.read() if file else None
-
-    def about() -> dict[str, bytes]:
-        return {name: get(name) or b"" for name in (_PKG_INFO, _PROJECT) if name in members}
-
-    return _archived(path, lambda name: get(f"megatron/{name}"), about)
-
-
-def _archived(
-    path: Path, read: Callable[[str], bytes | None], about: Callable[[], Mapping[str, bytes]]
-) -> MegatronSource:
-    if read(_VERSION) is None:
-        raise attrs.evolve(missing(), asked=f"the megatron-core in {path}", found="none is in it")
-    return MegatronSource(origin=str(path), read=read, about=about)

@@ -1,34 +1,25 @@
 """Turning parsed TOML into attrs values without ever coercing.
 
-cattrs, left alone, makes ``True`` of ``"false"``, ``"3"`` of ``3``, and lets unknown keys pass. A
-manifest or recipe that is read that way says something its author did not write. Here a value has
-the declared type or it is a fault, every fault is reported at once, and each names its key.
+A manifest or recipe that is read with conversions says something its author did not write. Here a
+value has the declared type or it is a fault, every fault is reported at once, and each names its
+key.
+
+What plainly fits is taken as it is, in one pass. Only what does not is given to cattrs
+(:mod:`megatron_seams.fitting`), whose word is the last: loading it takes longer than reading a
+hundred manifests.
 """
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import attrs
-import cattrs
-from cattrs.errors import (
-    AttributeValidationNote,
-    ClassValidationError,
-    ForbiddenExtraKeysError,
-    IterableValidationError,
-    IterableValidationNote,
-)
-from cattrs.gen import make_dict_structure_fn, override
 
 T = TypeVar("T")
 
-_EXPECTED = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    datetime.date: "a date (YYYY-MM-DD, no time)",
-}
+_PLAIN = (bool, int, str, datetime.date)
 
 
 @attrs.frozen
@@ -39,146 +30,13 @@ class KeyFault:
     message: str
 
 
-class _WrongTypeError(ValueError):
-    """A value of another type than the field's, seen before any conversion."""
-
-
-def _exactly(value: Any, kind: type) -> Any:
-    # `type() is`, not isinstance: True is an int and a datetime is a date, and neither was meant.
-    if kind is float and type(value) is int:
-        return float(value)  # TOML writes 1 for 1.0; no information is lost
-    if type(value) is not kind:
-        message = f"expected {_EXPECTED[kind]}, found {_describe(value)}"
-        raise _WrongTypeError(message)
-    return value
-
-
-def _describe(value: Any) -> str:
-    names: dict[type, str] = {
-        bool: "a boolean",
-        int: "a whole number",
-        float: "a number",
-        str: "a string",
-        list: "an array",
-        dict: "a table",
-        datetime.datetime: "a date with a time",
-        datetime.date: "a date",
-    }
-    return f"{names.get(type(value), type(value).__name__)}: {value!r:.60}"
-
-
-def _dashed(cls: type, converter: cattrs.Converter) -> Any:
-    """Structure an attrs class from a table whose keys use dashes and hold nothing else."""
-    detailed = converter.detailed_validation
-    renamed: dict[str, Any] = {
-        field.name: override(
-            rename=key_of(field.name),
-            struct_hook=_validated(field, converter) if detailed else None,
-        )
-        for field in attrs.fields(cls)
-    }
-    structure: Callable[[Any, Any], Any] = make_dict_structure_fn(
-        cls,
-        converter,
-        _cattrs_forbid_extra_keys=True,
-        _cattrs_detailed_validation=detailed,
-        **renamed,
-    )
-
-    def checked(value: Any, kind: Any) -> Any:
-        if not isinstance(value, Mapping):
-            message = f"expected a table, found {_describe(value)}"
-            raise _WrongTypeError(message)
-        return structure(value, kind)
-
-    return checked
-
-
-def _validated(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> Any:
-    """Structure one field and run its validator at once.
-
-    Left to ``__init__``, a validator speaks only when every type is right, only the first of them
-    speaks, and what it says names the table and not the key.
-    """
-    # Looked up once for each class: a lookup for each value takes longer than reading the value.
-    structured = converter.get_structure_hook(field.type)
-    validator = field.validator
-    if validator is None:
-        return structured
-
-    def hook(value: Any, kind: Any) -> Any:
-        made = structured(value, kind)
-        validator(None, field, made)
-        return made
-
-    return hook
+class _NotPlain(Exception):
+    """A value or a type that is not plainly right."""
 
 
 def key_of(field: str) -> str:
     """The spelling of a field in a TOML file: ``review_by`` is written ``review-by``."""
     return field.rstrip("_").replace("_", "-")
-
-
-def _sequence(kind: Any, converter: cattrs.Converter) -> Any:
-    (item,) = (arg for arg in kind.__args__ if arg is not Ellipsis)
-    structured = converter.get_structure_hook(item)
-
-    def hook(value: Any, _: Any) -> Any:
-        if type(value) is not list:
-            message = f"expected an array, found {_describe(value)}"
-            raise _WrongTypeError(message)
-        faults = []
-        items = []
-        for index, part in enumerate(value):
-            try:
-                items.append(structured(part, item))
-            except Exception as error:  # noqa: BLE001 - collected, so that no item hides the next
-                error.__notes__ = [IterableValidationNote(f"item {index}", index, item)]
-                faults.append(error)
-        if faults:
-            raise IterableValidationError("array", faults, tuple)
-        return tuple(items)
-
-    return hook
-
-
-def _table(kind: Any, converter: cattrs.Converter) -> Any:
-    item = kind.__args__[1]
-    structured = None if item is Any else converter.get_structure_hook(item)
-
-    def hook(value: Any, _: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            message = f"expected a table, found {_describe(value)}"
-            raise _WrongTypeError(message)
-        faults = []
-        table = {}
-        for key, part in value.items():
-            try:
-                table[key] = structured(part, item) if structured else part
-            except Exception as error:  # noqa: BLE001 - collected, so that no key hides the next
-                error.__notes__ = [AttributeValidationNote(f"key {key}", key, item)]
-                faults.append(error)
-        if faults:
-            raise ClassValidationError("table", faults, dict)
-        return table
-
-    return hook
-
-
-def _make(*, detailed: bool) -> cattrs.Converter:
-    converter = cattrs.Converter(detailed_validation=detailed)
-    for kind in _EXPECTED:
-        converter.register_structure_hook(kind, _exactly)
-    converter.register_structure_hook_factory(
-        lambda kind: attrs.has(kind) and isinstance(kind, type),
-        lambda kind: _dashed(kind, converter),
-    )
-    for origin, factory in ((tuple, _sequence), (dict, _table)):
-        converter.register_structure_hook_factory(
-            lambda kind, origin=origin: getattr(kind, "__origin__", None) is origin,  # type: ignore[misc]
-            lambda kind, factory=factory: factory(kind, converter),
-        )
-    return converter
 
 
 def structure(cls: type[T], data: Mapping[str, Any]) -> tuple[T | None, tuple[KeyFault, ...]]:
@@ -192,43 +50,72 @@ def structure(cls: type[T], data: Mapping[str, Any]) -> tuple[T | None, tuple[Ke
         The value and no fault, or None and every fault found.
     """
     try:
-        return _BRIEF.structure(data, cls), ()
-    except Exception:  # noqa: BLE001, S110 - asked again below, for every fault and its key
-        pass
-    try:
-        return _DETAILED.structure(data, cls), ()
-    except Exception as error:  # noqa: BLE001 - whatever a validator raises becomes a named fault
-        faults = tuple(sorted(set(_faults(error, "")), key=lambda fault: fault.key))
-        return None, faults
+        made: T = _reader(cls)(data)  # type: ignore[arg-type] # mypy: a type[T] has no hash
+    except Exception:  # noqa: BLE001 - a validator may raise anything, and is asked again below
+        from megatron_seams.fitting import fit
+
+        return fit(cls, data)
+    return made, ()
 
 
-def _faults(error: BaseException, path: str) -> Iterator[KeyFault]:
-    if isinstance(error, cattrs.BaseValidationError):
-        for part, inner in _with_notes(error):
-            yield from _faults(part, f"{path}.{inner}".strip(".").replace(".[", "["))
-    elif isinstance(error, ForbiddenExtraKeysError):
-        known = ", ".join(key_of(field.name) for field in attrs.fields(error.cl))
-        for key in sorted(error.extra_fields):
-            yield KeyFault(f"{path}.{key}".strip("."), f"unknown key; known here: {known}")
-    elif isinstance(error, KeyError):
-        yield KeyFault(f"{path}.{error.args[0]}".strip("."), "required, and missing")
-    else:
-        yield KeyFault(path, str(error) or type(error).__name__)
+_Reader = Callable[[Any], Any]
 
 
-def _with_notes(error: cattrs.BaseValidationError) -> Iterator[tuple[BaseException, str]]:
-    for part in error.exceptions:
-        notes = getattr(part, "__notes__", [])
-        name = ""
-        for note in notes:
-            if isinstance(note, AttributeValidationNote):
-                name = key_of(note.name)
-            elif isinstance(note, IterableValidationNote):
-                name = f"[{note.index}]"
-        # A missing key names itself; the note would name it a second time.
-        yield part, "" if isinstance(part, KeyError) else name
+@functools.cache
+def _reader(kind: Any) -> _Reader:
+    """What takes a value of a declared type, and raises if it is not plainly one."""
+    if isinstance(kind, type) and attrs.has(kind):
+        return _table_of(kind)
+    match get_origin(kind), get_args(kind):
+        case None, () if kind is Any:
+            return lambda value: value
+        case None, () if kind is float:
+            # TOML writes 1 for 1.0; no information is lost.
+            return lambda value: float(_exactly(value, float, int))
+        case None, () if kind in _PLAIN:
+            return lambda value: _exactly(value, kind)
+        case origin, (item, other) if origin is tuple and other is ...:
+            read = _reader(item)
+            return lambda value: tuple([read(part) for part in _exactly(value, list)])
+        case origin, (_, item) if origin is dict:
+            read = _reader(item)
+            return lambda value: {key: read(part) for key, part in _exactly(value, dict).items()}
+        case origin, (item, nothing) if origin in (Union, types.UnionType) and nothing is type(
+            None
+        ):
+            read = _reader(item)
+            return lambda value: None if value is None else read(value)
+    raise _NotPlain
 
 
-#: Takes what is right as it is, at half the cost, and says of what is not only that it is not.
-_BRIEF = _make(detailed=False)
-_DETAILED = _make(detailed=True)
+def _exactly(value: Any, *kinds: type) -> Any:
+    # `type() is`, not isinstance: True is an int and a datetime is a date, and neither was meant.
+    if type(value) not in kinds:
+        raise _NotPlain
+    return value
+
+
+def _table_of(cls: type) -> _Reader:
+    fields = tuple(
+        (
+            key_of(field.name),
+            field.alias or field.name,
+            # Most values are of a plain type, which needs no call to tell.
+            field.type if field.type in _PLAIN else None,
+            _reader(field.type),
+        )
+        for field in attrs.fields(cls)
+        if field.init
+    )
+
+    def read(table: Any) -> Any:
+        given = {}
+        for key, name, plain, reader in fields:
+            if key in table:
+                value = table[key]
+                given[name] = value if type(value) is plain else reader(value)
+        if type(table) is not dict or len(given) != len(table):
+            raise _NotPlain
+        return cls(**given)  # which runs the validators, and misses what is required
+
+    return read

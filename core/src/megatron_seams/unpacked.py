@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import attrs
 import importlib_metadata
-from packaging.utils import canonicalize_name
 
 from megatron_seams.discovery import (
     GROUP,
@@ -29,7 +28,7 @@ from megatron_seams.discovery import (
     unreadable,
 )
 from megatron_seams.errors import EntryPointInvalid, ManifestMissing, SeamsError
-from megatron_seams.installed import Installed
+from megatron_seams.installed import Installed, normalized
 from megatron_seams.seam import MAX_BYTES, Seam
 from megatron_seams.tree import files_named
 
@@ -54,7 +53,7 @@ def discover_in(paths: Iterable[Path]) -> Discovery:
         read += _wheel(path, lost) if path.is_file() else _tree(path, lost)
         if len(read) + len(lost) == before:
             lost.append(_none_in(path))
-    read.sort(key=lambda one: (one[0].name, canonicalize_name(one[0].distribution), one[0].version))
+    read.sort(key=lambda one: (one[0].name, normalized(one[0].distribution), one[0].version))
     return gather(read, lost)
 
 
@@ -86,7 +85,7 @@ def _wheel(path: Path, lost: list[BrokenSeam]) -> Iterator[_Read]:
             names = set(archive.namelist())
             tops = sorted({name.partition("/")[0] for name in names})
             projects = [
-                Installed(record=top, distribution=_distribution(archive, top), root=str(path))
+                Installed(record=top, root=str(path), read=_distribution(archive, top).read_text)
                 for top in tops
                 if top.endswith(".dist-info")
             ]

@@ -3,15 +3,18 @@
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import field, validators
-from packaging.specifiers import SpecifierSet
 
 from megatron_seams.checks import specifier
 from megatron_seams.errors import Refusal, WorkspaceInvalid
+from megatron_seams.releases import specifiers
 from megatron_seams.strict import structure
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 TABLE = "megatron-seams"
 _PROJECT = "pyproject.toml"
@@ -32,9 +35,9 @@ class WorkspacePolicy:
     require_codeowners: bool = False
 
     @property
-    def range(self) -> SpecifierSet | None:
+    def range(self) -> "SpecifierSet | None":
         """The releases as packaging compares them; None where nothing is said."""
-        return None if self.megatron_core is None else SpecifierSet(self.megatron_core)
+        return None if self.megatron_core is None else specifiers(self.megatron_core)
 
 
 @attrs.frozen(kw_only=True)

@@ -11,9 +11,9 @@ from megatron_seams.cli.common import (
     json_option,
     megatron_option,
     print_json,
-    recipe_of,
     show_faults,
 )
+from megatron_seams.cli.models import recipe_of
 from megatron_seams.environment import read_environment
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.preview import Preview, RecipeChange, preview

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.cli.common import console, megatron_option, recipe_of
+from megatron_seams.cli.common import console, megatron_option
+from megatron_seams.cli.models import recipe_of
 from megatron_seams.environment import read_environment
 from megatron_seams.report import render
 from megatron_seams.workspace import read_workspace

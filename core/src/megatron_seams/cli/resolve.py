@@ -11,13 +11,12 @@ from megatron_seams.cli.common import (
     console,
     json_option,
     megatron_option,
-    model_arguments,
     print_json,
     receipt_option,
-    recipe_of,
     show_faults,
     write_receipt,
 )
+from megatron_seams.cli.models import model_arguments, recipe_of
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.environment import read_environment
 from megatron_seams.errors import Refusal, SeamsError

@@ -12,12 +12,11 @@ from packaging.specifiers import SpecifierSet
 
 from megatron_seams.cli.common import (
     console,
-    model_arguments,
     receipt_option,
-    recipe_of,
     show_faults,
     write_receipt,
 )
+from megatron_seams.cli.models import model_arguments, recipe_of
 from megatron_seams.environment import read_environment
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
 from megatron_seams.plan import Plan

@@ -1,0 +1,56 @@
+"""Ranges of releases, as packaging compares them.
+
+The commonest range, ``>=0.17,<0.20`` held against a final release, is only two comparisons, and
+those are made here: what judges every other range (packaging.specifiers) loads a great deal more
+than it, for a question that every ``registry list`` asks.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+from packaging.version import Version
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
+_BOUND = r"\s*(?:>=|<)\s*\d{1,9}(?:\.\d{1,9})*\s*"
+_BOUNDS = re.compile(rf"{_BOUND}(?:,{_BOUND})*", re.ASCII)
+
+
+def specifiers(text: str) -> "SpecifierSet":
+    """A range, in packaging's own form.
+
+    Raises:
+        InvalidSpecifier: It is none.
+    """
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(text)
+
+
+def is_range(text: str) -> bool:
+    """Whether a text is a range of releases, ``>=0.17,<0.20``."""
+    if _BOUNDS.fullmatch(text):
+        return True
+    from packaging.specifiers import InvalidSpecifier
+
+    try:
+        specifiers(text)
+    except InvalidSpecifier:
+        return False
+    return True
+
+
+def contains(text: str, version: Version) -> bool:
+    """Whether a range contains a release, a pre-release included."""
+    if not _BOUNDS.fullmatch(text) or not _is_final(version):
+        return specifiers(text).contains(version, prereleases=True)
+    return all(
+        version >= Version(bound[2:]) if bound.startswith(">=") else version < Version(bound[1:])
+        for bound in map(str.strip, text.split(","))
+    )
+
+
+def _is_final(version: Version) -> bool:
+    # Of others, "<0.20" leaves out more than what is not less, and ">=" means their public part.
+    return not (version.is_prerelease or version.is_postrelease or version.local)
