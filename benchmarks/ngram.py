@@ -2,20 +2,31 @@
 
 One embedding, forward and backward at the size of NAM56R (2 x 4096 tokens, 16 tables of half a
 million rows of 16), in fp32: the naive form, with one index computation, one look-up and one dense
-gradient for each table, beside the seam's. Rounds are interleaved and figures are medians, so
-that a busy moment of the machine falls on both alike; what carries over to another machine is the
-ratio. Memory is what one step needs beyond weights, gradients and its input, at its peak.
+gradient for each table, beside the seam's. What carries over to another machine is the ratio.
+
+Each row has a process of its own, and they take turns, so that a busy moment of the machine falls
+on all alike. In one process the rows would pay for each other: the half gigabyte that the naive
+form frees goes back to the system in the middle of whatever runs next. Here nothing goes back
+(glibc's allocator is told so, which otherwise does it or not by chance), so that the naive form is
+seen at its best: where it has to ask for its pages anew, a step takes up to ten times as long.
+Batches differ from step to step, so that no row is in the cache because the step before used it.
+
+Memory is what a first step needs beyond weights, gradients and its input, at its peak.
 """
 
 import argparse
+import contextlib
+import itertools
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Final
 
+import attrs
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -25,6 +36,7 @@ from megatron_seams_ngram.tables import HashTables, make_tables
 
 BATCH, LENGTH, WIDTH = 2, 4096, 16
 STEP_BAR, INDEX_BAR, MEMORY_BAR = 6.0, 4.0, 16.0  # times, times, MiB
+KEEP: Final = "glibc.malloc.trim_threshold=8589934592:glibc.malloc.mmap_threshold=4294967296"
 _LOW_63: Final = 2**63 - 1
 
 
@@ -50,7 +62,7 @@ PAD: Final = 131_072
 
 
 class Case:
-    """The tables, a batch, and the gradient that comes back."""
+    """The tables, batches, and the gradient that comes back."""
 
     def __init__(
         self, backend: str | None, *, table_rows: int = 500_000, length: int = LENGTH
@@ -68,34 +80,30 @@ class Case:
             backend=backend,
         )
         self.weight = self.tables.weight
-        self.weight.main_grad = torch.zeros_like(self.weight)
         generator = torch.Generator().manual_seed(0)
-        self.ids = torch.randint(PAD, (BATCH, length), generator=generator)
+        batches = [torch.randint(PAD, (BATCH, length), generator=generator) for _ in range(8)]
+        self.batches = itertools.cycle(batches)
         columns = self.constants.number * WIDTH
         self.gradient = torch.randn(BATCH, length, columns, generator=generator)
 
         # The same memory, as the tables of their own that the naive form has.
+        self._sizes = list(self.constants.primes)
+        self._sizes[-1] += len(self.weight) - sum(self._sizes)
         self.apart = [torch.nn.Parameter(rows) for rows in self.weight.detach().split(self._sizes)]
-
-    @property
-    def _sizes(self) -> list[int]:
-        primes = list(self.constants.primes)
-        primes[-1] += len(self.weight) - sum(primes)
-        return primes
 
     def naive_indices(self) -> None:
         """Index computation, table by table."""
-        naive_indices(self.ids, self.constants)
+        naive_indices(next(self.batches), self.constants)
 
     def indices(self) -> None:
         """Index computation of the seam."""
-        self.tables.indices(self.ids, None)
+        self.tables.indices(next(self.batches), None)
 
     def naive(self) -> None:
         """Look each table up and have autograd make a dense gradient."""
         for table in self.apart:
             table.grad = None
-        found = naive_indices(self.ids, self.constants)
+        found = naive_indices(next(self.batches), self.constants)
         rows = [embedding(at, table) for at, table in zip(found, self.apart, strict=True)]
         torch.cat(rows, dim=-1).backward(self.gradient)
 
@@ -107,42 +115,87 @@ class Case:
             part.add_(table.grad)
             table.grad = None
 
+    def seam(self) -> None:
+        """The seam; from the second step on, into the gradient that the first one made."""
+        self.tables(next(self.batches), None).backward(self.gradient)
+
+    def seam_first(self) -> None:
+        """The seam where no gradient is there yet, which it has to make."""
+        self.weight.grad = None
+        self.seam()
+
     def seam_main_grad(self) -> None:
         """The seam under Megatron's data parallelism, which keeps ``main_grad``."""
         self.weight.grad = None
         self.weight.grad_added_to_main_grad = False
-        self.tables(self.ids, None).backward(self.gradient)
-        self.weight.grad = None
-
-    def seam_grad(self) -> None:
-        """The seam where a gradient is there already, as after the first micro-batch."""
-        del self.weight.grad_added_to_main_grad
-        self.weight.grad = self.weight.main_grad
-        self.tables(self.ids, None).backward(self.gradient)
-        self.weight.grad = None
+        self.seam()
 
 
-def peak(step: str, backend: str | None) -> float:
-    """MiB that a first step adds to the most that the process ever held."""
+@attrs.frozen
+class Row:
+    """What is measured, in a process of its own.
+
+    Attributes:
+        title: How the table names it.
+        work: The method of :class:`Case`.
+        over: The row that it is held against, by its ``work``.
+        bar: How many times as fast as that one it is to be.
+        main_grad: Whether the weight has Megatron's.
+        memory: Whether a first step shows what it needs.
+        calls: In a turn, where one is over before the processor is awake.
+    """
+
+    title: str
+    work: str
+    over: str | None = None
+    bar: float | None = None
+    main_grad: bool = False
+    memory: bool = True
+    calls: int = 1
+
+
+ROWS: Final = (
+    Row("indices, naive", "naive_indices", memory=False, calls=10),
+    Row("indices, seam", "indices", "naive_indices", INDEX_BAR, memory=False, calls=10),
+    Row("step, naive", "naive"),
+    Row("step, seam, into grad", "seam", "naive", STEP_BAR, memory=False),
+    Row("step, seam, grad to be made", "seam_first", "naive"),
+    Row("step, naive, into main_grad", "naive_main_grad", main_grad=True),
+    Row(
+        "step, seam, into main_grad", "seam_main_grad", "naive_main_grad", STEP_BAR, main_grad=True
+    ),
+)
+
+
+def measure(row: Row, backend: str | None, turns: Connection) -> None:
+    """Answer with the MiB that a first step needed; then to each turn, with milliseconds."""
     # What torch loads and sets up once is no part of it.
-    getattr(Case(backend, table_rows=100, length=64), step)()
-    case = Case(backend)
-    case.weight.main_grad.fill_(0)  # its pages are there before they are counted
-    before = _most()
-    getattr(case, step)()
-    return (_most() - before) / 1024
+    case = prepared(Case(backend, table_rows=100, length=64), row)
+    getattr(case, row.work)()
+    case = prepared(Case(backend), row)
+    before = most()
+    getattr(case, row.work)()
+    turns.send((most() - before) / 1024)
+    with contextlib.suppress(EOFError):
+        while True:
+            turns.recv()
+            start = time.perf_counter()
+            for _ in range(row.calls):
+                getattr(case, row.work)()
+            turns.send((time.perf_counter() - start) * 1e3 / row.calls)
 
 
-def _most() -> float:
+def prepared(case: Case, row: Row) -> Case:
+    """A case with the gradient that its row adds to."""
+    if row.main_grad:
+        case.weight.main_grad = torch.zeros_like(case.weight)
+        case.weight.main_grad.fill_(0)  # its pages are there before they are counted
+    return case
+
+
+def most() -> float:
     """The most that this process ever held, KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def milliseconds(work: Callable[[], None]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1e3
 
 
 def main() -> None:
@@ -151,38 +204,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="steps of each (default: 15)")
     parser.add_argument("--backend", choices=("cpu", "torch"), help="of the seam (default: cpu)")
     asked = parser.parse_args()
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        # Each in a process of its own: a peak never comes down again.
-        steps = ("naive", "naive_main_grad", "seam_main_grad")
-        memory = {step: pool.apply(peak, (step, asked.backend)) for step in steps}
-    case = Case(asked.backend)
-    names = ("naive_indices", "indices", "naive", "naive_main_grad", "seam_grad", "seam_main_grad")
-    times: dict[str, list[float]] = {name: [] for name in names}
+    os.environ["GLIBC_TUNABLES"] = KEEP
+    spawn = multiprocessing.get_context("spawn")
+    turns, memory = {}, {}
+    for row in ROWS:
+        turns[row.work], far = spawn.Pipe()
+        spawn.Process(target=measure, args=(row, asked.backend, far), daemon=True).start()
+        memory[row.work] = turns[row.work].recv()
+    times: dict[str, list[float]] = {row.work: [] for row in ROWS}
     for turn in range(asked.rounds + 2):
-        for name in names:
-            case.weight.grad_added_to_main_grad = False
-            taken = milliseconds(getattr(case, name))
+        for work, process in turns.items():
+            process.send(None)
+            taken = process.recv()
             if turn >= 2:  # the first ones find caches and pages empty
-                times[name].append(taken)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
+                times[work].append(taken)
+    medians = {work: statistics.median(taken) for work, taken in times.items()}
     print(f"{torch.get_num_threads()} threads, {asked.rounds} rounds")
-    print(f"{'':34}  {'ms':>7}  {'ratio':>5}  {'bar':>3}  {'extra MiB':>9}")
-    rows = [
-        ("indices, naive", "naive_indices", None, None),
-        ("indices, seam", "indices", "naive_indices", INDEX_BAR),
-        ("step, naive", "naive", None, None),
-        ("step, seam, into grad", "seam_grad", "naive", STEP_BAR),
-        ("step, naive, into main_grad", "naive_main_grad", None, None),
-        ("step, seam, into main_grad", "seam_main_grad", "naive_main_grad", STEP_BAR),
-    ]
+    print(f"{'':30}  {'ms':>7}  {'ratio':>5}  {'bar':>3}  {'extra MiB':>9}")
     missed = memory["seam_main_grad"] > MEMORY_BAR
-    for title, name, over, bar in rows:
-        ratio = medians[over] / medians[name] if over else None
-        missed |= bar is not None and ratio is not None and ratio < bar
+    for row in ROWS:
+        ratio = medians[row.over] / medians[row.work] if row.over else None
+        missed |= row.bar is not None and ratio is not None and ratio < row.bar
         print(
-            f"{title:34}  {medians[name]:7.2f}  {f'{ratio:.1f}' if ratio else '-':>5}  "
-            f"{f'{bar:.0f}' if bar else '-':>3}  "
-            f"{f'{memory[name]:.0f}' if name in memory else '-':>9}"
+            f"{row.title:30}  {medians[row.work]:7.2f}  {f'{ratio:.1f}' if ratio else '-':>5}  "
+            f"{f'{row.bar:.0f}' if row.bar else '-':>3}  "
+            f"{f'{memory[row.work]:.0f}' if row.memory else '-':>9}"
         )
     print(f"memory bar {MEMORY_BAR:.0f} MiB; {'a bar is missed' if missed else 'every bar is met'}")
     sys.exit(missed)
