@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from megatron_seams.errors import CannotRunHere
+from megatron_seams.runtime import extensions
+from megatron_seams.runtime.extensions import SlowBackend
 from megatron_seams_m2rnn import backends, cpu, torch_loop
-from megatron_seams_m2rnn.backends import SlowBackend, choose
+from megatron_seams_m2rnn.backends import choose
 from megatron_seams_m2rnn.cpu_library import Library, NotBuilt, build, library
 
 CPU = torch.device("cpu")
@@ -31,7 +33,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _forget() -> None:
-    for remembered in (library, backends._build_fault, backends._stand_in):
+    for remembered in (library, extensions.build_fault, extensions.warn_of_stand_in):
         remembered.cache_clear()
 
 
@@ -70,7 +72,7 @@ def test_without_a_compiler_the_torch_backend_is_named_and_an_explicit_cpu_is_re
     monkeypatch.setenv("CXX", str(empty / "no-compiler"))
     with pytest.raises(CannotRunHere, match=r"SEAM-B05.*'cpu'(?s:.*)building m2rnn.cpp failed"):
         choose("cpu", CPU)
-    with pytest.warns(SlowBackend, match=r"the slower 'torch' is its stand-in: building m2rnn.cpp"):
+    with pytest.warns(SlowBackend, match=r"the slower 'torch' stands in: building m2rnn.cpp"):
         assert choose(None, CPU) is torch_loop.recurrence
     with warnings.catch_warnings(action="error"):  # once is enough, and it is not built again
         assert choose(None, CPU) is torch_loop.recurrence

@@ -9,11 +9,13 @@ The result is a plain shared library, for ctypes: C++ without torch's headers is
 and serves every torch.
 """
 
+import functools
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -35,6 +37,10 @@ _MACHINE: Final = {
 
 class NotBuilt(Exception):
     """The C++ is not built and cannot be: no compiler, no ninja, no folder to build in."""
+
+
+class SlowBackend(UserWarning):
+    """A seam's C++ is missing, and torch, which is slower, took its place."""
 
 
 def build(
@@ -90,6 +96,35 @@ def build(
             subject=seam,
         ) from error
     return built
+
+
+@functools.cache
+def build_fault(library: Callable[[], object]) -> str | None:
+    """Say why this process cannot have a seam's C++; None where it has it.
+
+    Args:
+        library: Builds it where it is not built yet, and loads it.
+
+    Raises:
+        CannotRunHere: Another process holds the build's lock.
+    """
+    try:
+        library()
+    except NotBuilt as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def warn_of_stand_in(seam: str, fault: str) -> None:
+    """Warn, once for each process, that torch does the work of a seam's C++.
+
+    Args:
+        seam: Whose C++ it is.
+        fault: Why it is not there.
+    """
+    message = f"seam {seam!r} has no backend 'cpu' here, and the slower 'torch' stands in: {fault}"
+    warnings.warn(message, SlowBackend, stacklevel=4)  # who called what chose the backend
 
 
 def _root() -> Path:

@@ -1,16 +1,15 @@
 """Which implementation of the recurrence runs: one signature, and never a silent slow path."""
 
-import functools
 import importlib.util
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from megatron_seams.errors import CannotRunHere
+from megatron_seams.runtime.extensions import build_fault, warn_of_stand_in
 from megatron_seams_m2rnn import cpu, reference, torch_loop
-from megatron_seams_m2rnn.cpu_library import NotBuilt, library
+from megatron_seams_m2rnn.cpu_library import library
 from megatron_seams_m2rnn.options import BACKENDS
 
 if TYPE_CHECKING:
@@ -23,17 +22,13 @@ Recurrence = Callable[..., "tuple[Tensor, Tensor]"]
 _BY_DEVICE: Final = {"cpu": "cpu", "cuda": "triton"}
 
 
-class SlowBackend(UserWarning):
-    """The fast backend of this device is missing, and a slower one took its place."""
-
-
 def choose(name: str | None, device: torch.device) -> Recurrence:
     """Find the backend for tensors on ``device``.
 
     Args:
         name: One of :data:`BACKENDS`, or None for the device's own: ``cpu`` on a CPU, ``triton`` on
             a GPU. Where no C++ compiler is at hand, ``torch`` takes the place of ``cpu`` and a
-            :class:`SlowBackend` warning says so, once for each process.
+            ``SlowBackend`` warning says so, once for each process.
         device: Where the inputs are.
 
     Raises:
@@ -49,35 +44,18 @@ def choose(name: str | None, device: torch.device) -> Recurrence:
     if wanted == "torch":
         return torch_loop.recurrence
     if wanted == "cpu" and device.type == "cpu":
-        fault = _build_fault()
+        fault = build_fault(library)
         if fault is None:
             return cpu.recurrence
         if name is None:
-            return _stand_in(fault)
+            warn_of_stand_in("m2rnn", fault)
+            return torch_loop.recurrence
         raise _cannot(fault, device, wanted)
     if wanted == "triton":
         return _triton(device)
     raise _cannot(
         "no backend but 'torch' and 'reference' runs there", device, wanted or "for this device"
     )
-
-
-@functools.cache
-def _build_fault() -> str | None:
-    """Say why this process has no C++; None where it has."""
-    try:
-        library()
-    except NotBuilt as error:
-        return str(error)
-    return None
-
-
-@functools.cache
-def _stand_in(fault: str) -> Recurrence:
-    """Give the torch backend, and say once that it is one."""
-    message = f"M2RNN has no backend 'cpu' here, and the slower 'torch' is its stand-in: {fault}"
-    warnings.warn(message, SlowBackend, stacklevel=4)  # the caller of m2rnn
-    return torch_loop.recurrence
 
 
 def _triton(device: torch.device) -> Recurrence:

@@ -1,14 +1,12 @@
 """Who works on the tables: C++ on a CPU, torch anywhere; the same numbers either way."""
 
-import functools
-import warnings
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from megatron_seams.errors import CannotRunHere
-from megatron_seams.runtime.extensions import NotBuilt
+from megatron_seams.runtime.extensions import build_fault, warn_of_stand_in
 from megatron_seams_ngram import cpu_kernels, torch_kernels
 from megatron_seams_ngram.indices import Constants
 
@@ -28,10 +26,6 @@ class Kernels(Protocol):
         """Add their gradients to the table's."""
 
 
-class SlowBackend(UserWarning):
-    """The C++ is missing, and torch, which is slower, took its place."""
-
-
 _TORCH = cast(Kernels, torch_kernels)
 _CPU = cast(Kernels, cpu_kernels)
 
@@ -41,8 +35,8 @@ def choose(backend: str | None, device: torch.device) -> Kernels:
 
     Args:
         backend: ``cpu`` (C++), ``torch``, or None for the device's own: ``cpu`` on a CPU, where
-            torch takes its place if no compiler is at hand and a :class:`SlowBackend` warning says
-            so, once; ``torch`` elsewhere.
+            torch takes its place if no compiler is at hand and a ``SlowBackend`` warning says so,
+            once; ``torch`` elsewhere.
         device: Where tables and token ids are.
 
     Raises:
@@ -50,11 +44,14 @@ def choose(backend: str | None, device: torch.device) -> Kernels:
     """
     if backend == "torch" or (backend is None and device.type != "cpu"):
         return _TORCH
-    fault = f"the tables are on {device}" if device.type != "cpu" else _build_fault()
+    fault = (
+        f"the tables are on {device}" if device.type != "cpu" else build_fault(cpu_kernels.library)
+    )
     if fault is None:
         return _CPU
     if backend is None:
-        return _stand_in(fault)
+        warn_of_stand_in("ngram", fault)
+        return _TORCH
     raise CannotRunHere(
         asked="backend 'cpu' of the n-gram tables",
         found=fault,
@@ -62,20 +59,3 @@ def choose(backend: str | None, device: torch.device) -> Kernels:
         "gives the same numbers, slower on a CPU",
         subject="ngram",
     )
-
-
-@functools.cache
-def _build_fault() -> str | None:
-    """Say why this process has no C++; None where it has."""
-    try:
-        cpu_kernels.library()
-    except NotBuilt as error:
-        return str(error)
-    return None
-
-
-@functools.cache
-def _stand_in(fault: str) -> Kernels:
-    message = f"the n-gram tables have no backend 'cpu' here, and torch is its stand-in: {fault}"
-    warnings.warn(message, SlowBackend, stacklevel=3)
-    return _TORCH
