@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_seams.errors import CannotRunHere
-from megatron_seams.runtime.extensions import NotBuilt
-from megatron_seams_ngram import cpu_kernels, kernels, torch_kernels
-from megatron_seams_ngram.kernels import Kernels, SlowBackend, choose
+from megatron_seams.runtime.extensions import NotBuilt, SlowBackend
+from megatron_seams_ngram import cpu_kernels, torch_kernels
+from megatron_seams_ngram.indices import Constants
+from megatron_seams_ngram.kernels import Kernels, choose
 from megatron_seams_ngram.lookup import look_up
 from megatron_seams_ngram.ngram_tables import NgramTables
 from megatron_seams_ngram.tables import make_tables
@@ -30,6 +31,21 @@ def indices(seed: int = 0, *shape: int) -> Tensor:
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_the_cpp_has_the_indices_of_torch_where_there_are_enough_for_several_threads() -> None:
+    constants = Constants.of(
+        make_tables(orders=(2, 3), heads=12, table_rows=1_000, seed=3), pad_id=70_000
+    )
+    ids = torch.randint(70_000, (2, 11_001), generator=torch.Generator().manual_seed(0))
+    starts = (torch.arange(11_001) // 777 * 777).expand(2, -1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = [one.hash_indices(ids, starts, constants) for one in (cpu_kernels, torch_kernels)]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 @given(
@@ -181,20 +197,11 @@ def test_without_a_compiler_torch_takes_over_once_and_an_explicit_cpu_is_refused
         raise NotBuilt("no compiler")
 
     monkeypatch.setattr(cpu_kernels, "library", nothing)
-    for remembered in (kernels._build_fault, kernels._stand_in):
-        monkeypatch.setattr(kernels, remembered.__name__, _anew(remembered))
     with pytest.raises(CannotRunHere, match=r"SEAM-B05(?s:.*)no compiler"):
         choose("cpu", CPU)
     with pytest.warns(SlowBackend, match="no compiler"):
         assert choose(None, CPU) is torch_kernels
     assert choose("torch", CPU) is torch_kernels
-
-
-def _anew(remembered: Any) -> Any:
-    """The same function without what it has remembered, and without what it will."""
-    import functools
-
-    return functools.cache(remembered.__wrapped__)
 
 
 def test_initial_rows_do_not_depend_on_who_holds_them() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from megatron_seams_ngram import huge_pages
 from megatron_seams_ngram.kernels import Kernels
 
 
@@ -55,7 +56,9 @@ class _LookUp(torch.autograd.Function):
             return None, None, None, None
         held = _held_gradient(weight)
         if held is None:
-            whole = torch.zeros_like(weight)
+            whole = torch.empty_like(weight)
+            huge_pages.advise(whole)
+            whole.zero_()
             ctx.kernels.scatter(rows, indices, ctx.first, whole)
             return whole, None, None, None
         ctx.kernels.scatter(rows, indices, ctx.first, held)

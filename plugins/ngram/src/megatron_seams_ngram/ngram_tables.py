@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from megatron_seams_ngram import huge_pages
 from megatron_seams_ngram.indices import Constants
 from megatron_seams_ngram.kernels import choose
 from megatron_seams_ngram.lookup import look_up
@@ -79,6 +80,7 @@ class NgramTables(nn.Module):
         rows = -(-tables.rows // multiple) * multiple // ranks
         self.first_row = rows * rank_in(tp_group)
         weight = torch.empty(rows, width, dtype=dtype, device=device)
+        huge_pages.advise(weight)
         _fill(weight, self.first_row, seed=seed, std=init_std)
         self.weight = nn.Parameter(weight)
         # Megatron's marks: for gradient norms and checkpoints; and for optimizers that treat

@@ -3,10 +3,11 @@
 // Plain C functions over plain memory, called through ctypes: no torch headers, so that a build takes
 // seconds and the result serves every torch. Whoever calls has checked shapes, types and contiguity.
 //
-// Work is cut so that no two threads write to one place, and so that every sum is taken in the order
-// of the positions: the results do not depend on the number of threads.
+// Work is cut so that no two parts write to one place, and so that every sum is taken in the order of
+// the positions: the results do not depend on the number of threads.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <thread>
@@ -16,15 +17,22 @@
 namespace {
 
 constexpr int64_t kAhead = 24;  // rows that are under way from memory while one is worked on
+constexpr int64_t kSome = 8192;  // indices in a part: far more work than to ask for the next part
+constexpr int64_t kShare = 262144;  // indices to compute for each thread more: it takes as long to start
 constexpr uint64_t kLow63 = ~uint64_t{0} >> 1;
 
-// Runs part(0) ... part(parts - 1), each on a thread of its own. A pool that waits in between would
-// spin on the cores that torch's own threads need.
+// Runs part(0) ... part(parts - 1), each on whichever of the threads is free next: this one begins at
+// once, while others start, and does it all where the other cores are busy. A pool that waits in
+// between would spin on the cores that torch's own threads need.
 template <class Part>
-void in_parallel(int64_t parts, const Part& part) {
+void in_parallel(int64_t parts, int64_t threads, const Part& part) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t i = next++; i < parts; i = next++) part(i);
+  };
   std::vector<std::thread> others;
-  for (int64_t i = 1; i < parts; ++i) others.emplace_back([&part, i] { part(i); });
-  if (parts > 0) part(0);
+  for (int64_t i = 1; i < std::min(threads, parts); ++i) others.emplace_back(work);
+  work();
   for (auto& other : others) other.join();
 }
 
@@ -53,32 +61,31 @@ float widened(bfloat16 value) {
   return wide;
 }
 
-// Each part has some of the rows of some of the tables, and goes through all positions in order.
+// Each part has some of the tables, and goes through all positions in order: several tables at a time,
+// so that gradients are read in long runs, but few enough that no thread is left without.
 template <class From, class To>
 void scatter(const From* from, int64_t width, const int64_t* indices, int64_t positions,
              int64_t tables, int64_t first, int64_t rows, To* to, int64_t threads) {
-  const int64_t slices = (threads + tables - 1) / tables;
-  const auto one = [&](int64_t table, int64_t slice) {
-    const auto row_at = [&](int64_t position) -> To* {
-      const int64_t row = indices[position * tables + table] - first;
-      if (row < 0 || row >= rows || (slices > 1 && row % slices != slice)) return nullptr;
-      return to + row * width;
-    };
-    for (int64_t position = 0; position < positions; ++position) {
-      if (position + kAhead < positions) {
-        if (const To* later = row_at(position + kAhead)) __builtin_prefetch(later, 1);
-        __builtin_prefetch(from + ((position + kAhead) * tables + table) * width);
-      }
-      To* row = row_at(position);
-      if (row == nullptr) continue;
-      const From* gradient = from + (position * tables + table) * width;
-      for (int64_t column = 0; column < width; ++column) row[column] += widened(gradient[column]);
-    }
+  const int64_t some = std::max<int64_t>(1, tables / (2 * threads));
+  const int64_t ahead = (kAhead + some - 1) / some;
+  const auto row_at = [&](int64_t position, int64_t table) -> To* {
+    const int64_t row = indices[position * tables + table] - first;
+    return row < 0 || row >= rows ? nullptr : to + row * width;
   };
-  const int64_t parts = tables * slices;
-  const int64_t workers = std::min(threads, parts);
-  in_parallel(workers, [&](int64_t worker) {
-    for (int64_t part = worker; part < parts; part += workers) one(part / slices, part % slices);
+  in_parallel((tables + some - 1) / some, threads, [&](int64_t part) {
+    const int64_t low = part * some, high = std::min(tables, low + some);
+    for (int64_t position = 0; position < positions; ++position) {
+      if (position + ahead < positions) {
+        for (int64_t table = low; table < high; ++table)
+          if (const To* later = row_at(position + ahead, table)) __builtin_prefetch(later, 1);
+      }
+      for (int64_t table = low; table < high; ++table) {
+        To* row = row_at(position, table);
+        if (row == nullptr) continue;
+        const From* gradient = from + (position * tables + table) * width;
+        for (int64_t column = 0; column < width; ++column) row[column] += widened(gradient[column]);
+      }
+    }
   });
 }
 
@@ -95,7 +102,7 @@ void ngram_indices(const int64_t* ids, const int64_t* starts, int64_t starts_str
                    const int64_t* offsets, int64_t tables, int64_t* out, int64_t threads) {
   std::vector<Modulus> moduli(primes, primes + tables);
   const int64_t positions = batch * length;
-  const int64_t parts = std::max<int64_t>(1, std::min(threads, positions));
+  const int64_t some = std::max<int64_t>(1, kSome / tables);
   const auto hash_part = [&](auto order, int64_t part) {
     constexpr int64_t kOrder = decltype(order)::value;  // 0 where it is not known here
     const int64_t taps = kOrder == 0 ? highest : kOrder;
@@ -104,9 +111,9 @@ void ngram_indices(const int64_t* ids, const int64_t* starts, int64_t starts_str
     uint64_t* __restrict window = windows.data();
     uint64_t* __restrict hashed = hashes_here.data();
     const Modulus* __restrict modulus = moduli.data();
-    const int64_t end = positions * (part + 1) / parts;
-    for (int64_t at = positions * part / parts; at < end; ++at) {
-      const int64_t row = at / length, t = at - row * length;
+    int64_t at = part * some, row = at / length, t = at % length;
+    for (const int64_t end = std::min(positions, at + some); at < end; ++at, ++t) {
+      if (t == length) ++row, t = 0;
       const int64_t start = starts == nullptr ? 0 : starts[row * starts_stride + t];
       for (int64_t p = 0; p < taps; ++p)
         window[p] = static_cast<uint64_t>(t - p >= start ? ids[at - p] : pad);
@@ -121,7 +128,8 @@ void ngram_indices(const int64_t* ids, const int64_t* starts, int64_t starts_str
         rows[j] = static_cast<int64_t>(modulus[j].of(hashed[hash_of[j]])) + offsets[j];
     }
   };
-  in_parallel(parts, [&](int64_t part) {
+  threads = std::min(threads, 1 + positions * tables / kShare);
+  in_parallel((positions + some - 1) / some, threads, [&](int64_t part) {
     // The usual orders are unrolled, which halves the time.
     if (highest == 2) hash_part(std::integral_constant<int64_t, 2>{}, part);
     else if (highest == 3) hash_part(std::integral_constant<int64_t, 3>{}, part);
@@ -132,15 +140,14 @@ void ngram_indices(const int64_t* ids, const int64_t* starts, int64_t starts_str
 // Row indices[i] - first of table [rows, row_bytes] to place i of out; zeros where it has none such.
 void ngram_gather(const char* table, int64_t row_bytes, int64_t first, int64_t rows,
                   const int64_t* indices, int64_t count, char* out, int64_t threads) {
-  const int64_t parts = std::max<int64_t>(1, std::min(threads, count));
   const auto row_at = [&](int64_t at) -> const char* {
     const int64_t row = indices[at] - first;
     return row < 0 || row >= rows ? nullptr : table + row * row_bytes;
   };
-  in_parallel(parts, [&](int64_t part) {
-    const int64_t end = count * (part + 1) / parts;
-    for (int64_t at = count * part / parts; at < end; ++at) {
-      if (at + kAhead < end) {
+  in_parallel((count + kSome - 1) / kSome, threads, [&](int64_t part) {
+    const int64_t end = std::min(count, (part + 1) * kSome);
+    for (int64_t at = part * kSome; at < end; ++at) {
+      if (at + kAhead < count) {
         if (const char* later = row_at(at + kAhead)) __builtin_prefetch(later);
       }
       const char* row = row_at(at);
