@@ -37,8 +37,13 @@ FEATURE = """
 [[features]]
 family = "ngram"
 
+[[features]]
+family = "engram"
+layers = [2]
+
 [policy.pin]
 ngram = "bonus"
+engram = "memo"
 """
 
 
@@ -46,10 +51,11 @@ ngram = "bonus"
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("launch")
     rider = (HERE / "seams" / "rider" / "plugin.py").read_text().replace("recurrent_", "kda_")
-    bonus = (HERE / "seams" / "bonus" / "plugin.py").read_text()
+    bonus, memo = ((HERE / "seams" / name / "plugin.py").read_text() for name in ("bonus", "memo"))
     manifests = {
         "rider": (manifest_table("rider", "kda"), rider),
         "bonus": (manifest_table("bonus", "ngram", placement="embedding"), bonus),
+        "memo": (manifest_table("memo", "engram", placement="residual"), memo),
         "absent": (
             manifest_table("absent", "gone", slots=["mamba_layer"]),
             "import nowhere_at_all",
@@ -130,8 +136,9 @@ def test_upstreams_own_builder_makes_the_same_model(found):
     assert built == found["keys"]
 
 
-def test_a_feature_is_attached_before_anything_wraps_the_model(found):
+def test_features_are_attached_before_anything_wraps_the_model(found):
     assert "embedding.bonus.table.weight" in found["keys"]
+    assert "decoder.layers.1.memo.table.weight" in found["keys"]
     assert found["hooks left"] == 0
 
 
