@@ -130,6 +130,41 @@ def test_a_file_or_folder_without_a_seam_is_a_finding(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("setup.cfg", "[options.entry_points]\nmegatron_seams =\n    a = acme\n", "setup.cfg"),
+        (
+            "setup.py",
+            'setup(entry_points={"megatron_seams": ["a = acme"]}, packages=["megatron_seams_a"])',
+            "setup.py",
+        ),
+        (
+            "pyproject.toml",
+            '[tool.poetry.plugins.megatron_seams]\na = "acme"\n',
+            "[tool.poetry.plugins] of pyproject.toml",
+        ),
+    ],
+)
+def test_entry_points_that_only_a_build_would_tell_are_a_finding(
+    name: str, text: str, where: str, tmp_path: Path
+) -> None:
+    source_plugin(tmp_path / "good", "acme-good", {"acme_good": manifest_table("good")})
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / name).write_text(text)
+    (tmp_path / "bystander").mkdir()
+    (tmp_path / "bystander" / "setup.cfg").write_text("[options]\npackages = megatron_seams_b\n")
+    (tmp_path / "bystander" / "setup.py").write_text('setup(packages=["megatron_seams"])\n')
+    found = discover_in([tmp_path])
+    assert [seam.name for seam in found.seams] == ["good"]
+    (only,) = found.broken
+    (fault,) = only.faults
+    assert fault.code == "SEAM-D01"
+    assert fault.found == f"its entry points of the group megatron_seams stand in {where}"
+    assert fault.file == str(tmp_path / "older" / name)
+    assert "build the wheel" in fault.next
+
+
 def test_the_gate_judges_a_tree_that_is_not_installed(tmp_path: Path) -> None:
     """Ranges, owners and retirement are those of the source, and the advice names it."""
     source_plugin(

@@ -3,6 +3,7 @@
 Only text is read: nothing is built, installed, unpacked or imported.
 """
 
+import re
 import tomllib
 import zipfile
 import zlib
@@ -30,9 +31,15 @@ from megatron_seams.discovery import (
 from megatron_seams.errors import EntryPointInvalid, ManifestMissing, SeamsError
 from megatron_seams.installed import Installed, normalized
 from megatron_seams.seam import MAX_BYTES, Seam
-from megatron_seams.tree import files_named
+from megatron_seams.tree import files_below
 
 _PROJECT = "pyproject.toml"
+#: What names an entry point's group in the files that setuptools read before there was a standard
+#: place for it: a key of ``setup.cfg``, a key of a dictionary in ``setup.py``.
+_OLDER = {
+    "setup.cfg": re.compile(rf"^{GROUP}\s*=".encode(), flags=re.MULTILINE),
+    "setup.py": re.compile(rf"""["']{GROUP}["']\s*:""".encode()),
+}
 _MEND = "mend the project, and build what is to be installed anew"
 _Read = tuple[Claim, Seam | BrokenSeam]
 
@@ -119,10 +126,33 @@ def _in_wheel(
 
 
 def _tree(root: Path, lost: list[BrokenSeam]) -> Iterator[_Read]:
-    for file in files_named(root, _PROJECT):
-        project = _project(file, lost)
-        for claim in _claims(project, file, lost):
-            yield claim, _in_tree(claim, file.parent, project)
+    for file in files_below(root):
+        if file.name == _PROJECT:
+            project = _project(file, lost)
+            for claim in _claims(project, file, lost):
+                yield claim, _in_tree(claim, file.parent, project)
+        elif (older := _OLDER.get(file.name)) and older.search(_bytes(file)):
+            lost.append(_elsewhere(file))
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # it is no project's, or its pyproject.toml is as unreadable
+        return b""
+
+
+def _elsewhere(file: Path) -> BrokenSeam:
+    """The fault of a project whose entry points only a build would tell."""
+    claim = Claim(name=file.parent.name, package="", distribution=str(file), version="")
+    where = f"[tool.poetry.plugins] of {_PROJECT}" if file.name == _PROJECT else file.name
+    found = f"its entry points of the group {GROUP} stand in {where}"
+    fault = attrs.evolve(
+        _project_fault(claim, file, found, None),
+        next=f"move them to [project.entry-points.{GROUP}] of {_PROJECT}, or build the wheel and "
+        "name that",
+    )
+    return broken_seam(claim, [fault])
 
 
 def _project(file: Path, lost: list[BrokenSeam]) -> dict[str, Any]:
@@ -140,6 +170,9 @@ def _project(file: Path, lost: list[BrokenSeam]) -> dict[str, Any]:
 
 def _claims(project: dict[str, Any], file: Path, lost: list[BrokenSeam]) -> Iterator[Claim]:
     about = project.get("project", {})
+    poetry = _table(_table(_table(project.get("tool")).get("poetry")).get("plugins"))
+    if GROUP in poetry:
+        lost.append(_elsewhere(file))
     points = _table(_table(about).get("entry-points")).get(GROUP)
     if points is None:
         return
