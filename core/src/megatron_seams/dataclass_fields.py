@@ -8,7 +8,7 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.sources import MegatronSource
-from megatron_seams.syntax import module_of
+from megatron_seams.syntax import module_of, walk
 
 
 class Unread(Enum):
@@ -160,11 +160,11 @@ def _binds(node: ast.stmt) -> set[str]:
         case _:
             return {
                 part.id
-                for part in ast.walk(node)
+                for part in walk(node)
                 if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
             } | {
                 alias.asname or alias.name
-                for part in ast.walk(node)
+                for part in walk(node)
                 if isinstance(part, ast.ImportFrom)
                 for alias in part.names
             }

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from megatron_seams.syntax import bindings
+from megatron_seams.syntax import bindings, walk
 
 #: What upstream calls the text that it checks; a rule over anything else is about a part of it.
 _WHOLE = ("pattern", "segment")
@@ -58,14 +58,14 @@ def read_exclusions(
         if not isinstance(function, ast.FunctionDef) or not function.args.args:
             continue
         text = function.args.args[0].arg
-        if text not in _WHOLE or bindings(ast.walk(function))[text] != 1:
+        if text not in _WHOLE or bindings(walk(function))[text] != 1:
             continue
         for node in function.body:
             if isinstance(node, ast.If) and _only_raises(node):
                 rule = _rule(node.test, _said(node), text, sets)
                 if rule is not None:
                     yield rule, node
-            elif any(isinstance(part, ast.Return) for part in ast.walk(node)):
+            elif any(isinstance(part, ast.Return) for part in walk(node)):
                 break
 
 

@@ -20,7 +20,7 @@ from megatron_seams.dataclass_fields import (
 )
 from megatron_seams.flags import Flag, of_call, of_field
 from megatron_seams.sources import MegatronSource
-from megatron_seams.syntax import is_docstring
+from megatron_seams.syntax import is_docstring, walk
 
 ARGUMENTS: Final = "training/arguments.py"
 _ENTRY: Final = "add_megatron_arguments"
@@ -139,7 +139,7 @@ class _Walk:
                 return
         if is_docstring(node):
             return
-        if any(isinstance(part, ast.Name) and part.id == scope.parser for part in ast.walk(node)):
+        if any(isinstance(part, ast.Name) and part.id == scope.parser for part in walk(node)):
             message = f"{scope.name}: {ast.unparse(node)[:80]}"
             raise NotUnderstoodError(message)
         if scope.touched(node):
@@ -248,11 +248,11 @@ class _Scope:
 
     def touched(self, node: ast.AST) -> bool:
         """Whether the parser or a group stands anywhere below ``node``."""
-        return any(isinstance(part, ast.Name) and self.holds(part.id) for part in ast.walk(node))
+        return any(isinstance(part, ast.Name) and self.holds(part.id) for part in walk(node))
 
     def forget(self, node: ast.AST) -> None:
         """Drop what is known of the names below a statement that may have changed them."""
-        for part in ast.walk(node):
+        for part in walk(node):
             if isinstance(part, ast.Name):
                 self.values.pop(part.id, None)
                 self.factories.pop(part.id, None)

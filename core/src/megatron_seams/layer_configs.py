@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import attrs
 
 from megatron_seams.sources import SourceFile
-from megatron_seams.syntax import bindings, classes
+from megatron_seams.syntax import bindings, classes, walk
 
 _TABLE = "LAYER_SYMBOL_TO_CONFIG_CLASS"
 #: What the classes may derive from: the configurations that are there for every layer.
@@ -42,7 +42,7 @@ class LayerConfigs:
                 ast.For(target=ast.Name(id=letter), iter=ast.Name(id=text), body=body, orelse=[]),
                 ast.Return(value=ast.Name(id=returned)),
             ]:
-                bound = bindings(ast.walk(function))
+                bound = bindings(walk(function))
                 plain = all(isinstance(node, ast.Expr) for node in before)
                 once = bound[made] == bound[letter] == bound[text] == 1
                 given = text == function.args.args[0].arg
@@ -103,7 +103,7 @@ def read_layer_configs(file: SourceFile) -> LayerConfigs | None:
         for node in file.tree.body
         if isinstance(node, ast.Assign | ast.AnnAssign)
         and isinstance(node.value, ast.Dict)
-        and _TABLE in bindings(ast.walk(node))
+        and _TABLE in bindings(walk(node))
     ]
     file.hold(len(tables) == 1 and bound[_TABLE] == 1, f"{_TABLE} is not one table")
     constants: dict[str, str] = {}

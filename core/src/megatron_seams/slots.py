@@ -6,7 +6,7 @@ one slot's specification in another's place is what these readers refuse to foll
 
 import ast
 
-from megatron_seams.syntax import is_docstring
+from megatron_seams.syntax import is_docstring, walk
 
 BUILD = "build_module"
 SUBMODULES = "submodules"
@@ -36,7 +36,7 @@ def keeps_slots(method: ast.FunctionDef) -> bool:
     uses = [
         node
         for statement in rest
-        for node in ast.walk(statement)
+        for node in walk(statement)
         if isinstance(node, ast.Name) and node.id == SUBMODULES
     ]
     taken = [
@@ -47,7 +47,7 @@ def keeps_slots(method: ast.FunctionDef) -> bool:
         and isinstance(node.targets[0], ast.Name)
         and isinstance(node.value, ast.Attribute)
     ]
-    left = any(isinstance(n, ast.Return) for statement in rest for n in ast.walk(statement))
+    left = any(isinstance(n, ast.Return) for statement in rest for n in walk(statement))
     return not left and all(any(use is value for value in taken) for use in uses)
 
 

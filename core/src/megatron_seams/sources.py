@@ -18,7 +18,7 @@ from packaging.version import InvalidVersion, Version
 
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
 from megatron_seams.installed import installed
-from megatron_seams.syntax import bindings
+from megatron_seams.syntax import bindings, walk
 
 DISTRIBUTION = "megatron-core"
 VERSION = "core/package_info.py"
@@ -124,7 +124,7 @@ class SourceFile:
     @functools.cached_property
     def nodes(self) -> tuple[ast.AST, ...]:
         """Every node of the tree, breadth first."""
-        return tuple(ast.walk(self.tree))
+        return tuple(walk(self.tree))
 
     @functools.cached_property
     def bound(self) -> Counter[str]:

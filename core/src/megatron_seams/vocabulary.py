@@ -18,7 +18,7 @@ import attrs
 from megatron_seams.exclusions import Exclusion, read_exclusions
 from megatron_seams.layer_configs import LayerConfigs, read_layer_configs
 from megatron_seams.sources import SourceFile
-from megatron_seams.syntax import bindings, classes, functions, is_docstring, own_nodes
+from megatron_seams.syntax import bindings, classes, functions, is_docstring, own_nodes, walk
 
 _LAYERS = ("VALID_LAYERS", "VALID")
 _SEPARATORS = ("PIPE", "MTP_SEPARATOR")
@@ -121,7 +121,7 @@ def _members(
     file.hold(not twice, f"class Symbols binds {', '.join(twice)} more than once")
     stored = [
         part
-        for part in ast.walk(symbols)
+        for part in walk(symbols)
         if isinstance(part, ast.Attribute) and not isinstance(part.ctx, ast.Load)
     ]
     file.hold(not stored, "a method of class Symbols changes it")
@@ -142,14 +142,14 @@ def _hold_uses(
         *(node for node in file.tree.body if _is_script(node)),
         *(node for node in file.nodes if isinstance(node, ast.JoinedStr)),  # messages
     ]
-    skip = {id(part) for node in passed for part in ast.walk(node)}
-    skip |= {id(part) for part in ast.walk(symbols)}
+    skip = {id(part) for node in passed for part in walk(node)}
+    skip |= {id(part) for part in walk(symbols)}
     stated = {id(test) for test in accounted}
     skip -= {
         id(part)
         for node in file.nodes
         if isinstance(node, ast.If) and id(node.test) not in stated and _raises(node)
-        for part in ast.walk(node.test)
+        for part in walk(node.test)
     }
     inner: set[int] = set()
     for node in file.nodes:
@@ -180,7 +180,7 @@ def _hold_uses(
 
 
 def _raises(node: ast.If) -> bool:
-    return any(isinstance(part, ast.Raise) for part in ast.walk(node))
+    return any(isinstance(part, ast.Raise) for part in walk(node))
 
 
 def _is_of_configs(node: ast.ImportFrom) -> bool:
@@ -215,7 +215,7 @@ def _lists_letters(function: ast.FunctionDef) -> bool:
     if len(made) != 1 or not isinstance(function.body[-1], ast.Return):
         return False
     name, given = made[0]
-    nodes = list(ast.walk(function))
+    nodes = walk(function)
     bound = bindings(nodes)
     if bound[name] != 1 or bound[given] != 1:
         return False
