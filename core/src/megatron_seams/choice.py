@@ -21,12 +21,12 @@ from megatron_seams.errors import (
     UnusedSetting,
 )
 from megatron_seams.families import Family
-from megatron_seams.preferences import Override, Preferences
+from megatron_seams.preferences import Preferences
 from megatron_seams.seam import Seam
 from megatron_seams.surface import NativeSymbol
 
 if TYPE_CHECKING:
-    from megatron_seams.recipe import Recipe
+    from megatron_seams.recipe import Override, Recipe
 
 
 @attrs.frozen(kw_only=True)
@@ -294,7 +294,7 @@ class Chooser:
         pinned = self._recipe.policy.pin.get(family) == name
         return pinned or name == family or name in self._recipe.seams
 
-    def _override(self, family: str, entries: list[Override]) -> Choice | SeamsError:
+    def _override(self, family: str, entries: "list[Override]") -> Choice | SeamsError:
         entry = entries[0]
         problem = advice = ""
         seam = next((s for s in self.installed(family) if s.name == entry.seam), None)

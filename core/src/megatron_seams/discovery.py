@@ -94,17 +94,11 @@ class Claim:
         return f"{self.distribution} {self.version}".strip()
 
 
-@attrs.frozen(kw_only=True)
-class InstalledClaim(Claim):
-    """One of a distribution as an installer leaves it."""
-
-    project: Installed
-
-
 def discover() -> Discovery:
     """Find every installed seam, in an order that no installation order changes."""
     broken: list[BrokenSeam] = []
-    return gather([(claim, _read(claim)) for claim in claims_of(installed(), broken)], broken)
+    claims = claims_of(installed(), broken)
+    return gather([(claim, _read(claim, project)) for claim, project in claims], broken)
 
 
 def gather(
@@ -130,38 +124,37 @@ def gather(
     return _with_families(seams, broken)
 
 
-def claims_of(projects: Iterable[Installed], broken: list[BrokenSeam]) -> list[InstalledClaim]:
-    """All claims, by name and distribution; those of damaged installations go to ``broken``."""
-    claims: list[InstalledClaim] = []
+def claims_of(
+    projects: Iterable[Installed], broken: list[BrokenSeam]
+) -> list[tuple[Claim, Installed]]:
+    """All claims and who makes them, by name and distribution.
+
+    Those of damaged installations go to ``broken``.
+    """
+    claims: list[tuple[Claim, Installed]] = []
     for project in projects:
         entries = project.entry_points(GROUP)
         if not entries:
             continue
         name, version = project.identity or (project.record, "")
         if isinstance(entries, str):
-            claim = InstalledClaim(
-                name=name, package="", distribution=name, version=version, project=project
-            )
+            claim = Claim(name=name, package="", distribution=name, version=version)
             found = f"its entry_points.txt cannot be read: {entries}"
             broken.append(broken_seam(claim, [_damaged(claim, found)]))
             continue
         for seam, package in entries:
-            claim = InstalledClaim(
-                name=seam,
-                package=package,
-                distribution=name,
-                version=version,
-                project=project,
-            )
+            claim = Claim(name=seam, package=package, distribution=name, version=version)
             if version:
-                claims.append(claim)
+                claims.append((claim, project))
             else:
                 fault = _damaged(claim, f"{name} has no METADATA that says what it is")
                 broken.append(broken_seam(claim, [fault]))
-    return sorted(claims, key=lambda it: (it.name, normalized(it.distribution), it.version))
+    return sorted(
+        claims, key=lambda it: (it[0].name, normalized(it[0].distribution), it[0].version)
+    )
 
 
-def _damaged(claim: InstalledClaim, found: str) -> EntryPointInvalid:
+def _damaged(claim: Claim, found: str) -> EntryPointInvalid:
     return EntryPointInvalid(
         asked=f"the seams of {claim.by}",
         found=found,
@@ -207,9 +200,9 @@ def broken_seam(
     )
 
 
-def _read(claim: InstalledClaim) -> Seam | BrokenSeam:
+def _read(claim: Claim, project: Installed) -> Seam | BrokenSeam:
     """One claim, as a seam or as what is wrong with it."""
-    located = _locate(claim)
+    located = _locate(claim, project)
     if isinstance(located, SeamsError):
         return broken_seam(claim, [located])
     try:
@@ -268,7 +261,7 @@ def unreadable(claim: Claim, file: Path, found: str) -> SeamsError:
     )
 
 
-def _locate(claim: InstalledClaim) -> Path | SeamsError:
+def _locate(claim: Claim, project: Installed) -> Path | SeamsError:
     """The folder of the claimed package, if it belongs to the claiming distribution."""
     parts = claim.package.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -281,7 +274,7 @@ def _locate(claim: InstalledClaim) -> Path | SeamsError:
     if spec is None:
         return missing_manifest(claim, f"there is no package {parts[0]!r}")
     if not spec.submodule_search_locations:
-        if claim.project.file(parts[0]).is_dir():
+        if project.file(parts[0]).is_dir():
             return _shadowed(claim, Path(spec.origin or parts[0]))
         return missing_manifest(claim, f"{parts[0]!r} is a module and not a package")
     # A namespace package has several folders; an import takes the first that holds the package.
@@ -292,7 +285,7 @@ def _locate(claim: InstalledClaim) -> Path | SeamsError:
             break
     file = f"{folder}/{MANIFEST}"
     present = os.path.isfile(file)
-    if not _belongs(folder, present, claim.project, "/".join(parts)):
+    if not _belongs(folder, present, project, "/".join(parts)):
         if not os.path.isdir(folder):
             return missing_manifest(claim, f"there is no package {claim.package!r}")
         return _shadowed(claim, Path(folder))
@@ -316,7 +309,7 @@ def not_a_package(claim: Claim) -> EntryPointInvalid:
     )
 
 
-def _shadowed(claim: InstalledClaim, found: Path) -> Shadowed:
+def _shadowed(claim: Claim, found: Path) -> Shadowed:
     return Shadowed(
         asked=f"package {claim.package!r} from {claim.by}",
         found=f"an import would load it from {found}, which is not part of that distribution",

@@ -19,7 +19,7 @@ from cattrs.errors import (
 )
 from cattrs.gen import make_dict_structure_fn, override
 
-from megatron_seams.strict import KeyFault, key_of
+from megatron_seams.strict import key_of
 
 T = TypeVar("T")
 
@@ -30,6 +30,14 @@ _EXPECTED = {
     str: "a string",
     datetime.date: "a date (YYYY-MM-DD, no time)",
 }
+
+
+@attrs.frozen
+class KeyFault:
+    """One key that does not fit: its dotted path, and what was expected and found there."""
+
+    key: str
+    message: str
 
 
 class _WrongTypeError(ValueError):

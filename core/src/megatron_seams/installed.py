@@ -179,7 +179,7 @@ def _listed() -> Iterator[Installed]:
             continue
         root = entry or os.curdir
         for name in names:
-            if name.lower().endswith(_RECORDS):
+            if name[-5:].lower() == "-info" and name.lower().endswith(_RECORDS):
                 read = functools.partial(_read, f"{root}/{name}")
                 yield Installed(record=name, root=root, read=read)
 

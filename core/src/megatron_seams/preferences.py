@@ -1,13 +1,13 @@
 """What a recipe says of who builds its families; said of none, it is what an audit goes by."""
 
-import datetime
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import field
 
-from megatron_seams.checks import sentence
+if TYPE_CHECKING:
+    from megatron_seams.recipe import Override
 
 
 @attrs.frozen(kw_only=True)
@@ -26,20 +26,10 @@ class Policy:
 
 
 @attrs.frozen(kw_only=True)
-class Override:
-    """``[[override]]``: a seam taken over native, for a reason and until a date."""
-
-    family: str
-    seam: str
-    reason: str = field(validator=sentence)
-    expires: datetime.date
-
-
-@attrs.frozen(kw_only=True)
 class Preferences:
     """The preferences of no recipe: none. A :class:`~megatron_seams.recipe.Recipe` has the same."""
 
     policy: Policy = field(factory=Policy)
-    override: tuple[Override, ...] = ()
+    override: "tuple[Override, ...]" = ()
     seams: Mapping[str, Any] = field(factory=dict)
     install: Mapping[str, str] = field(factory=dict)

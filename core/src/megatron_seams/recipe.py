@@ -1,5 +1,6 @@
 """Recipes: a model as a TOML file. What the file may say, validated without coercion."""
 
+import datetime
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from attrs import field, validators
 from megatron_seams.checks import positive, schema, sentence
 from megatron_seams.dialect import MEGATRON
 from megatron_seams.errors import RecipeInvalid, Refusal
-from megatron_seams.preferences import Override as Override
 from megatron_seams.preferences import Policy as Policy
 from megatron_seams.strict import structure
 
@@ -63,6 +63,16 @@ class FeatureEntry:
     family: str
     placement: str | None = None
     layers: tuple[int, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Override:
+    """``[[override]]``: a seam taken over native, for a reason and until a date."""
+
+    family: str
+    seam: str
+    reason: str = field(validator=sentence)
+    expires: datetime.date
 
 
 @attrs.frozen(kw_only=True)

@@ -18,10 +18,12 @@ from megatron_seams.checks import one_of, schema, sentence, specifier, version
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
 from megatron_seams.releases import specifiers
-from megatron_seams.strict import KeyFault, structure
+from megatron_seams.strict import structure
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
+
+    from megatron_seams.fitting import KeyFault
 
 SCHEMA = 1
 #: A manifest is a page of text; something larger is not a manifest.
@@ -346,7 +348,7 @@ def parse_manifest(data: bytes, *, file: str) -> tuple[Manifest | None, tuple[Se
     return manifest, tuple(_invalid(fault, file) for fault in faults)
 
 
-def _invalid(fault: KeyFault, file: str) -> ManifestInvalid:
+def _invalid(fault: "KeyFault", file: str) -> ManifestInvalid:
     return ManifestInvalid(
         asked="a valid seam manifest",
         found=fault.message,

@@ -13,21 +13,16 @@ import datetime
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 import attrs
+
+if TYPE_CHECKING:
+    from megatron_seams.fitting import KeyFault
 
 T = TypeVar("T")
 
 _PLAIN = (bool, int, str, datetime.date)
-
-
-@attrs.frozen
-class KeyFault:
-    """One key that does not fit: its dotted path, and what was expected and found there."""
-
-    key: str
-    message: str
 
 
 class _NotPlain(Exception):
@@ -39,7 +34,7 @@ def key_of(field: str) -> str:
     return field.rstrip("_").replace("_", "-")
 
 
-def structure(cls: type[T], data: Mapping[str, Any]) -> tuple[T | None, tuple[KeyFault, ...]]:
+def structure(cls: type[T], data: Mapping[str, Any]) -> "tuple[T | None, tuple[KeyFault, ...]]":
     """Structure ``data`` as ``cls``.
 
     Args:

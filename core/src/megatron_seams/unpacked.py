@@ -96,7 +96,7 @@ def _wheel(path: Path, lost: list[BrokenSeam]) -> Iterator[_Read]:
                 for top in tops
                 if top.endswith(".dist-info")
             ]
-            for claim in claims_of(projects, lost):
+            for claim, _ in claims_of(projects, lost):
                 yield claim, _in_wheel(claim, path, archive, names)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         no = Claim(name=path.name, package="", distribution=path.name, version="")

@@ -3,7 +3,6 @@
 Nothing here imports torch, Megatron or a plugin; ``smoke`` does so when it is called.
 """
 
-import gc
 import importlib
 import io
 import sys
@@ -76,9 +75,6 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line."""
-    # A command is short and keeps nearly all that it makes: looking for cycles in it meanwhile, and
-    # once more at its end, would be an eighth of the time of a listing, and half of a long plan's.
-    gc.set_threshold(100_000)
     # A pattern is shown even where the terminal cannot spell it; an argument may hold any bytes.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -89,5 +85,3 @@ def main() -> None:
         # The reader (`| head`) has what it wanted; there is nobody left to tell.
         sys.stderr.close()
         sys.exit(0)
-    finally:
-        gc.freeze()
