@@ -21,9 +21,10 @@ from megatron_seams.errors import (
     WrongMegatron,
 )
 from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Custom, Native
+from megatron_seams.plan import Custom
+from megatron_seams.resolver import providers
 from megatron_seams.sources import missing
-from megatron_seams.surface import NativeSurface
+from megatron_seams.surface import Native, NativeSurface
 from seam_support import (
     TODAY,
     Table,
@@ -315,6 +316,50 @@ def test_two_overrides_for_one_family_refuse() -> None:
     where = environment(make_seam("latent", "mla"))
     fault = only(reasons(recipe("+", override=[entry, entry]), where), OverrideInvalid)
     assert "2 overrides" in fault.found
+
+
+# --- the layers of a plan ---------------------------------------------------------------------
+
+
+def test_the_layers_are_a_sequence_whichever_way_they_are_asked_for() -> None:
+    asked = recipe("MK|*E|M", layers=[{"positions": [3, 5], "family": "gdn"}], **K)
+    layers = plan(asked, environment(make_seam())).layers
+    every = tuple(layers)
+    assert [(layer.position, layer.token, layer.stage) for layer in every] == [
+        (1, "M", 0),
+        (2, "K", 0),
+        (3, "*", 1),
+        (4, "E", 1),
+        (5, "M", 2),
+    ]
+    assert [layer.family for layer in every] == ["mamba", "kda", "gdn", "moe", "gdn"]
+    assert [layers[index] for index in range(-5, 5)] == [*every, *every]
+    assert (layers[1:4], layers[::-1]) == (every[1:4], every[::-1])
+    assert len(layers) == 5
+    for index in (5, -6):
+        with pytest.raises(IndexError):
+            layers[index]
+
+
+def test_who_builds_each_layer_is_what_the_plan_says() -> None:
+    for pattern in ("MKE", "M|K/M", "M*M"):
+        asked = recipe(pattern, layers=[{"positions": [1], "family": "gdn"}], **K)
+        where = environment(make_seam())
+        built = tuple(layer.provider for layer in plan(asked, where).layers)
+        assert providers(asked, where) == built
+
+
+def test_a_token_needs_no_provider_where_its_layers_are_all_of_another_family() -> None:
+    for pattern in ("KM", "KM/M"):
+        asked = recipe(pattern, layers=[{"positions": [1], "family": "moe"}], **K)
+        assert [it.symbol for it in providers(asked, environment())] == ["E", "M"]
+        assert [it.family for it in plan(asked, environment()).layers] == ["moe", "mamba"]
+
+
+def test_plans_of_the_same_recipe_are_equal() -> None:
+    where = environment(make_seam())
+    assert plan(recipe("MK", **K), where) == plan(recipe("MK", **K), where)
+    assert plan(recipe("MK", **K), where).layers != plan(recipe("KM", **K), where).layers
 
 
 # --- upstream ships the family as an option ---------------------------------------------------

@@ -303,3 +303,10 @@ def test_a_specialised_family_does_not_fall_back_to_what_its_token_spells() -> N
     assert re.search(
         "specialises mamba as mamba3, and mamba .*is not taken in its place", fault.found
     )
+
+
+def test_a_family_that_some_layers_spell_and_one_is_made_is_refused_with_both() -> None:
+    asked = recipe("KM", tokens={"K": "kda"}, layers=[{"positions": [2], "family": "kda"}])
+    fault = only(reasons(asked, environment()), NoProvider)
+    assert fault.positions == (1, 2)
+    assert "the recipe makes it kda, and mamba" in fault.found

@@ -4,9 +4,7 @@ import datetime
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
-import attrs
-
-from megatron_seams.environment import Environment
+from megatron_seams.environment import Choice, Environment
 from megatron_seams.errors import (
     ExperimentNotNamed,
     FeatureInvalid,
@@ -27,19 +25,6 @@ from megatron_seams.surface import NativeSymbol
 
 if TYPE_CHECKING:
     from megatron_seams.recipe import Override, Recipe
-
-
-@attrs.frozen(kw_only=True)
-class Choice:
-    """Who builds a family.
-
-    Attributes:
-        provider: The native symbol or the seam.
-        why: One sentence.
-    """
-
-    provider: NativeSymbol | Seam
-    why: str
 
 
 class Chooser:
@@ -72,14 +57,17 @@ class Chooser:
             overrides = [entry for entry in self._recipe.override if entry.family == family]
             if overrides:
                 return self._override(family, overrides)
-        native = self.native(family) if of_layer else None
+        if of_layer and family in self._environment.settled:
+            return self._environment.settled[family]
+        seams = self.installed(family)
+        native = self._native(family, seams) if of_layer else None
         if isinstance(native, SeamsError):
             return native
         if native is None:
-            return self._one_seam(family)
+            return self._one_seam(family, seams)
         why = f"native as {native.symbol!r}"
-        if seams := self.installed(family):
-            contested = self._contested(family, native)
+        if seams:
+            contested = self._contested(family, native, seams)
             if contested is not None:
                 return contested
             why += f"; supersedes seam {', '.join(seam.name for seam in seams)}"
@@ -94,10 +82,9 @@ class Chooser:
             and self._allowlist.against(seam.name) is None
         ]
 
-    def native(self, family: str) -> NativeSymbol | SeamsError | None:
+    def _native(self, family: str, seams: list[Seam]) -> NativeSymbol | SeamsError | None:
         """What this Megatron builds the family with, by core's name for it or a seam's claim."""
         found = self._surface.of_family(family)
-        seams = self.installed(family)
         if not seams:
             return found
         symbols = {found.constant: found} if found else {}
@@ -129,11 +116,9 @@ class Chooser:
     def _hand(self) -> str:
         return f"megatron-core {self._surface.version}"
 
-    def _contested(self, family: str, native: NativeSymbol) -> SeamsError | None:
+    def _contested(self, family: str, native: NativeSymbol, seams: list[Seam]) -> SeamsError | None:
         """A seam that accepts no equivalent, for a family that upstream now builds."""
-        against = [
-            seam for seam in self.installed(family) if seam.manifest.upstream.fallback == "refuse"
-        ]
+        against = [seam for seam in seams if seam.manifest.upstream.fallback == "refuse"]
         if not against:
             return None
         claims = " and ".join(seam.claim for seam in against)
@@ -147,10 +132,9 @@ class Chooser:
             subject=family,
         )
 
-    def _one_seam(self, family: str) -> Choice | SeamsError:
+    def _one_seam(self, family: str, candidates: list[Seam]) -> Choice | SeamsError:
         pin = self._recipe.policy.pin.get(family)
-        candidates = self.installed(family)
-        usable = [seam for seam in candidates if self._environment.out_of_range(seam) is None]
+        usable = [seam for seam in candidates if seam.name not in self._environment.misfits]
         options = [seam for seam in usable if self._environment.superseded_by(seam)]
         if options:
             return self._option(family, options[0])
@@ -229,7 +213,7 @@ class Chooser:
         return unread + [
             (seam.name, f"{seam.claim}: [{fault.code}] {fault.found}")
             for seam in candidates
-            if (fault := self._environment.out_of_range(seam))
+            if (fault := self._environment.misfits.get(seam.name))
         ]
 
     def _nobody(self, family: str, candidates: list[Seam]) -> SeamsError:
@@ -310,7 +294,7 @@ class Chooser:
             seams = ", ".join(s.name for s in self.installed(family)) or "none"
             problem = f"no usable seam of that name builds {family}; the seams for it: {seams}"
             advice = "correct the name, or install the distribution that provides it"
-        elif (fault := self._environment.out_of_range(seam)) is not None:
+        elif (fault := self._environment.misfits.get(seam.name)) is not None:
             problem, advice = fault.found, fault.next
         if problem or seam is None:
             return OverrideInvalid(

@@ -58,17 +58,17 @@ def _unsupported(recipe: Recipe, pattern: Pattern, seams: Iterable[Seam]) -> lis
     """Hold the recipe's settings against what each chosen seam says it supports."""
     spread = recipe.parallelism
     wanted = {
-        "tensor-parallel": (spread.tensor_parallel > 1, spread.tensor_parallel),
-        "sequence-parallel": (spread.sequence_parallel, True),
-        "pipeline-parallel": (
-            spread.pipeline_parallel > 1 or len(pattern.stages) > 1,
-            max(spread.pipeline_parallel, len(pattern.stages)),
-        ),
-        "expert-parallel": (spread.expert_parallel > 1, spread.expert_parallel),
-        "context-parallel": (spread.context_parallel > 1, spread.context_parallel),
-        "packed-sequences": (recipe.runtime.packed_sequences, True),
-        "inference": (recipe.runtime.inference, True),
+        "tensor-parallel": spread.tensor_parallel,
+        "sequence-parallel": spread.sequence_parallel,
+        "pipeline-parallel": max(spread.pipeline_parallel, len(pattern.stages)),
+        "expert-parallel": spread.expert_parallel,
+        "context-parallel": spread.context_parallel,
+        "packed-sequences": recipe.runtime.packed_sequences,
+        "inference": recipe.runtime.inference,
     }
+    needed = [(name, value) for name, value in wanted.items() if value is True or value > 1]
+    if not needed:
+        return []
     return [
         Unsupported(
             asked=f"{capability} = {value} with {seam.claim}",
@@ -78,8 +78,8 @@ def _unsupported(recipe: Recipe, pattern: Pattern, seams: Iterable[Seam]) -> lis
             key=capability,
         )
         for seam in sorted(seams, key=lambda seam: seam.name)
-        for capability, (asked, value) in wanted.items()
-        if asked and not seam.manifest.supports[capability]
+        for capability, value in needed
+        if not seam.manifest.supports[capability]
     ]
 
 
@@ -103,10 +103,11 @@ def _stages(recipe: Recipe, pattern: Pattern) -> list[SeamsError]:
 
 def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:
     """Stages and MTP depths are spelled with characters that an older Megatron does not have."""
-    wanted = {
-        STAGE_BREAK: (len(pattern.stages) > 1, "stages"),
-        MTP_SEPARATOR: (pattern.mtp_depths > 0, "MTP depths"),
-    }
+    wanted = []
+    if len(pattern.stages) > 1:
+        wanted.append((STAGE_BREAK, "stages"))
+    if pattern.mtp_depths:
+        wanted.append((MTP_SEPARATOR, "MTP depths"))
     if surface.version is None:  # nothing is native, which has been said already
         return []
     return [
@@ -117,8 +118,8 @@ def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:
             next="write the pattern without them, or take a Megatron that has them",
             key="model.pattern",
         )
-        for character, (asked, what) in wanted.items()
-        if asked and character not in surface.separators
+        for character, what in wanted
+        if character not in surface.separators
     ]
 
 

@@ -37,6 +37,10 @@ class Dialect:
         """
         if token in self.tokens:
             return self.tokens[token]
+        return self.unspelled(token, positions)
+
+    def unspelled(self, token: str, positions: tuple[int, ...]) -> SeamsError:
+        """The fault that a token spells no family; arguments as for :meth:`family_of`."""
         if token in self.ambiguous:
             return AmbiguousToken(
                 asked=f"the family of token {token!r} in dialect {self.name!r}",

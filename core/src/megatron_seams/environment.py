@@ -14,10 +14,23 @@ from megatron_seams.families import Family
 from megatron_seams.releases import contains
 from megatron_seams.seam import Seam
 from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
-from megatron_seams.surface import NativeSurface, read_surface
+from megatron_seams.surface import NativeSurface, NativeSymbol, read_surface
 
 if TYPE_CHECKING:
     from megatron_seams.native_settings import NativeSettings
+
+
+@attrs.frozen(kw_only=True)
+class Choice:
+    """Who builds a family.
+
+    Attributes:
+        provider: The native symbol or the seam.
+        why: One sentence.
+    """
+
+    provider: NativeSymbol | Seam
+    why: str
 
 
 @attrs.frozen(kw_only=True)
@@ -43,15 +56,27 @@ class Environment:
     @functools.cached_property
     def findings(self) -> tuple[SeamsError, ...]:
         """Everything that is wrong here, the gravest first."""
-        ranges = tuple(
-            fault for seam in self.discovery.seams if (fault := self.out_of_range(seam)) is not None
-        )
-        return (*self.faults, *self.notes, *self.discovery.findings, *ranges)
+        return (*self.faults, *self.notes, *self.discovery.findings, *self.misfits.values())
+
+    @functools.cached_property
+    def misfits(self) -> Mapping[str, WrongMegatron]:
+        """Name of each installed seam that was not written for this Megatron -> the fault."""
+        judged = {seam.name: self.out_of_range(seam) for seam in self.discovery.seams}
+        return {name: fault for name, fault in judged.items() if fault is not None}
 
     @functools.cached_property
     def families(self) -> Mapping[str, Family]:
         """All known families by name."""
         return {family.name: family for family in self.discovery.families}
+
+    @functools.cached_property
+    def settled(self) -> Mapping[str, Choice]:
+        """Family -> choice, where Megatron builds it and no seam is installed for it."""
+        return {
+            symbol.family: Choice(provider=symbol, why=f"native as {symbol.symbol!r}")
+            for symbol in reversed(self.surface.symbols)
+            if symbol.family is not None and symbol.family not in self.discovery.by_family
+        }
 
     def settings(self) -> "NativeSettings":
         """The configuration names of the Megatron; read when asked for, as few commands need it."""

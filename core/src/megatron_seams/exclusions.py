@@ -29,15 +29,16 @@ class Exclusion:
 
     def forbids(self, constants: frozenset[str]) -> bool:
         """Whether a pattern that contains exactly these constants is refused."""
+        if self.operator == "has":
+            return self.constant in constants
+        held = [part.forbids(constants) for part in self.parts]
         match self.operator:
-            case "has":
-                return self.constant in constants
             case "not":
-                return not self.parts[0].forbids(constants)
+                return not held[0]
             case "and":
-                return all(part.forbids(constants) for part in self.parts)
+                return all(held)
             case _:
-                return any(part.forbids(constants) for part in self.parts)
+                return any(held)
 
 
 def read_exclusions(

@@ -17,10 +17,11 @@ from megatron_seams.errors import (
     Refusal,
     SeamsError,
 )
-from megatron_seams.plan import Native, Plan
+from megatron_seams.plan import Plan
 from megatron_seams.proof import Proof
 from megatron_seams.receipt import read_receipt
 from megatron_seams.resolver import resolve
+from megatron_seams.surface import Native
 
 SCHEMA: Final = 1
 KIND: Final = "megatron-seams graduation"

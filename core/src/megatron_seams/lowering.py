@@ -29,7 +29,7 @@ class Carriers:
 def choose_carriers(
     surface: NativeSurface,
     native: Iterable[NativeSymbol],
-    seams: Iterable[Seam],
+    seams: Mapping[str, Seam],
     families: Mapping[str, Family],
 ) -> Carriers:
     """Give each seam the first of its slots that keeps the lowered pattern legal.
@@ -41,29 +41,29 @@ def choose_carriers(
     Args:
         surface: The Megatron to lower for.
         native: The symbols that the plan's native layers use.
-        seams: The seams that build layers.
+        seams: The seams that build layers, by name.
         families: All families by name.
     """
     constants = {symbol.constant for symbol in native}
-    seams = sorted(seams, key=lambda seam: seam.name)
+    ordered = [seams[name] for name in sorted(seams)]
     meant = constants | {
-        constant for seam in seams if (constant := _constant(seam, families)) is not None
+        constant for seam in ordered if (constant := _constant(seam, families)) is not None
     }
     forbidden = surface.forbidden(meant)
-    offered = [
-        [symbol for slot in _slots(seam) if (symbol := surface.of_slot(slot)) is not None]
-        for seam in seams
-    ]
-    absent = [seam for seam, slots in zip(seams, offered, strict=True) if not slots]
-    if forbidden or absent:
+    offered = {
+        seam.name: [symbol for slot in _slots(seam) if (symbol := surface.of_slot(slot))]
+        for seam in ordered
+    }
+    if forbidden or not all(offered.values()):
         said = [_forbidden(text, sorted(meant)) for text in forbidden]
-        return Carriers(faults=(*said, *(_no_slot(seam, surface) for seam in absent)))
+        absent = [_no_slot(seam, surface) for seam in ordered if not offered[seam.name]]
+        return Carriers(faults=(*said, *absent))
     # Product order tries every seam's first choice before anyone's second.
-    for combination in itertools.product(*offered):
-        if not surface.forbidden(constants | {symbol.constant for symbol in combination}):
-            chosen = zip(seams, combination, strict=True)
-            return Carriers(slots={seam.name: symbol for seam, symbol in chosen})
-    return Carriers(faults=tuple(_illegal(seams, offered, surface, constants)))
+    for combination in itertools.product(*offered.values()):
+        lowered = constants.union([symbol.constant for symbol in combination])
+        if lowered == meant or not surface.forbidden(lowered):
+            return Carriers(slots=dict(zip(offered, combination, strict=True)))
+    return Carriers(faults=tuple(_illegal(ordered, list(offered.values()), surface, constants)))
 
 
 def lowered_pattern(plan: Plan) -> str:

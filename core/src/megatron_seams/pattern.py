@@ -1,8 +1,13 @@
 """Layer patterns: from text to one token for each layer. No token is given a meaning here."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import attrs
 
 from megatron_seams.errors import PatternSyntax
+
+T = TypeVar("T")
 
 STAGE_BREAK = "|"
 MTP_SEPARATOR = "/"
@@ -36,6 +41,20 @@ class Pattern:
     def stage_numbers(self) -> list[int]:
         """The 0-based stage of each layer."""
         return [stage for stage, count in enumerate(self.stages) for _ in range(count)]
+
+    def spread(self, of_token: Mapping[str, T], of_layer: Mapping[int, T]) -> list[T]:
+        """One value for each decoder layer: its own, or its token's where it has none.
+
+        Args:
+            of_token: Token -> value.
+            of_layer: 1-based layer number -> value.
+        """
+        if not of_layer:
+            return [of_token[token] for token in self.tokens]
+        return [
+            of_layer[number] if number in of_layer else of_token[token]
+            for number, token in enumerate(self.tokens, start=1)
+        ]
 
     def positions(self) -> dict[str, list[int]]:
         """Token -> the 1-based numbers of its decoder layers, in the order of appearance."""
@@ -91,12 +110,8 @@ def _check(
         problem = "a stage between two '|' has no layer"
     elif depth is not None and not 1 <= depth <= MAX_DEPTH:
         problem = f"the depth is {depth}"
-    elif not all(suffixes):
-        problem = "an MTP part after '/' has no layer"
-    elif any(STAGE_BREAK in suffix for suffix in suffixes):
-        problem = "an MTP part contains '|'; it lives on the last stage"
-    elif len(set(suffixes)) > 1:
-        problem = f"its MTP parts differ: {', '.join(dict.fromkeys(suffixes))}"
+    elif suffixes:
+        problem = _mtp_problem(suffixes)
     if problem:
         raise PatternSyntax(
             asked=f"the layers of pattern {text!r}",
@@ -105,3 +120,13 @@ def _check(
             "equal MTP parts",
             subject=text,
         )
+
+
+def _mtp_problem(suffixes: list[str]) -> str:
+    if not all(suffixes):
+        return "an MTP part after '/' has no layer"
+    if any(STAGE_BREAK in suffix for suffix in suffixes):
+        return "an MTP part contains '|'; it lives on the last stage"
+    if len(set(suffixes)) > 1:
+        return f"its MTP parts differ: {', '.join(dict.fromkeys(suffixes))}"
+    return ""

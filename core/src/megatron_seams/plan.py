@@ -1,8 +1,10 @@
 """A plan: every layer of a model with its provider, and why. Frozen values, no behaviour."""
 
-from collections.abc import Mapping
+import bisect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import attrs
 
@@ -10,25 +12,7 @@ from megatron_seams.errors import SeamsError
 from megatron_seams.pattern import Pattern
 from megatron_seams.recipe import Parallelism, RuntimeSettings
 from megatron_seams.seam import Seam
-from megatron_seams.surface import NativeSurface
-
-
-@attrs.frozen(kw_only=True)
-class Native:
-    """Megatron builds the layer itself.
-
-    Attributes:
-        symbol: Upstream's letter, ``M``.
-        slot: The field of upstream's submodules that builds it, ``mamba_layer``.
-    """
-
-    symbol: str
-    slot: str
-
-    @property
-    def label(self) -> str:
-        """How tables name the provider."""
-        return "native"
+from megatron_seams.surface import Native, NativeSurface
 
 
 @attrs.frozen(kw_only=True)
@@ -56,24 +40,100 @@ Provider = Native | Custom
 
 
 @attrs.frozen(kw_only=True)
+class LayerKind:
+    """What the layers of one token have in common.
+
+    Attributes:
+        token: The character of the pattern.
+        family: What it is, after the recipe's specialisations.
+        provider: Who builds it.
+        why: One sentence.
+    """
+
+    token: str
+    family: str
+    provider: Provider
+    why: str
+
+
+@attrs.frozen(kw_only=True)
 class Layer:
     """One layer of the plan.
 
     Attributes:
         position: The 1-based global layer number; inside an MTP depth, the number in that depth.
-        token: The character of the pattern.
-        family: What it is, after the recipe's specialisations.
         stage: The 0-based pipeline segment; 0 where the pattern has no ``|``.
-        provider: Who builds it.
-        why: One sentence.
+        kind: What it is and who builds it.
     """
 
     position: int
-    token: str
-    family: str
     stage: int
-    provider: Provider
-    why: str
+    kind: LayerKind
+
+    @property
+    def token(self) -> str:
+        """The character of the pattern."""
+        return self.kind.token
+
+    @property
+    def family(self) -> str:
+        """What it is, after the recipe's specialisations."""
+        return self.kind.family
+
+    @property
+    def provider(self) -> Provider:
+        """Who builds it."""
+        return self.kind.provider
+
+    @property
+    def why(self) -> str:
+        """One sentence."""
+        return self.kind.why
+
+
+@attrs.frozen(kw_only=True)
+class Layers(Sequence[Layer]):
+    """The decoder's layers, position 1 first, each made when it is asked for.
+
+    A plan keeps the kinds of its layers, which are few. Over a million layers that were kept,
+    Python's garbage collector would go for longer than it takes to make them.
+
+    Attributes:
+        pattern: Their tokens and stages.
+        of_token: Token -> the kind of its layers.
+        of_layer: 1-based number of each layer that is of another kind than its token -> that kind.
+    """
+
+    pattern: Pattern
+    of_token: Mapping[str, LayerKind]
+    of_layer: Mapping[int, LayerKind]
+
+    def __len__(self) -> int:
+        """The depth."""
+        return self.pattern.depth
+
+    def __iter__(self) -> Iterator[Layer]:
+        """Make every layer."""
+        kinds = self.pattern.spread(self.of_token, self.of_layer)
+        rows = zip(kinds, self.pattern.stage_numbers(), strict=True)
+        for position, (kind, stage) in enumerate(rows, start=1):
+            yield Layer(position=position, stage=stage, kind=kind)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Layer, ...]: ...
+    def __getitem__(self, index: int | slice) -> Layer | tuple[Layer, ...]:
+        """Make the layer of a 0-based index, or those of a slice."""
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        at = range(len(self))[index]
+        position, token = at + 1, self.pattern.tokens[at]
+        return Layer(
+            position=position,
+            stage=bisect.bisect(list(itertools.accumulate(self.pattern.stages)), at),
+            kind=self.of_layer[position] if position in self.of_layer else self.of_token[token],
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -124,7 +184,7 @@ class Plan:
     name: str
     pattern: Pattern
     surface: NativeSurface
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     mtp: tuple[Layer, ...] = ()
     features: tuple[PlannedFeature, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})

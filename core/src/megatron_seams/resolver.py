@@ -1,20 +1,19 @@
 """Resolution: from a recipe and an environment to a plan, or to every reason against one."""
 
 import datetime
-import itertools
 from collections.abc import Iterable, Mapping
 
 import attrs
 
-from megatron_seams.choice import Choice, Chooser, unused_settings
+from megatron_seams.choice import Chooser, unused_settings
 from megatron_seams.demands import unmet_demands
-from megatron_seams.environment import Environment
+from megatron_seams.environment import Choice, Environment
 from megatron_seams.errors import Refusal, SeamInMtp, SeamsError
 from megatron_seams.families import BUILT_IN
 from megatron_seams.lowering import Carriers, choose_carriers
 from megatron_seams.pattern import Pattern
 from megatron_seams.placement import plan_features
-from megatron_seams.plan import Custom, Layer, Native, Plan, PlannedFeature, Provider
+from megatron_seams.plan import Custom, Layer, LayerKind, Layers, Plan, PlannedFeature, Provider
 from megatron_seams.recipe import Recipe
 from megatron_seams.seam import Seam
 from megatron_seams.specialise import Families, families_of, read_pattern
@@ -28,9 +27,9 @@ class _Resolution:
     Attributes:
         pattern: The layers as they are spelled.
         families: And what each of them is.
-        choices: Family -> who builds it, in the decoder.
+        providers: Family -> who builds it, in the decoder.
+        choices: Family -> the same, and why.
         mtp: Family -> who builds it, in an MTP depth.
-        providers: Family -> the same as ``choices``, with the slot that carries it.
         features: What attaches beside the layers.
         chosen: The seams by name.
         findings: What is wrong without stopping the plan.
@@ -38,9 +37,9 @@ class _Resolution:
 
     pattern: Pattern
     families: Families
+    providers: Mapping[str, Provider]
     choices: Mapping[str, Choice]
     mtp: Mapping[str, NativeSymbol]
-    providers: Mapping[str, Provider]
     features: tuple[PlannedFeature, ...]
     chosen: Mapping[str, Seam]
     findings: tuple[SeamsError, ...]
@@ -67,7 +66,7 @@ def resolve(
         name=recipe.model.name,
         pattern=found.pattern,
         surface=environment.surface,
-        layers=tuple(_layers(found)),
+        layers=_layers(found),
         mtp=tuple(_mtp_layers(found)),
         features=found.features,
         options={name: recipe.seams[name] for name in sorted(recipe.seams) if name in found.chosen},
@@ -90,8 +89,11 @@ def providers(
         Refusal: As :func:`resolve` does.
     """
     found = _resolve(recipe, environment, today)
-    # A plan stands, so that every layer has a family.
-    return tuple(map(found.providers.__getitem__, filter(None, found.families.layers)))
+    by, families = found.providers, found.families
+    # The token of an MTP depth alone is built by no one here.
+    of_token = {token: by[name] for token, name in families.of_token.items() if name and name in by}
+    of_layer = {position: by[name] for position, name in families.of_layer.items()}
+    return tuple(found.pattern.spread(of_token, of_layer))
 
 
 def _resolve(recipe: Recipe, environment: Environment, today: datetime.date | None) -> _Resolution:
@@ -103,10 +105,12 @@ def _resolve(recipe: Recipe, environment: Environment, today: datetime.date | No
     chooser = Chooser(environment, recipe, today)
     reasons: list[SeamsError] = [*environment.faults, *families.faults]
     choices = _choose(chooser, pattern, families, reasons)
-    mtp = _choose_mtp(chooser, pattern, families, reasons)
+    mtp = _choose_mtp(chooser, pattern, families, reasons) if pattern.mtp else {}
+    native = {f: c.provider for f, c in choices.items() if isinstance(c.provider, NativeSymbol)}
+    seams = {c.provider.name: c.provider for c in choices.values() if isinstance(c.provider, Seam)}
     features = plan_features(recipe, pattern, environment, chooser, reasons)
-    carriers = _carry(environment, choices, mtp, reasons)
-    chosen = {seam.name: seam for seam in (*_seams(choices.values()), *(f.seam for f in features))}
+    carriers = _carry(environment, [*native.values(), *mtp.values()], seams, reasons)
+    chosen = {**seams, **{feature.seam.name: feature.seam for feature in features}}
     reasons += unmet_demands(recipe, pattern, environment, carriers, chosen.values())
     idle: tuple[SeamsError, ...] = ()
     if not reasons:
@@ -119,9 +123,12 @@ def _resolve(recipe: Recipe, environment: Environment, today: datetime.date | No
     return _Resolution(
         pattern=pattern,
         families=families,
+        providers={
+            **{family: symbol.provider for family, symbol in native.items()},
+            **{seam.family: _custom(seam, carriers) for seam in seams.values()},
+        },
         choices=choices,
         mtp=mtp,
-        providers={family: _provider(choice, carriers) for family, choice in choices.items()},
         features=tuple(features),
         chosen=chosen,
         findings=(*environment.findings, *idle),
@@ -138,32 +145,30 @@ def _choose(
 ) -> dict[str, Choice]:
     """Family -> choice, for the decoder's layers; one reason for each family without one."""
     choices: dict[str, Choice] = {}
-    for family in dict.fromkeys(families.layers):
+    for family in families.present:
         if family is None:
             continue
         choice = chooser.choose(family)
         if isinstance(choice, SeamsError):
-            where = [at for at, found in enumerate(families.layers, start=1) if found == family]
-            reasons.append(_at(choice, pattern, families, where))
+            reasons.append(_at(choice, family, pattern, families))
         else:
             choices[family] = choice
     return choices
 
 
-def _at(
-    fault: SeamsError, pattern: Pattern, families: Families, positions: list[int]
-) -> SeamsError:
+def _at(fault: SeamsError, family: str, pattern: Pattern, families: Families) -> SeamsError:
     """The fault with the layers that it stops, and what their tokens say by themselves."""
-    tokens = ", ".join(dict.fromkeys(repr(pattern.tokens[at - 1]) for at in positions))
+    layers = pattern.spread(families.of_token, families.of_layer)
+    positions = [at for at, found in enumerate(layers, start=1) if found == family]
+    tokens = dict.fromkeys(pattern.tokens[at - 1] for at in positions)
     count = f"{len(positions)} layer{'s' if len(positions) > 1 else ''}"
     found = fault.found
-    other = {families.spelled[at - 1] for at in positions} - {families.layers[positions[0] - 1]}
-    if other:
-        spelled = " and ".join(sorted(_described(family) for family in other if family))
-        because = families.because[positions[0] - 1]
-        found += f"; {because}, and {spelled} is not taken in its place"
+    if other := {families.spelled[token] for token in tokens} - {family}:
+        spelled = " and ".join(sorted(_described(name) for name in other if name))
+        said = (families.why(at, pattern.tokens[at - 1]) for at in positions)
+        found += f"; {next(filter(None, said))}, and {spelled} is not taken in its place"
     return type(fault)(
-        asked=f"{fault.asked} (token {tokens}, {count})",
+        asked=f"{fault.asked} (token {', '.join(map(repr, tokens))}, {count})",
         found=found,
         next=fault.next,
         subject=fault.subject,
@@ -183,10 +188,10 @@ def _choose_mtp(
 ) -> dict[str, NativeSymbol]:
     """Family -> native symbol, for the MTP suffix, where nothing else is supported."""
     found: dict[str, NativeSymbol] = {}
-    for family in dict.fromkeys(family for family in families.mtp if family):
+    for family in dict.fromkeys([family for family in families.mtp if family]):
         choice = chooser.choose(family)
         if isinstance(choice, SeamsError):
-            if family not in families.layers:  # else it has been said of the decoder's layers
+            if family not in families.present:  # else it has been said of the decoder's layers
                 reasons.append(choice)
         elif isinstance(choice.provider, Seam):
             tokens = [t for t, f in zip(pattern.mtp, families.mtp, strict=True) if f == family]
@@ -205,56 +210,48 @@ def _choose_mtp(
     return found
 
 
-def _seams(choices: Iterable[Choice]) -> list[Seam]:
-    return [choice.provider for choice in choices if isinstance(choice.provider, Seam)]
-
-
 def _carry(
     environment: Environment,
-    choices: dict[str, Choice],
-    mtp: dict[str, NativeSymbol],
+    native: Iterable[NativeSymbol],
+    seams: Mapping[str, Seam],
     reasons: list[SeamsError],
 ) -> Carriers:
-    native = [c.provider for c in choices.values() if isinstance(c.provider, NativeSymbol)]
-    seams = _seams(choices.values())
     if environment.surface.version is None:
         return Carriers()  # nothing to ride on, which has been said already
-    carriers = choose_carriers(
-        environment.surface, [*native, *mtp.values()], seams, environment.families
-    )
+    carriers = choose_carriers(environment.surface, native, seams, environment.families)
     reasons.extend(carriers.faults)
     return carriers
 
 
-def _provider(choice: Choice, carriers: Carriers) -> Provider:
-    if isinstance(choice.provider, NativeSymbol):
-        return Native(symbol=choice.provider.symbol, slot=choice.provider.slot)
-    carrier = carriers.slots[choice.provider.name]
-    return Custom(seam=choice.provider, symbol=carrier.symbol, slot=carrier.slot)
+def _custom(seam: Seam, carriers: Carriers) -> Custom:
+    carrier = carriers.slots[seam.name]
+    return Custom(seam=seam, symbol=carrier.symbol, slot=carrier.slot)
 
 
-def _layers(found: _Resolution) -> Iterable[Layer]:
-    because = found.families.because
-    why = {family: choice.why for family, choice in found.choices.items()}
-    rows = zip(
-        itertools.count(1),
-        found.pattern.tokens,
-        found.families.layers,
-        found.pattern.stage_numbers(),
-        strict=False,  # the count has no end
-    )
-    for position, token, family, stage in rows:
-        if family is None:  # such a pattern was refused
-            continue
-        said = because.get(position - 1)
-        yield Layer(
-            position=position,
+def _layers(found: _Resolution) -> Layers:
+    families, tokens = found.families, found.pattern.tokens
+
+    def kind(token: str, family: str, because: str) -> LayerKind:
+        why = found.choices[family].why
+        return LayerKind(
             token=token,
             family=family,
-            stage=stage,
             provider=found.providers[family],
-            why=f"{said}; {why[family]}" if said else why[family],
+            why=f"{because}; {why}" if because else why,
         )
+
+    return Layers(
+        pattern=found.pattern,
+        of_token={
+            token: kind(token, family, families.because.get(token, ""))
+            for token, family in families.of_token.items()
+            if family is not None and family in found.choices
+        },
+        of_layer={
+            at: kind(tokens[at - 1], family, families.why(at, tokens[at - 1]))
+            for at, family in families.of_layer.items()
+        },
+    )
 
 
 def _mtp_layers(found: _Resolution) -> Iterable[Layer]:
@@ -262,12 +259,10 @@ def _mtp_layers(found: _Resolution) -> Iterable[Layer]:
     rows = zip(found.pattern.mtp, found.families.mtp, strict=True)
     for number, (token, family) in enumerate(rows, start=1):
         if family is not None:
-            symbol = found.mtp[family]
-            yield Layer(
-                position=number,
+            kind = LayerKind(
                 token=token,
                 family=family,
-                stage=last,
-                provider=Native(symbol=symbol.symbol, slot=symbol.slot),
+                provider=found.mtp[family].provider,
                 why="an MTP depth is built from native parts",
             )
+            yield Layer(position=number, stage=last, kind=kind)

@@ -1,6 +1,6 @@
 """From tokens to families: the dialect first, then what the recipe says explicitly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import attrs
@@ -16,18 +16,28 @@ class Families:
     """The family of every layer, or the faults that keep some from having one.
 
     Attributes:
-        layers: The family of each decoder layer; None where it is a fault.
-        mtp: The same for one MTP depth.
-        spelled: What the tokens of the decoder's layers say by themselves.
-        because: Index of a decoder layer -> how the recipe specialised it.
+        of_token: Token -> the family of its layers; None where it is a fault.
+        of_layer: 1-based number of each decoder layer that the recipe names by it -> its family.
+        present: The families of the decoder's layers.
+        mtp: The family of each layer of one MTP depth.
+        spelled: Token -> the family that it says by itself.
+        because: Token -> how the recipe specialised it.
         faults: One for each token and each entry at fault.
     """
 
-    layers: tuple[str | None, ...]
+    of_token: Mapping[str, str | None]
+    of_layer: Mapping[int, str]
+    present: tuple[str | None, ...]
     mtp: tuple[str | None, ...]
-    spelled: tuple[str | None, ...]
-    because: dict[int, str]
+    spelled: Mapping[str, str | None]
+    because: Mapping[str, str]
     faults: tuple[SeamsError, ...]
+
+    def why(self, position: int, token: str) -> str:
+        """How the recipe specialised one layer of the decoder; empty where it did not."""
+        if position in self.of_layer:
+            return f"the recipe makes it {self.of_layer[position]}"
+        return self.because.get(token, "")
 
 
 #: Upstream's switch for latent attention. In a hybrid model its symbols say the same, so that here
@@ -61,41 +71,56 @@ def read_pattern(recipe: Recipe) -> tuple[Pattern, Dialect]:
 
 def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
     """Give each layer its family; no token and no entry is guessed at or passed over."""
+    tokens = dict.fromkeys(pattern.tokens + pattern.mtp)
+    spelled = {token: dialect.tokens.get(token) for token in tokens}
     faults: list[SeamsError] = []
-    spelled: dict[str, str | None] = {}
-    where: dict[str, list[int]] = {}
-    for token in dict.fromkeys(pattern.tokens + pattern.mtp):
-        said = dialect.family_of(token, ())
-        if isinstance(said, SeamsError):
-            where = where or pattern.positions()
-            faults.append(attrs.evolve(said, positions=tuple(where.get(token, ()))))
-        spelled[token] = None if isinstance(said, SeamsError) else said
-    base = [spelled[token] for token in pattern.tokens]
+    if None in spelled.values():
+        where = pattern.positions()
+        faults += [
+            dialect.unspelled(token, tuple(where.get(token, ())))
+            for token, family in spelled.items()
+            if family is None
+        ]
     if recipe.families:
         faults.extend(_strangers(recipe, set(spelled.values())))
-    because: dict[int, str] = {}
-    layers = base.copy()
-    targets, by_key = dict(recipe.families), "the recipe"
-    if recipe.megatron.get(_LATENT_KEY) is True and "attention" not in targets:
-        targets["attention"], by_key = "mla", f"[megatron] {_LATENT_KEY}"
-    for index, family in enumerate(base) if targets else ():
-        if family is not None and family in targets:
-            layers[index] = targets[family]
-            by = by_key if family not in recipe.families else "the recipe"
-            because[index] = f"{by} specialises {family} as {layers[index]}"
-    faults.extend(_entries(recipe, base, layers, because))
-    mtp = [
-        targets.get(family, family) if family else None for family in map(spelled.get, pattern.mtp)
-    ]
+    of_token, because = _specialised(recipe, spelled)
+    of_layer: dict[int, str] = {}
+    if recipe.layers:
+        of_layer, problems = _entries(recipe, pattern, spelled)
+        faults.extend(problems)
+    present: Iterable[str | None] = of_token.values()
+    if of_layer or pattern.mtp:  # then a token may have no layer in the decoder
+        present = pattern.spread(of_token, of_layer)
+    mtp = tuple([of_token[token] for token in pattern.mtp])
     if _LATENT_KEY in recipe.megatron:
-        faults.extend(_contradiction(recipe, {*layers, *mtp}))
+        faults.extend(_contradiction(recipe, {*present, *mtp}))
     return Families(
-        layers=tuple(layers),
-        mtp=tuple(mtp),
-        spelled=tuple(base),
+        of_token=of_token,
+        of_layer=of_layer,
+        present=tuple(dict.fromkeys(present)),
+        mtp=mtp,
+        spelled=spelled,
         because=because,
         faults=tuple(faults),
     )
+
+
+def _specialised(
+    recipe: Recipe, spelled: Mapping[str, str | None]
+) -> tuple[Mapping[str, str | None], Mapping[str, str]]:
+    """Token -> family where the recipe specialises whole families, and token -> how it does."""
+    targets = {family: (target, "the recipe") for family, target in recipe.families.items()}
+    if recipe.megatron.get(_LATENT_KEY) is True:
+        targets.setdefault("attention", ("mla", f"[megatron] {_LATENT_KEY}"))
+    if not targets:
+        return spelled, {}
+    meant = dict(spelled)
+    because: dict[str, str] = {}
+    for token, family in spelled.items():
+        if family in targets:
+            meant[token], by = targets[family]
+            because[token] = f"{by} specialises {family} as {meant[token]}"
+    return meant, because
 
 
 def _contradiction(recipe: Recipe, families: Iterable[str | None]) -> list[SeamsError]:
@@ -122,19 +147,19 @@ def _strangers(recipe: Recipe, spelled: Iterable[str | None]) -> list[SeamsError
 
 
 def _entries(
-    recipe: Recipe, base: list[str | None], layers: list[str | None], because: dict[int, str]
-) -> list[SeamsError]:
-    """Apply the ``[[layers]]`` entries to ``layers``, and say what is wrong with them."""
+    recipe: Recipe, pattern: Pattern, spelled: Mapping[str, str | None]
+) -> tuple[dict[int, str], list[SeamsError]]:
+    """1-based layer number -> family by the ``[[layers]]`` entries, and what is wrong with them."""
     faults: list[SeamsError] = []
     taken: dict[int, str] = {}
     for number, entry in enumerate(recipe.layers):
         key = f"layers[{number}]"
         for position in entry.positions:
             asked = f"layer {position} as {entry.family!r}"
-            if not 1 <= position <= len(layers):
-                faults.append(_invalid(asked, f"the layers are 1 to {len(layers)}", key))
+            if not 1 <= position <= pattern.depth:
+                faults.append(_invalid(asked, f"the layers are 1 to {pattern.depth}", key))
                 continue
-            found = base[position - 1]
+            found = spelled[pattern.tokens[position - 1]]
             if entry.of is not None and found != entry.of:
                 problem = f"the entry is for layers of {entry.of}; the pattern spells {found} there"
                 faults.append(_invalid(asked, problem, key, (position,)))
@@ -143,9 +168,7 @@ def _entries(
                 faults.append(_invalid(asked, problem, key, (position,)))
             else:
                 taken[position] = entry.family
-                layers[position - 1] = entry.family
-                because[position - 1] = f"the recipe makes it {entry.family}"
-    return faults
+    return taken, faults
 
 
 def _invalid(

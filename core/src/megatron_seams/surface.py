@@ -30,6 +30,24 @@ _HOMES = (
 
 
 @attrs.frozen(kw_only=True)
+class Native:
+    """Megatron builds the layer itself.
+
+    Attributes:
+        symbol: Upstream's letter, ``M``.
+        slot: The field of upstream's submodules that builds it, ``mamba_layer``.
+    """
+
+    symbol: str
+    slot: str
+
+    @property
+    def label(self) -> str:
+        """How tables name the provider."""
+        return "native"
+
+
+@attrs.frozen(kw_only=True)
 class NativeSymbol:
     """One layer symbol of upstream's.
 
@@ -49,6 +67,11 @@ class NativeSymbol:
     def family(self) -> str | None:
         """The family that core knows under this constant; None if it is unmapped."""
         return BY_CONSTANT.get(self.constant)
+
+    @functools.cached_property
+    def provider(self) -> Native:
+        """What a plan says of the layers that it builds."""
+        return Native(symbol=self.symbol, slot=self.slot)
 
 
 @attrs.frozen(kw_only=True)
@@ -97,9 +120,8 @@ class NativeSurface:
     def forbidden(self, constants: Iterable[str]) -> tuple[str, ...]:
         """What upstream says against a pattern with exactly these constants."""
         present = frozenset(constants)
-        return tuple(
-            dict.fromkeys(rule.message for rule in self.exclusions if rule.forbids(present))
-        )
+        said = [rule.message for rule in self.exclusions if rule.forbids(present)]
+        return tuple(dict.fromkeys(said))
 
     def unmapped(self) -> tuple[SeamsError, ...]:
         """A finding for each symbol that no family stands for."""

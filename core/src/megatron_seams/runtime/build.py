@@ -8,7 +8,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_seams.errors import CannotRunHere, Refusal, SeamsError
 from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Layer, Native, Plan
+from megatron_seams.plan import Layer, Plan
 from megatron_seams.plugins import LoadedSeams, load_plugins
 from megatron_seams.runtime import compat
 from megatron_seams.runtime.backend import ModelBackend, choose_backend
@@ -16,6 +16,7 @@ from megatron_seams.runtime.config import ModelSettings, model_settings, rejecte
 from megatron_seams.runtime.features import attach_features
 from megatron_seams.runtime.seam_layers import SeamLayers
 from megatron_seams.runtime.stack import BackendStack, SeamHybridStack, refusal_behind
+from megatron_seams.surface import Native
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
