@@ -209,11 +209,11 @@ def _read(claim: Claim, project: Installed) -> Seam | BrokenSeam:
         # One byte more than allowed is enough to know that it is too large.
         data = read_bytes(f"{located}/{MANIFEST}", MAX_BYTES + 1)
     except OSError as error:
-        return broken_seam(claim, [unreadable(claim, located / MANIFEST, str(error))])
+        return broken_seam(claim, [unreadable(claim, Path(located, MANIFEST), str(error))])
     return read_seam(claim, data, located)
 
 
-def read_seam(claim: Claim, data: bytes, folder: Path) -> Seam | BrokenSeam:
+def read_seam(claim: Claim, data: bytes, folder: Path | str) -> Seam | BrokenSeam:
     """The seam that a manifest's bytes declare, or what is wrong with it.
 
     Args:
@@ -245,7 +245,7 @@ def read_seam(claim: Claim, data: bytes, folder: Path) -> Seam | BrokenSeam:
         package=claim.package,
         distribution=claim.distribution,
         version=claim.version,
-        directory=folder,
+        directory=Path(folder),
         manifest_digest=hashlib.sha256(data).hexdigest(),
     )
 
@@ -261,7 +261,7 @@ def unreadable(claim: Claim, file: Path, found: str) -> SeamsError:
     )
 
 
-def _locate(claim: Claim, project: Installed) -> Path | SeamsError:
+def _locate(claim: Claim, project: Installed) -> str | SeamsError:
     """The folder of the claimed package, if it belongs to the claiming distribution."""
     parts = claim.package.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -296,7 +296,7 @@ def _locate(claim: Claim, project: Installed) -> Path | SeamsError:
         if not real.is_relative_to(Path(folder).resolve()):
             found = f"it is a link to {real}, outside its package"
             return unreadable(claim, Path(file), found)
-    return Path(folder)
+    return folder
 
 
 def not_a_package(claim: Claim) -> EntryPointInvalid:

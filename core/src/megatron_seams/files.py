@@ -17,12 +17,11 @@ def read_bytes(path: str, most: int | None = None) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        parts: list[bytes] = []
-        left = _CHUNK if most is None else most
-        while left and (part := os.read(descriptor, min(left, _CHUNK))):
-            parts.append(part)
-            left = _CHUNK if most is None else left - len(part)
-        return b"".join(parts)
+        data = os.read(descriptor, _CHUNK if most is None else most)
+        # A read may stop short of the end; only one that gives nothing is at it.
+        while (most is None or len(data) < most) and (part := os.read(descriptor, _CHUNK)):
+            data += part
+        return data[:most]
     finally:
         os.close(descriptor)
 

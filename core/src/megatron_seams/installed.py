@@ -97,10 +97,12 @@ def _headers(read: Callable[[str], str | None], *names: str) -> list[str]:
     found: dict[str, str] = {}
     for line in (read("METADATA") or read("PKG-INFO") or read("") or "").splitlines():
         name, colon, value = line.partition(":")
-        if not colon and not line[:1].isspace():
+        name = name.lower()
+        if name in names:
+            found.setdefault(name, value.strip())
+        elif not colon and not line[:1].isspace():
             break  # the end of the headers
-        found.setdefault(name.lower(), value.strip())
-        if all(name in found for name in names):
+        if len(found) == len(names):
             break
     return [found.get(name, "") for name in names]
 

@@ -5,6 +5,7 @@ those are made here: what judges every other range (packaging.specifiers) loads 
 than it, for a question that every ``registry list`` asks.
 """
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def specifiers(text: str) -> "SpecifierSet":
 
 def is_range(text: str) -> bool:
     """Whether a text is a range of releases, ``>=0.17,<0.20``."""
-    if _BOUNDS.fullmatch(text):
+    if _bounds(text) is not None:
         return True
     from packaging.specifiers import InvalidSpecifier
 
@@ -43,12 +44,19 @@ def is_range(text: str) -> bool:
 
 def contains(text: str, version: Version) -> bool:
     """Whether a range contains a release, a pre-release included."""
-    if not _BOUNDS.fullmatch(text) or not _is_final(version):
+    bounds = _bounds(text)
+    if bounds is None or not _is_final(version):
         return specifiers(text).contains(version, prereleases=True)
-    return all(
-        version >= Version(bound[2:]) if bound.startswith(">=") else version < Version(bound[1:])
-        for bound in map(str.strip, text.split(","))
-    )
+    return all(version >= bound if at_least else version < bound for at_least, bound in bounds)
+
+
+@functools.cache
+def _bounds(text: str) -> tuple[tuple[bool, Version], ...] | None:
+    """The bounds of one of the commonest ranges, lower ones marked; None for any other."""
+    if not _BOUNDS.fullmatch(text):
+        return None
+    bounds = map(str.strip, text.split(","))
+    return tuple((bound.startswith(">="), Version(bound.lstrip("<>="))) for bound in bounds)
 
 
 def _is_final(version: Version) -> bool:
