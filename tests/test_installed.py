@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_seams.installed import Installed, installed, normalized
+from megatron_seams.installed import Installed, installed, named
 from seam_support import install_plugin, manifest_table
 
 GROUP = "megatron_seams"
@@ -86,8 +86,8 @@ def test_the_distributions_are_those_that_importlib_metadata_finds(
     for one in importlib_metadata.distributions():
         path = Path(str(one._path))  # type: ignore[attr-defined]
         # Further down the path, as some libraries bring others along, it is never imported.
-        name = normalized(path.stem.partition("-")[0])
-        if folders.setdefault(name, path.parent) == path.parent:
+        key = Installed(record=path.name, root="", read=lambda _: None).key
+        if folders.setdefault(key, path.parent) == path.parent:
             expected.setdefault(path.name, one.read_text("METADATA"))
     assert {it.record: it.read("METADATA") for it in found} == expected
     identities = {it.record: it.identity for it in found}
@@ -96,7 +96,7 @@ def test_the_distributions_are_those_that_importlib_metadata_finds(
     assert identities["EGG-INFO"] == ("hen", "2.0")
     assert identities["zipped-1.0.dist-info"] == ("zipped", "1.0")
     assert identities["Shouting-1.0.DIST-INFO"] is None
-    assert [it.identity for it in installed("Three.Parts")] == [("three_parts", "1.0")]
+    assert [it.identity for it in named("Three.Parts", found)] == [("three_parts", "1.0")]
 
 
 class Finder:

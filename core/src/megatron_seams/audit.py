@@ -19,7 +19,7 @@ SCHEMA = 1
 UPSTREAM = "NVIDIA/Megatron-LM"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class SeamRow:
     """One seam in the audit, installed and valid."""
 
@@ -27,7 +27,7 @@ class SeamRow:
     state: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class FamilyRow:
     """One family in the audit.
 
@@ -53,7 +53,7 @@ class FamilyRow:
         return ", ".join(dict.fromkeys(row.seam.owner for row in self.seams)) or "nobody"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Audit:
     """All rows, with the findings of the environment."""
 

@@ -94,10 +94,14 @@ class Claim:
         return f"{self.distribution} {self.version}".strip()
 
 
-def discover() -> Discovery:
-    """Find every installed seam, in an order that no installation order changes."""
+def discover(projects: Iterable[Installed] | None = None) -> Discovery:
+    """Find every installed seam, in an order that no installation order changes.
+
+    Args:
+        projects: What is installed, where that was listed before.
+    """
     broken: list[BrokenSeam] = []
-    claims = claims_of(installed(), broken)
+    claims = claims_of(installed() if projects is None else projects, broken)
     return gather([(claim, _read(claim, project)) for claim, project in claims], broken)
 
 

@@ -11,6 +11,7 @@ from megatron_seams.allowlist import Allowlist, operators_allowlist
 from megatron_seams.discovery import MANIFEST, Discovery, discover
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
+from megatron_seams.installed import installed
 from megatron_seams.releases import contains
 from megatron_seams.seam import Seam
 from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
@@ -33,7 +34,7 @@ class Choice:
     why: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Environment:
     """What is there to plan with.
 
@@ -134,13 +135,14 @@ def read_environment(
     """
     notes: tuple[SeamsError, ...] = ()
     source: MegatronSource | None
+    projects = tuple(installed())
     if megatron is not None:
         source = open_source(megatron)
     else:
-        source, notes = in_hand()
+        source, notes = in_hand(projects)
     found = Environment(
         surface=NativeSurface(),
-        discovery=discover() if discovery is None else discovery,
+        discovery=discover(projects) if discovery is None else discovery,
         source=source,
         notes=notes,
         allowlist=operators_allowlist(),

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _RECORDS = (".dist-info", ".egg-info")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Installed:
     """One distribution.
 
@@ -44,7 +44,13 @@ class Installed:
 
     record: str
     root: str
-    read: Callable[[str], str | None] = attrs.field(repr=False)
+    read: Callable[[str], str | None]
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others: its name, by its record's, which costs no reading."""
+        called = self.record.removesuffix(".egg-info").removesuffix(".dist-info")
+        return normalized(called.partition("-")[0])
 
     @property
     def identity(self) -> tuple[str, str] | None:
@@ -137,30 +143,28 @@ def _judged(text: str, group: str) -> tuple[tuple[str, str], ...]:
     return tuple((it.name, it.value) for it in OfText().entry_points if it.group == group)
 
 
-def installed(name: str | None = None) -> Iterator[Installed]:
+def installed() -> Iterator[Installed]:
     """Every distribution that an import could load, each once, in the order of the path.
 
     A distribution that stands in a later folder of the path again is hidden by the first. Two
     records of one distribution in *one* folder are both given: one of them is stale, and which one
     cannot be told.
-
-    Args:
-        name: Give only this one; the metadata of the others is then not read.
     """
-    wanted = None if name is None else normalized(name)
     folders: dict[str, str] = {}
     real: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     for project in _listed():
-        # The folder's name is enough to tell distributions apart, and costs no reading.
-        record, root = project.record, project.root
-        called = record.removesuffix(".egg-info").removesuffix(".dist-info")
-        key = normalized(called.partition("-")[0])
+        key, root = project.key, project.root
         folder = real.get(root) or real.setdefault(root, os.path.realpath(root))
-        if folders.setdefault(key, folder) == folder and (key, record) not in seen:
-            seen.add((key, record))
-            if wanted in (None, key):
-                yield project
+        if folders.setdefault(key, folder) == folder and (key, project.record) not in seen:
+            seen.add((key, project.record))
+            yield project
+
+
+def named(name: str, projects: Iterable[Installed]) -> Iterator[Installed]:
+    """Those of one name, however it is spelled."""
+    wanted = normalized(name)
+    return (project for project in projects if project.key == wanted)
 
 
 def _listed() -> Iterator[Installed]:

@@ -13,13 +13,13 @@ import attrs
 
 from megatron_seams.sources import SourceFile
 from megatron_seams.syntax import bindings, classes, walk
+from megatron_seams.vocabulary import CONFIG_TABLE
 
-_TABLE = "LAYER_SYMBOL_TO_CONFIG_CLASS"
 #: What the classes may derive from: the configurations that are there for every layer.
 _ROOTS = ("MLATransformerConfig", "TransformerConfig")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class LayerConfigs:
     """The table of classes.
 
@@ -31,7 +31,7 @@ class LayerConfigs:
 
     constants: Mapping[str, str]
     modules: Mapping[str, str]
-    table: ast.Dict = attrs.field(repr=False, eq=False)
+    table: ast.Dict
 
     def lists(self, function: ast.FunctionDef) -> bool:
         """Whether a function returns one configuration for each letter, of the letter's class."""
@@ -65,7 +65,7 @@ def _adds(body: list[ast.stmt], made: str, letter: str) -> bool:
                 )
             ),
         ]:
-            return (config, table, key, listed) == (changed, _TABLE, letter, made) and (
+            return (config, table, key, listed) == (changed, CONFIG_TABLE, letter, made) and (
                 added == config
             )
         case [
@@ -85,35 +85,35 @@ def _adds(body: list[ast.stmt], made: str, letter: str) -> bool:
                 )
             )
         ]:
-            return (table, key, listed) == (_TABLE, letter, made)
+            return (table, key, listed) == (CONFIG_TABLE, letter, made)
     return False
 
 
-def read_layer_configs(file: SourceFile) -> LayerConfigs | None:
-    """Read the table from upstream's allocation module; None if it has none.
+def read_layer_configs(file: SourceFile) -> LayerConfigs:
+    """Read the table from upstream's allocation module.
 
     Raises:
-        SurfaceUnknown: There is one and it is of a shape that this reader does not know.
+        SurfaceUnknown: It is of a shape that this reader does not know.
     """
     bound = file.bound
-    if not bound[_TABLE]:
-        return None
     tables = [
         node.value
         for node in file.tree.body
         if isinstance(node, ast.Assign | ast.AnnAssign)
         and isinstance(node.value, ast.Dict)
-        and _TABLE in bindings(walk(node))
+        and CONFIG_TABLE in bindings(walk(node))
     ]
-    file.hold(len(tables) == 1 and bound[_TABLE] == 1, f"{_TABLE} is not one table")
+    file.hold(len(tables) == 1 and bound[CONFIG_TABLE] == 1, f"{CONFIG_TABLE} is not one table")
     constants: dict[str, str] = {}
     for key, value in zip(tables[0].keys, tables[0].values, strict=True):
         match key, value:
             case ast.Attribute(value=ast.Name(id="Symbols"), attr=constant), ast.Name(id=name):
-                file.hold(name not in constants, f"{name} stands for two symbols in {_TABLE}")
+                file.hold(name not in constants, f"{name} stands for two symbols in {CONFIG_TABLE}")
                 constants[name] = constant
             case _:
-                file.hold(False, f"line {value.lineno} of {_TABLE} is not a symbol and a class")
+                file.hold(
+                    False, f"line {value.lineno} of {CONFIG_TABLE} is not a symbol and a class"
+                )
     modules = {
         alias.asname or alias.name: node.module or ""
         for node in file.tree.body

@@ -25,7 +25,7 @@ class Policy:
     allow: tuple[str, ...] | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Preferences:
     """The preferences of no recipe: none. A :class:`~megatron_seams.recipe.Recipe` has the same."""
 

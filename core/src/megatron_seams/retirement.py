@@ -5,7 +5,7 @@ from pathlib import Path
 import tomli
 
 from megatron_seams.discovery import GROUP
-from megatron_seams.installed import Installed, installed
+from megatron_seams.installed import Installed, installed, named
 from megatron_seams.seam import Seam
 
 
@@ -16,7 +16,7 @@ def retirement(seam: Seam) -> str:
     it was installed from a wheel. A distribution with further seams is kept, and only the seam's
     own package goes.
     """
-    projects = list(installed(seam.distribution))
+    projects = list(named(seam.distribution, installed()))
     if not projects and seam.directory.is_dir():  # read from its source
         return f"delete {_in_workspace(seam.directory)} and its entry point"
     for project in projects:

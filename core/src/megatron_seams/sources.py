@@ -4,12 +4,11 @@ Only text is read; nothing of Megatron is imported.
 """
 
 import ast
-import email
 import functools
 import importlib.machinery
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import attrs
@@ -17,7 +16,7 @@ import tomli
 from packaging.version import InvalidVersion, Version
 
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
-from megatron_seams.installed import installed
+from megatron_seams.installed import Installed, installed, named
 from megatron_seams.syntax import bindings, walk
 
 DISTRIBUTION = "megatron-core"
@@ -26,7 +25,7 @@ VERSION = "core/package_info.py"
 RECORD, METADATA, PKG_INFO, PROJECT = "megatron_core-", "METADATA", "PKG-INFO", "pyproject.toml"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class MegatronSource:
     """The source text of one megatron-core.
 
@@ -37,8 +36,8 @@ class MegatronSource:
     """
 
     origin: str
-    read: Callable[[str], bytes | None] = attrs.field(repr=False)
-    about: Callable[[], Mapping[str, bytes]] = attrs.field(repr=False, default=dict)
+    read: Callable[[str], bytes | None]
+    about: Callable[[], Mapping[str, bytes]] = dict
 
     def parse(self, path: str) -> ast.Module | None:
         """The syntax tree of a file, or None if there is no such file.
@@ -92,6 +91,8 @@ class MegatronSource:
 
     def requires_python(self) -> str | None:
         """The Pythons that it is for, ">=3.12"; None where its metadata is not there to say."""
+        import email
+
         for name, data in self.about().items():
             try:
                 if name == PROJECT:
@@ -105,7 +106,7 @@ class MegatronSource:
         return None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class SourceFile:
     """One file of a Megatron's source.
 
@@ -118,8 +119,8 @@ class SourceFile:
 
     origin: str
     path: str
-    data: bytes = attrs.field(repr=False)
-    tree: ast.Module = attrs.field(repr=False)
+    data: bytes
+    tree: ast.Module
 
     @functools.cached_property
     def nodes(self) -> tuple[ast.AST, ...]:
@@ -153,8 +154,13 @@ def unknown_shape(origin: str, what: str) -> SurfaceUnknown:
     )
 
 
-def in_hand() -> tuple[MegatronSource | None, tuple[SeamsError, ...]]:
+def in_hand(
+    projects: Iterable[Installed] | None = None,
+) -> tuple[MegatronSource | None, tuple[SeamsError, ...]]:
     """The Megatron that ``import megatron.core`` would load, found without importing it.
+
+    Args:
+        projects: What is installed, where that was listed before.
 
     Returns:
         The source or None, and the finding that an installed distribution is another one.
@@ -163,7 +169,7 @@ def in_hand() -> tuple[MegatronSource | None, tuple[SeamsError, ...]]:
     if found is None:
         return None, ()
     source = _folder(found)
-    return source, _differs(source, found)
+    return source, _differs(source, found, installed() if projects is None else projects)
 
 
 def missing() -> MegatronMissing:
@@ -218,8 +224,10 @@ def _importable() -> Path | None:
     return Path(spec.origin).parent.parent
 
 
-def _differs(source: MegatronSource, found: Path) -> tuple[SeamsError, ...]:
-    known = next((it for it in installed(DISTRIBUTION) if it.identity), None)
+def _differs(
+    source: MegatronSource, found: Path, projects: Iterable[Installed]
+) -> tuple[SeamsError, ...]:
+    known = next((it for it in named(DISTRIBUTION, projects) if it.identity), None)
     if known is None or known.identity is None:
         return ()
     folder = known.file("megatron")

@@ -9,10 +9,10 @@ nothing leaves the loop early; and nothing else is ever built.
 
 import ast
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import attrs
 
-from megatron_seams.layer_configs import LayerConfigs
 from megatron_seams.slots import BUILD, SUBMODULES, built_by, keeps_slots
 from megatron_seams.sources import SourceFile
 from megatron_seams.syntax import (
@@ -27,6 +27,9 @@ from megatron_seams.syntax import (
     walk,
 )
 
+if TYPE_CHECKING:
+    from megatron_seams.layer_configs import LayerConfigs
+
 _BUILDER = "megatron.core.transformer.spec_utils"
 _LISTS = ("layer_type_list", "layer_config_list")
 #: What upstream makes the list of layers with, where the caller does not give it.
@@ -38,7 +41,7 @@ _LEAVES = (
 )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Branch:
     """What the loop does for one symbol.
 
@@ -53,7 +56,7 @@ class Branch:
     keywords: tuple[str, ...]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Stack:
     """The stack of one Megatron.
 
@@ -66,7 +69,7 @@ class Stack:
     branches: tuple[Branch, ...]
 
 
-def read_stack(file: SourceFile, allocation: str, configs: LayerConfigs | None) -> Stack:
+def read_stack(file: SourceFile, allocation: str, configs: "LayerConfigs | None") -> Stack:
     """Read the stack from the module that defines it.
 
     Args:
@@ -83,7 +86,7 @@ def read_stack(file: SourceFile, allocation: str, configs: LayerConfigs | None) 
 class _Reader:
     """One reading, with what it needs at every step."""
 
-    def __init__(self, file: SourceFile, allocation: str, configs: LayerConfigs | None) -> None:
+    def __init__(self, file: SourceFile, allocation: str, configs: "LayerConfigs | None") -> None:
         self._file = file
         self._bound = file.bound
         self._allocation = module_of(allocation)
