@@ -50,6 +50,9 @@ class Chooser:
 
     def choose(self, family: str, *, of_layer: bool = True) -> Choice | SeamsError:
         """The provider of ``family``, or the one reason that it has none."""
+        settled = self._environment.settled
+        if of_layer and not self._recipe.override and family in settled:
+            return settled[family]
         known = self._environment.families.get(family)
         if of_layer and known is not None and known.kind == "feature":
             return self._no_layer(known)
@@ -57,8 +60,6 @@ class Chooser:
             overrides = [entry for entry in self._recipe.override if entry.family == family]
             if overrides:
                 return self._override(family, overrides)
-        if of_layer and family in self._environment.settled:
-            return self._environment.settled[family]
         seams = self.installed(family)
         native = self._native(family, seams) if of_layer else None
         if isinstance(native, SeamsError):

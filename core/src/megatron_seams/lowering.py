@@ -50,20 +50,21 @@ def choose_carriers(
         constant for seam in ordered if (constant := _constant(seam, families)) is not None
     }
     forbidden = surface.forbidden(meant)
-    offered = {
-        seam.name: [symbol for slot in _slots(seam) if (symbol := surface.of_slot(slot))]
+    offered = [
+        [(seam.name, symbol) for slot in _slots(seam) if (symbol := surface.of_slot(slot))]
         for seam in ordered
-    }
-    if forbidden or not all(offered.values()):
+    ]
+    if forbidden or not all(offered):
         said = [_forbidden(text, sorted(meant)) for text in forbidden]
-        absent = [_no_slot(seam, surface) for seam in ordered if not offered[seam.name]]
-        return Carriers(faults=(*said, *absent))
+        absent = [seam for seam, slots in zip(ordered, offered, strict=True) if not slots]
+        return Carriers(faults=(*said, *(_no_slot(seam, surface) for seam in absent)))
     # Product order tries every seam's first choice before anyone's second.
-    for combination in itertools.product(*offered.values()):
-        lowered = constants.union([symbol.constant for symbol in combination])
+    for combination in itertools.product(*offered):
+        lowered = constants.union([symbol.constant for _, symbol in combination])
         if lowered == meant or not surface.forbidden(lowered):
-            return Carriers(slots=dict(zip(offered, combination, strict=True)))
-    return Carriers(faults=tuple(_illegal(ordered, list(offered.values()), surface, constants)))
+            return Carriers(slots=dict(combination))
+    symbols = [[symbol for _, symbol in slots] for slots in offered]
+    return Carriers(faults=tuple(_illegal(ordered, symbols, surface, constants)))
 
 
 def lowered_pattern(plan: Plan) -> str:
@@ -71,9 +72,9 @@ def lowered_pattern(plan: Plan) -> str:
 
     The plan and the receipt keep the truth; this string alone would not tell R from M.
     """
-    stages: list[str] = [""] * (max((layer.stage for layer in plan.layers), default=0) + 1)
-    for layer in plan.layers:
-        stages[layer.stage] += layer.provider.symbol
+    symbols = "".join([kind.provider.symbol for kind in plan.layers.kinds])
+    sizes, ends = plan.pattern.stages, itertools.accumulate(plan.pattern.stages)
+    stages = [symbols[end - size : end] for size, end in zip(sizes, ends, strict=True)]
     mtp = "".join(layer.provider.symbol for layer in plan.mtp)
     depths = [mtp] * plan.pattern.mtp_depths
     return MTP_SEPARATOR.join([STAGE_BREAK.join(stages), *depths])

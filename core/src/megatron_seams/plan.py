@@ -112,10 +112,14 @@ class Layers(Sequence[Layer]):
         """The depth."""
         return self.pattern.depth
 
+    @property
+    def kinds(self) -> list[LayerKind]:
+        """The kind of each layer."""
+        return self.pattern.spread(self.of_token, self.of_layer)
+
     def __iter__(self) -> Iterator[Layer]:
         """Make every layer."""
-        kinds = self.pattern.spread(self.of_token, self.of_layer)
-        rows = zip(kinds, self.pattern.stage_numbers(), strict=True)
+        rows = zip(self.kinds, self.pattern.stage_numbers(), strict=True)
         for position, (kind, stage) in enumerate(rows, start=1):
             yield Layer(position=position, stage=stage, kind=kind)
 
@@ -184,7 +188,7 @@ class Plan:
     name: str
     pattern: Pattern
     surface: NativeSurface
-    layers: Sequence[Layer]
+    layers: Layers
     mtp: tuple[Layer, ...] = ()
     features: tuple[PlannedFeature, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -197,9 +201,9 @@ class Plan:
     def seams(self) -> tuple[Seam, ...]:
         """The seams that the plan uses, by name."""
         chosen = {
-            layer.provider.seam.name: layer.provider.seam
-            for layer in self.layers
-            if isinstance(layer.provider, Custom)
+            kind.provider.seam.name: kind.provider.seam
+            for kind in self.layers.kinds
+            if isinstance(kind.provider, Custom)
         }
         chosen.update({feature.seam.name: feature.seam for feature in self.features})
         return tuple(chosen[name] for name in sorted(chosen))
@@ -207,7 +211,7 @@ class Plan:
     def custom_layers(self) -> Mapping[int, Custom]:
         """Layer number -> provider, for the layers that a seam builds."""
         return {
-            layer.position: layer.provider
-            for layer in self.layers
-            if isinstance(layer.provider, Custom)
+            position: kind.provider
+            for position, kind in enumerate(self.layers.kinds, start=1)
+            if isinstance(kind.provider, Custom)
         }

@@ -106,10 +106,19 @@ def _resolve(recipe: Recipe, environment: Environment, today: datetime.date | No
     reasons: list[SeamsError] = [*environment.faults, *families.faults]
     choices = _choose(chooser, pattern, families, reasons)
     mtp = _choose_mtp(chooser, pattern, families, reasons) if pattern.mtp else {}
-    native = {f: c.provider for f, c in choices.items() if isinstance(c.provider, NativeSymbol)}
-    seams = {c.provider.name: c.provider for c in choices.values() if isinstance(c.provider, Seam)}
+    native: dict[str, NativeSymbol] = {}
+    seams: dict[str, Seam] = {}
+    for family, choice in choices.items():
+        if isinstance(choice.provider, NativeSymbol):
+            native[family] = choice.provider
+        else:
+            seams[choice.provider.name] = choice.provider
     features = plan_features(recipe, pattern, environment, chooser, reasons)
-    carriers = _carry(environment, [*native.values(), *mtp.values()], seams, reasons)
+    carriers = Carriers()
+    if environment.surface.version is not None:  # else there is nothing to ride on, which was said
+        symbols = [*native.values(), *mtp.values()]
+        carriers = choose_carriers(environment.surface, symbols, seams, environment.families)
+        reasons += carriers.faults
     chosen = {**seams, **{feature.seam.name: feature.seam for feature in features}}
     reasons += unmet_demands(recipe, pattern, environment, carriers, chosen.values())
     idle: tuple[SeamsError, ...] = ()
@@ -208,19 +217,6 @@ def _choose_mtp(
         else:
             found[family] = choice.provider
     return found
-
-
-def _carry(
-    environment: Environment,
-    native: Iterable[NativeSymbol],
-    seams: Mapping[str, Seam],
-    reasons: list[SeamsError],
-) -> Carriers:
-    if environment.surface.version is None:
-        return Carriers()  # nothing to ride on, which has been said already
-    carriers = choose_carriers(environment.surface, native, seams, environment.families)
-    reasons.extend(carriers.faults)
-    return carriers
 
 
 def _custom(seam: Seam, carriers: Carriers) -> Custom:

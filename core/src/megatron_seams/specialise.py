@@ -71,16 +71,16 @@ def read_pattern(recipe: Recipe) -> tuple[Pattern, Dialect]:
 
 def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
     """Give each layer its family; no token and no entry is guessed at or passed over."""
-    tokens = dict.fromkeys(pattern.tokens + pattern.mtp)
-    spelled = {token: dialect.tokens.get(token) for token in tokens}
+    tokens = pattern.tokens + pattern.mtp
+    spelled: dict[str, str | None] = {
+        token: family for token, family in dialect.tokens.items() if token in tokens
+    }
     faults: list[SeamsError] = []
-    if None in spelled.values():
+    if strange := set(tokens).difference(spelled):
         where = pattern.positions()
-        faults += [
-            dialect.unspelled(token, tuple(where.get(token, ())))
-            for token, family in spelled.items()
-            if family is None
-        ]
+        for token in sorted(strange, key=tokens.index):
+            spelled[token] = None
+            faults.append(dialect.unspelled(token, tuple(where.get(token, ()))))
     if recipe.families:
         faults.extend(_strangers(recipe, set(spelled.values())))
     of_token, because = _specialised(recipe, spelled)
