@@ -196,6 +196,7 @@ def resolutions() -> Iterator[Row]:
             ours=functools.partial(repeated, functools.partial(call, whole), 1),
             baseline="ten of 10^5 layers",
             theirs=lambda call=call: 10 * repeated(lambda: call(tenth), 1),  # type: ignore[misc]
+            bar=1.3,
         )
 
 

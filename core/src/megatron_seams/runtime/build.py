@@ -125,7 +125,7 @@ def cannot_run(plan: Plan, backend: ModelBackend) -> list[CannotRunHere]:
                 found=f"{reason}; the backend here is {backend.name!r}",
                 next="run it where Transformer Engine and a GPU are, or leave these layers out",
                 subject=family,
-                positions=tuple(layer.position for layer in layers if layer in plan.layers),
+                positions=tuple(it.position for it in plan.layers if it.family == family),
             )
         )
     return faults
