@@ -144,7 +144,9 @@ def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRo
         state = "superseded" if retired else "native"
         note = family.summary
         if retired:
-            gone = " and ".join(dict.fromkeys(retirement(seam) for seam in retired))
+            gone = " and ".join(
+                dict.fromkeys(retirement(seam, environment.projects) for seam in retired)
+            )
             note = f"superseded: native {symbol.symbol!r} in this Megatron; {gone}"
     return FamilyRow(
         family=family,

@@ -11,7 +11,7 @@ from megatron_seams.allowlist import Allowlist, operators_allowlist
 from megatron_seams.discovery import MANIFEST, Discovery, discover
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
-from megatron_seams.installed import installed
+from megatron_seams.installed import Installed, installed
 from megatron_seams.releases import contains
 from megatron_seams.seam import Seam
 from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
@@ -45,6 +45,7 @@ class Environment:
         faults: Why nothing is native, where that is so; such a fault goes before all others.
         notes: What is odd about the Megatron without making it unusable.
         allowlist: Which seams may be used; the others are listed and are no candidates.
+        projects: What is installed, where that was listed.
     """
 
     surface: NativeSurface
@@ -53,6 +54,7 @@ class Environment:
     faults: tuple[SeamsError, ...] = ()
     notes: tuple[SeamsError, ...] = ()
     allowlist: Allowlist = attrs.field(factory=Allowlist)
+    projects: tuple[Installed, ...] | None = None
 
     @functools.cached_property
     def findings(self) -> tuple[SeamsError, ...]:
@@ -146,6 +148,7 @@ def read_environment(
         source=source,
         notes=notes,
         allowlist=operators_allowlist(),
+        projects=projects,
     )
     if source is None:
         return attrs.evolve(found, faults=(missing(),))

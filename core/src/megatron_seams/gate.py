@@ -168,6 +168,7 @@ def _superseded(case: Case) -> Iterator[Verdict]:
         if by is None or version is None:
             continue
         needed = _needed_on(seam, version, case.workspace)
+        goes = retirement(seam, case.environment.projects)
         finding = Superseded(
             asked=f"{seam.claim} on megatron-core {version}",
             found=f"superseded: {by} in this Megatron; "
@@ -178,8 +179,7 @@ def _superseded(case: Case) -> Iterator[Verdict]:
                 if policy.range
                 else "no [policy] megatron-core says that an older release is still used"
             ),
-            next=f"{'once none of them does, ' if needed else ''}{retirement(seam)} "
-            "(docs/delete-a-seam.md)",
+            next=f"{'once none of them does, ' if needed else ''}{goes} (docs/delete-a-seam.md)",
             subject=seam.name,
             file=str(seam.directory / MANIFEST),
             key="upstream",

@@ -163,7 +163,9 @@ def seam_change(seam: Seam, before: Environment, after: Environment) -> SeamChan
         if symbol is not None:
             built += f" ({symbol.constant}, slot {symbol.slot})"
         state = "superseded" if was_retired else "graduates"
-        return SeamChange(seam=seam, state=state, why=(f"{built}; {retirement(seam)}",))
+        return SeamChange(
+            seam=seam, state=state, why=(f"{built}; {retirement(seam, before.projects)}",)
+        )
     broken = tuple(_breaks(seam, before, after))
     if broken:
         return SeamChange(seam=seam, state="breaks", why=broken)

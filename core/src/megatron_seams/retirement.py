@@ -1,5 +1,6 @@
 """How a seam goes: the folder to delete in a workspace, or the distribution to uninstall."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import tomli
@@ -9,17 +10,21 @@ from megatron_seams.installed import Installed, installed, named
 from megatron_seams.seam import Seam
 
 
-def retirement(seam: Seam) -> str:
+def retirement(seam: Seam, projects: Iterable[Installed] | None = None) -> str:
     """What to do once native Megatron builds what ``seam`` builds, as a command to a person.
 
     ``delete plugins/kda`` where the seam is a project of a workspace, ``uninstall acme-kda`` where
     it was installed from a wheel. A distribution with further seams is kept, and only the seam's
     own package goes.
+
+    Args:
+        seam: The seam.
+        projects: What is installed, where that was listed before.
     """
-    projects = list(named(seam.distribution, installed()))
-    if not projects and seam.directory.is_dir():  # read from its source
+    own = list(named(seam.distribution, installed() if projects is None else projects))
+    if not own and seam.directory.is_dir():  # read from its source
         return f"delete {_in_workspace(seam.directory)} and its entry point"
-    for project in projects:
+    for project in own:
         roots = project.editable_roots()
         if not _alone(project):
             folder = _in_workspace(seam.directory) if roots else seam.directory.as_posix()

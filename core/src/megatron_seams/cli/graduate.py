@@ -98,5 +98,5 @@ def _print(graduation: Graduation, file: Path) -> None:
 def _print_next(graduation: Graduation, environment: Environment) -> None:
     name = graduation.candidate.name
     seam = next((seam for seam in environment.discovery.seams if seam.name == name), None)
-    advice = retirement(seam) if seam else "it is not installed here any more"
+    advice = retirement(seam, environment.projects) if seam else "it is not installed here any more"
     console().print(f"seam {name} is deletable: {advice}", style="bold green", markup=False)

@@ -85,6 +85,6 @@ def _sound(seam: Seam, state: str, environment: Environment, today: datetime.dat
         manifest=seam.manifest,
         review=due.found if due else "",
         overdue=seam.manifest.seam.review_by < today,
-        goes=retirement(seam) if environment.superseded_by(seam) else "",
+        goes=retirement(seam, environment.projects) if environment.superseded_by(seam) else "",
         faults=(range_fault,) if range_fault else (),
     )
