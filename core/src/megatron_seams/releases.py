@@ -1,6 +1,6 @@
 """Ranges of releases, as packaging compares them.
 
-The commonest range, ``>=0.17,<0.20`` held against a final release, is only two comparisons, and
+The commonest range, ``>=0.17,<0.20`` held against a release, is only two comparisons, and
 those are made here: what judges every other range (packaging.specifiers) loads a great deal more
 than it, for a question that every ``registry list`` asks.
 """
@@ -45,7 +45,8 @@ def is_range(text: str) -> bool:
 def contains(text: str, version: Version) -> bool:
     """Whether a range contains a release, a pre-release included."""
     bounds = _bounds(text)
-    if bounds is None or not _is_final(version):
+    # Of a pre-release, "<0.20" leaves out more than what is not less.
+    if bounds is None or version.is_prerelease:
         return specifiers(text).contains(version, prereleases=True)
     return all(version >= bound if at_least else version < bound for at_least, bound in bounds)
 
@@ -57,8 +58,3 @@ def _bounds(text: str) -> tuple[tuple[bool, Version], ...] | None:
         return None
     bounds = map(str.strip, text.split(","))
     return tuple((bound.startswith(">="), Version(bound.lstrip("<>="))) for bound in bounds)
-
-
-def _is_final(version: Version) -> bool:
-    # Of others, "<0.20" leaves out more than what is not less, and ">=" means their public part.
-    return not (version.is_prerelease or version.is_postrelease or version.local)

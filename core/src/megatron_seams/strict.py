@@ -100,7 +100,6 @@ def _table_of(cls: type) -> _Reader:
             _reader(field.type),
         )
         for field in attrs.fields(cls)
-        if field.init
     )
 
     def read(table: Any) -> Any:
