@@ -34,12 +34,17 @@ CASES = {
 }
 
 
-def plan_of(pattern: str = "*-*-", positions: str = "rope", **parallelism: Any) -> Plan:
+def plan_of(
+    pattern: str = "*-*-",
+    positions: str = "rope",
+    layers: tuple[int, ...] = (1, 2),
+    **parallelism: Any,
+) -> Plan:
     """A tiny model with both features, over what is installed."""
     table = {
         "schema": 1,
         "model": {"name": "tiny", "pattern": pattern},
-        "features": [{"family": "ngram"}, {"family": "engram", "layers": [1, 2]}],
+        "features": [{"family": "ngram"}, {"family": "engram", "layers": list(layers)}],
         "policy": {"pin": {"ngram": "ngram_hash", "engram": "engram"}},
         "seams": {"ngram_hash": ROWS, "engram": ROWS},
         "megatron": {
@@ -154,7 +159,8 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     from megatron_seams.runtime.checkpoint import load_checkpoint, save_checkpoint
     from megatron_seams.runtime.cpu import cpu_world
 
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("start", "stepped", "divided")}
+    names = ("start", "stepped", "divided", "of one layer")
+    folders = {name: tmp_path_factory.mktemp(name.replace(" ", "-")) for name in names}
     found: dict[str, Any] = {}
     with cpu_world() as groups:
         for positions in ("rope", "learned_absolute"):
@@ -164,6 +170,9 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
             found[positions] = stepped(model, groups)
             if positions == "rope":
                 save_checkpoint(model.module, "a receipt", folders["stepped"])
+        model = model_of(plan_of(layers=(1,)))
+        save_checkpoint(model.module, "a receipt", folders["of one layer"])
+        found["of one layer"] = stepped(model, groups)
         scattered = {"tensor-parallel": 2, "sequence-parallel": True}
         plans = {
             "tensor": plan_of(**{"tensor-parallel": 2}),
@@ -175,8 +184,16 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
         model = model_of(plan_of())
         load_checkpoint(model.module, folders["divided"])
         found["loaded"] = logits(model)
-        stages = plan_of("*-|*-", **{"pipeline-parallel": 2})
-        found["stages"] = on_ranks(on_stages, stages, folders["start"])
+        two = {"pipeline-parallel": 2}
+        plans = {
+            "rope": (plan_of("*-|*-", **two), folders["start"]),
+            # Two chunks of the model on each rank, of which the first has one layer.
+            "of one layer": (
+                plan_of("*|-|*|-", layers=(1,), **two),
+                folders["of one layer"],
+            ),
+        }
+        found["stages"] = on_ranks(on_stages, plans)
         yield found
 
 
@@ -227,45 +244,76 @@ def test_a_checkpoint_of_two_tensor_ranks_loads_on_one_and_the_other_way(
         close(rank["loaded"], single["rope"]["after"])
 
 
-def on_stages(plan: Plan, start: Path) -> dict[str, Any]:
-    """One stage of the plan under upstream's own pipeline schedule."""
+def on_stages(plans: dict[str, tuple[Plan, Path]]) -> dict[str, Any]:
+    """One rank's stages of each plan under upstream's own pipeline schedules."""
+    from megatron_seams.runtime.cpu import cuda_on_cpu, gloo_world
+
+    found = {}
+    for name, (plan, start) in plans.items():
+        chunks = len(plan.pattern.stages) // plan.parallelism.pipeline_parallel
+        virtual = chunks if chunks > 1 else None
+        with (
+            cuda_on_cpu(),
+            gloo_world(plan.parallelism, virtual_pipeline_parallel=virtual) as groups,
+        ):
+            found[name] = scheduled(plan, start, groups.pp.rank(), chunks)
+    return found
+
+
+def scheduled(plan: Plan, start: Path, rank: int, chunks: int) -> dict[str, Any]:
+    """Two micro-batches through this rank's stages; the gradients of both seams by chunk."""
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-    from megatron_seams.runtime.cpu import cpu_world
+    models = []
+    for chunk in range(chunks):
+        stage: dict[str, Any] = {
+            "pre_process": rank == chunk == 0,
+            "post_process": rank == 1 and chunk == chunks - 1,
+        }
+        if chunks > 1:
+            stage["vp_stage"] = chunk
+        models.append(model_of(plan, start, **stage))
+    ids, positions = batch()
+    losses: list[Tensor] = []
 
-    with cpu_world(plan.parallelism) as groups:
-        first, last = groups.pp.rank() == 0, groups.pp.rank() == 1
-        model = model_of(plan, start, pre_process=first, post_process=last)
-        ids, positions = batch()
-        seen: list[Tensor] = []
+    def forward(_: Any, model: Any) -> Any:
+        # Upstream's data path gives the ids to the first stage alone.
+        given = (ids, positions) if model.module.pre_process else (None, None)
+        last = model.module.post_process
+        out = model(*given, None, labels=ids if last else None)
+        if last:
+            losses.append(out.detach().clone())
+        return out, lambda of_tokens: (of_tokens.mean(), {})
 
-        def forward(_: Any, module: Any) -> Any:
-            # Upstream's data path gives the ids to the first stage alone.
-            given = (ids, positions) if first else (None, None)
-            out = module(*given, None, labels=ids if last else None)
-            seen.append(out.detach().clone())
-            return out, lambda losses: (losses.mean(), {})
+    get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=[None] * chunks,
+        model=models,
+        num_microbatches=2,
+        seq_length=LENGTH,
+        micro_batch_size=BATCH,
+        forward_only=False,
+    )
+    gradients = [
+        {
+            name: weight.main_grad.clone()
+            for name, weight in model.module.named_parameters()
+            if is_ours(name)
+        }
+        for model in models
+    ]
+    return {"losses": losses, "gradients": gradients}
 
-        get_forward_backward_func()(
-            forward_step_func=forward,
-            data_iterator=None,
-            model=model,
-            num_microbatches=2,
-            seq_length=LENGTH,
-            micro_batch_size=BATCH,
-            forward_only=False,
-        )
-        weights = dict(model.module.named_parameters())
-        gradients = {name: weights[name].main_grad.clone() for name in weights if is_ours(name)}
-        return {"out": seen[0], "gradients": gradients}
 
-
-def test_two_stages_have_the_features_on_the_first_and_compute_what_one_computes(
-    single: dict[str, Any],
+@pytest.mark.parametrize("case", ["rope", "of one layer"])
+def test_stages_have_the_features_on_the_first_and_compute_what_one_computes(
+    single: dict[str, Any], case: str
 ) -> None:
-    first, last = single["stages"]
-    assert last["gradients"] == {}
-    close(last["out"], single["rope"]["before"])
-    for name, gradient in single["rope"]["gradients"].items():
+    first, last = (rank[case] for rank in single["stages"])
+    on_the_first, *elsewhere = [*first["gradients"], *last["gradients"]]
+    assert not any(elsewhere)
+    assert first["losses"] == []
+    close(last["losses"][0], single[case]["before"])
+    for name, gradient in single[case]["gradients"].items():
         # The schedule takes the mean over the micro-batches, which the step above does not.
-        close(first["gradients"][name] * 2, gradient)
+        close(on_the_first[name] * 2, gradient)
