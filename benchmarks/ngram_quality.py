@@ -14,11 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
+from megatron_seams.base.structure import structure
 from megatron_seams.environment import read_environment
 from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.runtime.smoke import SmokeReport, run_smoke
-from megatron_seams.strict import structure
 
 TABLES = {"heads": 4, "table-rows": 8192}
 #: What the model has beside its layers, and from whom.

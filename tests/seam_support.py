@@ -15,6 +15,7 @@ from typing import Any
 
 from packaging.version import Version
 
+from megatron_seams.base.structure import structure
 from megatron_seams.discovery import BrokenSeam, Discovery
 from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
@@ -24,7 +25,6 @@ from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.seam import CAPABILITIES, Seam, parse_manifest
 from megatron_seams.sources import MegatronSource
-from megatron_seams.strict import structure
 from megatron_seams.surface import Exclusion, NativeSurface, NativeSymbol
 
 Table = dict[str, Any]

@@ -10,13 +10,13 @@ import attrs
 import click
 
 from megatron_seams import pytest_plugin
+from megatron_seams.base.structure import key_of, structure
 from megatron_seams.cli import cli
 from megatron_seams.errors import SeamsError, causes
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
 from megatron_seams.recipe import Recipe
 from megatron_seams.runtime.conformance import rules
 from megatron_seams.seam import CAPABILITIES, Manifest
-from megatron_seams.strict import key_of, structure
 from megatron_seams.workspace import Holds, WorkspacePolicy
 from seam_support import run_python
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_seams.installed import Installed, installed, named
+from megatron_seams.base.distributions import Installed, installed, named
 from seam_support import install_plugin, manifest_table
 
 GROUP = "megatron_seams"

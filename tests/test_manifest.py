@@ -6,9 +6,9 @@ from typing import Any
 import attrs
 import pytest
 
+from megatron_seams.base.structure import key_of
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.seam import CAPABILITIES, MAX_BYTES, Manifest, Supports, parse_manifest
-from megatron_seams.strict import key_of
 from seam_support import Table, manifest_table, toml
 
 NOON = datetime.datetime(2026, 11, 23, 12, 0)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from megatron_seams.fitting import fit
-from megatron_seams.releases import contains, is_range
-from megatron_seams.strict import structure
+from megatron_seams.base.fitting import fit
+from megatron_seams.base.structure import structure
+from megatron_seams.base.versions import contains, is_range
 
 
 @attrs.frozen(kw_only=True)
@@ -105,7 +105,7 @@ def test_a_type_that_is_not_plain_is_cattrs_own_to_judge() -> None:
 
 
 def test_what_plainly_fits_is_not_given_to_cattrs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "megatron_seams.fitting", None)
+    monkeypatch.setitem(sys.modules, "megatron_seams.base.fitting", None)
     table = {
         "count": 1,
         "rate": 2,

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 from attrs import field
 
-from megatron_seams.checks import sentence
+from megatron_seams.base.validators import sentence
 from megatron_seams.environment import Environment
 from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
 from megatron_seams.receipt import describe_plan, read_receipt, receipt_text

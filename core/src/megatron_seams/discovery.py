@@ -14,6 +14,8 @@ from pathlib import Path
 
 import attrs
 
+from megatron_seams.base.distributions import Installed, installed, normalized
+from megatron_seams.base.files import read_bytes
 from megatron_seams.errors import (
     DuplicateName,
     EntryPointInvalid,
@@ -24,8 +26,6 @@ from megatron_seams.errors import (
     Shadowed,
 )
 from megatron_seams.families import BUILT_IN, Family
-from megatron_seams.files import read_bytes
-from megatron_seams.installed import Installed, installed, normalized
 from megatron_seams.seam import MAX_BYTES, Manifest, Seam, parse_manifest
 
 GROUP = "megatron_seams"

@@ -13,6 +13,7 @@ import attrs
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from megatron_seams.base.toml import with_line
 from megatron_seams.codeowners import LOCATIONS, Codeowners
 from megatron_seams.commitments import receipt_faults, recipe_faults
 from megatron_seams.discovery import MANIFEST
@@ -35,7 +36,6 @@ from megatron_seams.ownership import (
 )
 from megatron_seams.retirement import retirement
 from megatron_seams.seam import Seam
-from megatron_seams.toml_lines import with_line
 from megatron_seams.workspace import TABLE, Workspace
 
 SCHEMA: Final = 1

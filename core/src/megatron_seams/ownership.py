@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from megatron_seams.base.tree import files_below, files_named
 from megatron_seams.codeowners import Codeowners, Rule
 from megatron_seams.discovery import MANIFEST
 from megatron_seams.errors import (
@@ -17,7 +18,6 @@ from megatron_seams.errors import (
     SeamsError,
 )
 from megatron_seams.seam import MAX_BYTES, Seam
-from megatron_seams.tree import files_below, files_named
 
 #: So long before its review date a seam's owner is reminded.
 NOTICE = datetime.timedelta(days=60)

@@ -15,6 +15,7 @@ import attrs
 import pluggy
 
 from megatron_seams import hookspecs
+from megatron_seams.base.structure import structure
 from megatron_seams.errors import (
     HookMissing,
     HookUndeclared,
@@ -26,7 +27,6 @@ from megatron_seams.errors import (
 )
 from megatron_seams.hookspecs import PROJECT, FeatureContext, LayerContext, hookspec
 from megatron_seams.seam import Seam
-from megatron_seams.strict import structure
 
 
 @attrs.frozen(kw_only=True)

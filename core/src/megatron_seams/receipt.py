@@ -14,12 +14,12 @@ from typing import Any
 import attrs
 
 from megatron_seams import __version__
+from megatron_seams.base.structure import key_of, structure
 from megatron_seams.errors import ReceiptUnreadable
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.plan import Custom, Layer, Plan
 from megatron_seams.recipe import Recipe
 from megatron_seams.seam import Seam
-from megatron_seams.strict import key_of, structure
 
 SCHEMA = 1
 KIND = "megatron-seams receipt"

@@ -8,11 +8,11 @@ from typing import Any
 import attrs
 from attrs import field, validators
 
-from megatron_seams.checks import positive, schema, sentence
+from megatron_seams.base.structure import structure
+from megatron_seams.base.validators import positive, schema, sentence
 from megatron_seams.dialect import MEGATRON
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.preferences import Policy as Policy
-from megatron_seams.strict import structure
 
 SCHEMA = 1
 

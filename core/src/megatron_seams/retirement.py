@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tomli
 
+from megatron_seams.base.distributions import Installed, installed, named
 from megatron_seams.discovery import GROUP
-from megatron_seams.installed import Installed, installed, named
 from megatron_seams.seam import Seam
 
 

@@ -14,16 +14,16 @@ import attrs
 import tomli
 from attrs import field, validators
 
-from megatron_seams.checks import one_of, schema, sentence, specifier, version
+from megatron_seams.base.structure import structure
+from megatron_seams.base.validators import one_of, schema, sentence, specifier, version
+from megatron_seams.base.versions import specifiers
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
-from megatron_seams.releases import specifiers
-from megatron_seams.strict import structure
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
-    from megatron_seams.fitting import KeyFault
+    from megatron_seams.base.fitting import KeyFault
 
 SCHEMA = 1
 #: A manifest is a page of text; something larger is not a manifest.

@@ -15,8 +15,8 @@ import attrs
 import tomli
 from packaging.version import InvalidVersion, Version
 
+from megatron_seams.base.distributions import Installed, installed, named
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
-from megatron_seams.installed import Installed, installed, named
 from megatron_seams.syntax import bindings, walk
 
 DISTRIBUTION = "megatron-core"

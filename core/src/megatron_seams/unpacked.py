@@ -14,6 +14,8 @@ from typing import Any, cast
 import attrs
 import importlib_metadata
 
+from megatron_seams.base.distributions import Installed, normalized
+from megatron_seams.base.tree import files_below
 from megatron_seams.discovery import (
     GROUP,
     MANIFEST,
@@ -29,9 +31,7 @@ from megatron_seams.discovery import (
     unreadable,
 )
 from megatron_seams.errors import EntryPointInvalid, ManifestMissing, SeamsError
-from megatron_seams.installed import Installed, normalized
 from megatron_seams.seam import MAX_BYTES, Seam
-from megatron_seams.tree import files_below
 
 _PROJECT = "pyproject.toml"
 #: What names an entry point's group in the files that setuptools read before there was a standard

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import field, validators
 
-from megatron_seams.checks import specifier
+from megatron_seams.base.structure import structure
+from megatron_seams.base.validators import specifier
+from megatron_seams.base.versions import specifiers
 from megatron_seams.errors import Refusal, WorkspaceInvalid
-from megatron_seams.releases import specifiers
-from megatron_seams.strict import structure
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet

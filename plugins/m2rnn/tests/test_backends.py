@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from megatron_seams.base.structure import structure
 from megatron_seams.errors import CannotRunHere
-from megatron_seams.strict import structure
 from megatron_seams_m2rnn import cpu, reference, torch_loop
 from megatron_seams_m2rnn.backends import choose
 from megatron_seams_m2rnn.options import BACKENDS, Options

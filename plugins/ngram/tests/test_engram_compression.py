@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from megatron_seams.base.structure import structure
 from megatron_seams.errors import FeatureInvalid
-from megatron_seams.strict import structure
 from megatron_seams_ngram.engram.compression import canonical, compress, read_table, write_table
 from megatron_seams_ngram.engram.options import Options
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_seams.base.structure import structure
 from megatron_seams.environment import read_environment
 from megatron_seams.errors import FeatureInvalid, Refusal
 from megatron_seams.plan import Plan
 from megatron_seams.receipt import describe_plan
 from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
-from megatron_seams.strict import structure
 
 pytestmark = pytest.mark.megatron
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import attrs
 
+from megatron_seams.base.structure import structure
 from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.plan import Plan
@@ -15,7 +16,6 @@ from megatron_seams.recipe import Parallelism, Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.runtime.conformance.rules import BUILDS, FOUND
 from megatron_seams.seam import CAPABILITIES, Seam
-from megatron_seams.strict import structure
 
 #: How the seam's layers are spelled here, whatever spells their family elsewhere.
 LAYER: Final = "X"

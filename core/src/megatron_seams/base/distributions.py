@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
-from megatron_seams.files import read_text
+from megatron_seams.base.files import read_text
 
 if TYPE_CHECKING:
     from importlib_metadata import Distribution

@@ -1,7 +1,7 @@
 """What is wrong with a table that does not fit its attrs class: every fault, each with its key.
 
 cattrs, left alone, makes ``True`` of ``"false"``, ``"3"`` of ``3``, and lets unknown keys pass; it
-is told here not to. :mod:`megatron_seams.strict` takes what plainly fits without asking.
+is told here not to. :mod:`megatron_seams.base.structure` takes what plainly fits without asking.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from cattrs.errors import (
 )
 from cattrs.gen import make_dict_structure_fn, override
 
-from megatron_seams.strict import key_of
+from megatron_seams.base.structure import key_of
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ value has the declared type or it is a fault, every fault is reported at once, a
 key.
 
 What plainly fits is taken as it is, in one pass. Only what does not is given to cattrs
-(:mod:`megatron_seams.fitting`), whose word is the last: loading it takes longer than reading a
+(:mod:`megatron_seams.base.fitting`), whose word is the last: loading it takes longer than reading a
 hundred manifests.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 import attrs
 
 if TYPE_CHECKING:
-    from megatron_seams.fitting import KeyFault
+    from megatron_seams.base.fitting import KeyFault
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def structure(cls: type[T], data: Mapping[str, Any]) -> "tuple[T | None, tuple[K
     try:
         made: T = _reader(cls)(data)  # type: ignore[arg-type] # mypy: a type[T] has no hash
     except Exception:  # noqa: BLE001 - a validator may raise anything, and is asked again below
-        from megatron_seams.fitting import fit
+        from megatron_seams.base.fitting import fit
 
         return fit(cls, data)
     return made, ()

@@ -5,7 +5,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from megatron_seams.releases import is_range
+from megatron_seams.base.versions import is_range
 
 Check = Callable[[Any, Any, Any], None]
 

@@ -1,0 +1,1 @@
+"""What knows neither Megatron nor seams: typed reading, versions, distributions, files."""
