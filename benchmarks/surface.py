@@ -20,8 +20,8 @@ import attrs
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from megatron_releases import READ, wheel
-from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
-from megatron_seams.surface import read_surface
+from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source
+from megatron_seams.upstream.surface import read_surface
 
 INSTALLED_BAR = 30.0  # ms
 WHEEL_BAR = 80.0  # ms

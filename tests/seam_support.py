@@ -24,8 +24,8 @@ from megatron_seams.plan import Plan
 from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.seam import CAPABILITIES, Seam, parse_manifest
-from megatron_seams.sources import MegatronSource
-from megatron_seams.surface import Exclusion, NativeSurface, NativeSymbol
+from megatron_seams.upstream.source import MegatronSource
+from megatron_seams.upstream.surface import Exclusion, NativeSurface, NativeSymbol
 
 Table = dict[str, Any]
 

@@ -14,9 +14,9 @@ import megatron_releases
 from megatron_seams.arguments import native_arguments
 from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import NoArgument, Refusal, SpecialisationInvalid
-from megatron_seams.native_settings import NativeSettings, read_settings
-from megatron_seams.sources import in_hand
-from megatron_seams.surface import read_surface
+from megatron_seams.upstream.settings import NativeSettings, read_settings
+from megatron_seams.upstream.source import in_hand
+from megatron_seams.upstream.surface import read_surface
 from seam_support import environment, make_seam, only, plan, reasons, recipe, registry, run_python
 
 REAL = Path(__file__).with_name("real_parser.py")

@@ -20,8 +20,8 @@ from megatron_seams.errors import (
 )
 from megatron_seams.gate import Gate, check
 from megatron_seams.seam import Seam, parse_manifest
-from megatron_seams.sources import missing
-from megatron_seams.surface import NativeSurface
+from megatron_seams.upstream.source import missing
+from megatron_seams.upstream.surface import NativeSurface
 from megatron_seams.workspace import Workspace, WorkspacePolicy, read_workspace
 from seam_support import environment, make_seam, manifest_table, registry, surface, toml
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from megatron_seams.cli import cli
 from megatron_seams.environment import read_environment
 from megatron_seams.errors import SurfaceUnknown, UnknownToken
-from megatron_seams.sources import open_source
-from megatron_seams.surface import NativeSurface, read_surface
+from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.surface import NativeSurface, read_surface
 from megatron_texts import write_folder
 from seam_support import plan, reasons, recipe
 

@@ -15,7 +15,7 @@ from megatron_seams.errors import (
 )
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.seam import CAPABILITIES
-from megatron_seams.surface import NativeSurface
+from megatron_seams.upstream.surface import NativeSurface
 from seam_support import (
     Table,
     environment,

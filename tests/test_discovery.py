@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_seams.sources import in_hand
+from megatron_seams.upstream.source import in_hand
 from seam_support import (
     Table,
     install_plugin,

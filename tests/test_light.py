@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import megatron_seams
-from megatron_seams.sources import in_hand
+from megatron_seams.upstream.source import in_hand
 from seam_support import install_plugin, manifest_table, registry, run_python, source_plugin
 
 #: Runs a command as `registry` does and appends what was imported, whatever the exit code.
@@ -205,7 +205,7 @@ def test_every_module_of_the_planner_imports_where_torch_and_megatron_cannot_be(
 def test_the_planner_works_where_there_is_no_megatron_at_all(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path = [p for p in sys.path if p];"
-        "from megatron_seams import sources; sources._importable = lambda: None;"
+        "from megatron_seams.upstream import source as sources; sources._importable = lambda: None;"
         "sys.argv[1:] = ['list', '--json']; from megatron_seams.cli import main; main()"
     )
     done = run_python("-c", program, cwd=tmp_path)

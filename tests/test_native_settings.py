@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import megatron_releases
-from megatron_seams.native_settings import NativeSettings, read_settings
-from megatron_seams.sources import in_hand, open_source
+from megatron_seams.upstream.settings import NativeSettings, read_settings
+from megatron_seams.upstream.source import in_hand, open_source
 from seam_support import run_python
 
 REAL = Path(__file__).with_name("real_parser.py")
@@ -88,8 +88,8 @@ def test_the_nearest_names_are_real_ones() -> None:
 
 def test_reading_settings_imports_nothing_of_megatron() -> None:
     program = (
-        "import sys; from megatron_seams.native_settings import read_settings;"
-        "from megatron_seams.sources import in_hand; read_settings(in_hand()[0]);"
+        "import sys; from megatron_seams.upstream.settings import read_settings;"
+        "from megatron_seams.upstream.source import in_hand; read_settings(in_hand()[0]);"
         "print([name for name in ('torch', 'megatron') if name in sys.modules])"
     )
     done = subprocess.run(

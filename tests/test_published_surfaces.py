@@ -15,8 +15,8 @@ from megatron_releases import READ, wheel
 from megatron_seams.cli import cli
 from megatron_seams.environment import read_environment
 from megatron_seams.errors import SurfaceUnknown
-from megatron_seams.sources import open_source
-from megatron_seams.surface import read_surface
+from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.surface import read_surface
 from megatron_texts import home, texts_of, write_folder, write_sdist, write_wheel
 from seam_support import registry, run_python
 
@@ -171,8 +171,9 @@ def test_the_digests_of_the_releases_all_differ() -> None:
 
 def test_reading_a_wheel_imports_nothing_of_it(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from megatron_seams.sources import open_source;"
-        "from megatron_seams.surface import read_surface;"
+        "import sys; from pathlib import Path;"
+        "from megatron_seams.upstream.source import open_source;"
+        "from megatron_seams.upstream.surface import read_surface;"
         f"found = read_surface(open_source(Path({str(wheel('0.18'))!r})));"
         "print(found.version, [n for n in sys.modules if n.partition('.')[0] in"
         " ('megatron', 'torch')], [p for p in sys.path if p.endswith('.whl')])"

@@ -19,8 +19,8 @@ from megatron_seams.errors import (
 from megatron_seams.receipt import make_receipt, read_receipt, receipt_digest
 from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
-from megatron_seams.sources import in_hand, open_source
-from megatron_seams.surface import NativeSurface, read_surface
+from megatron_seams.upstream.source import in_hand, open_source
+from megatron_seams.upstream.surface import NativeSurface, read_surface
 from megatron_seams.verification import verify
 from seam_support import (
     TODAY,

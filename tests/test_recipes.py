@@ -11,7 +11,7 @@ from megatron_seams.errors import NoProvider
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.plan import Custom
 from megatron_seams.recipe import Recipe, load_recipe
-from megatron_seams.surface import Native, NativeSurface
+from megatron_seams.upstream.surface import Native, NativeSurface
 from seam_support import environment, plan, recipe, refusal
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,8 +23,8 @@ from megatron_seams.errors import (
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.plan import Custom
 from megatron_seams.resolver import providers
-from megatron_seams.sources import missing
-from megatron_seams.surface import Native, NativeSurface
+from megatron_seams.upstream.source import missing
+from megatron_seams.upstream.surface import Native, NativeSurface
 from seam_support import (
     TODAY,
     Table,

@@ -20,8 +20,8 @@ from megatron_seams.errors import (
 )
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.placement import stage_numbers
-from megatron_seams.sources import MegatronSource
 from megatron_seams.specialise import read_pattern
+from megatron_seams.upstream.source import MegatronSource
 from seam_support import (
     TODAY,
     Table,

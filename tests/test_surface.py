@@ -17,9 +17,9 @@ from megatron_seams.errors import (
     SurfaceUnknown,
     SymbolUnmapped,
 )
-from megatron_seams.native_settings import read_settings
-from megatron_seams.sources import in_hand, open_source
-from megatron_seams.surface import NativeSurface, read_surface
+from megatron_seams.upstream.settings import read_settings
+from megatron_seams.upstream.source import in_hand, open_source
+from megatron_seams.upstream.surface import NativeSurface, read_surface
 from seam_support import SYMBOLS, environment, make_seam, plan, reasons, recipe, run_python
 
 ALLOCATION = "core/models/hybrid/hybrid_layer_allocation.py"

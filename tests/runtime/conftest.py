@@ -15,8 +15,8 @@ from megatron_seams.plan import Plan
 from megatron_seams.recipe import FeatureEntry, Model, Parallelism, Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.seam import Seam, parse_manifest
-from megatron_seams.sources import in_hand
-from megatron_seams.surface import NativeSurface, read_surface
+from megatron_seams.upstream.source import in_hand
+from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 SEAMS = Path(__file__).parent / "seams"
 

@@ -9,8 +9,8 @@ import pytest
 from packaging.version import Version
 
 import megatron_seams.runtime
-from megatron_seams.sources import in_hand
-from megatron_seams.surface import read_surface
+from megatron_seams.upstream.source import in_hand
+from megatron_seams.upstream.surface import read_surface
 
 RUNTIME = Path(megatron_seams.runtime.__file__).parent
 COMPAT = RUNTIME / "compat.py"

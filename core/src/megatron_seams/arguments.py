@@ -7,10 +7,10 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.errors import NoArgument, Refusal, SeamsError
-from megatron_seams.flags import Flag
 from megatron_seams.lowering import lowered_pattern
-from megatron_seams.native_settings import NativeSettings
 from megatron_seams.plan import Custom, Plan
+from megatron_seams.upstream.flags import Flag
+from megatron_seams.upstream.settings import NativeSettings
 
 #: The stack of a receipt, as ``--spec`` wants it: a module and a name in it.
 SPEC: Final = ("megatron_seams.runtime.launch", "stack_spec")

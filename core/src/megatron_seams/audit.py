@@ -12,7 +12,7 @@ from megatron_seams.families import Family
 from megatron_seams.preferences import Preferences
 from megatron_seams.retirement import retirement
 from megatron_seams.seam import Seam
-from megatron_seams.surface import NativeSymbol
+from megatron_seams.upstream.surface import NativeSymbol
 
 SCHEMA = 1
 #: Who answers for what Megatron builds.

@@ -21,7 +21,7 @@ from megatron_seams.errors import (
 from megatron_seams.families import Family
 from megatron_seams.preferences import Preferences
 from megatron_seams.seam import Seam
-from megatron_seams.surface import NativeSymbol
+from megatron_seams.upstream.surface import NativeSymbol
 
 if TYPE_CHECKING:
     from megatron_seams.recipe import Override, Recipe

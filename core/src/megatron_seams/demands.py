@@ -8,7 +8,7 @@ from megatron_seams.lowering import Carriers
 from megatron_seams.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
 from megatron_seams.recipe import Recipe
 from megatron_seams.seam import Seam
-from megatron_seams.surface import NativeSurface
+from megatron_seams.upstream.surface import NativeSurface
 
 #: `[megatron]` keys that another table of the recipe decides.
 _ELSEWHERE = {

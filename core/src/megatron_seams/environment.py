@@ -14,11 +14,11 @@ from megatron_seams.discovery import MANIFEST, Discovery, discover
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
 from megatron_seams.seam import Seam
-from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
-from megatron_seams.surface import NativeSurface, NativeSymbol, read_surface
+from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source
+from megatron_seams.upstream.surface import NativeSurface, NativeSymbol, read_surface
 
 if TYPE_CHECKING:
-    from megatron_seams.native_settings import NativeSettings
+    from megatron_seams.upstream.settings import NativeSettings
 
 
 @attrs.frozen(kw_only=True)
@@ -84,7 +84,7 @@ class Environment:
     def settings(self) -> "NativeSettings":
         """The configuration names of the Megatron; read when asked for, as few commands need it."""
         # Its readers are not loaded for the commands that ask for no setting.
-        from megatron_seams.native_settings import NativeSettings, read_settings
+        from megatron_seams.upstream.settings import NativeSettings, read_settings
 
         return read_settings(self.source) if self.source else NativeSettings()
 

@@ -21,7 +21,7 @@ from megatron_seams.plan import Plan
 from megatron_seams.proof import Proof
 from megatron_seams.receipt import read_receipt
 from megatron_seams.resolver import resolve
-from megatron_seams.surface import Native
+from megatron_seams.upstream.surface import Native
 
 SCHEMA: Final = 1
 KIND: Final = "megatron-seams graduation"

@@ -10,7 +10,7 @@ from megatron_seams.families import Family
 from megatron_seams.pattern import MTP_SEPARATOR, STAGE_BREAK
 from megatron_seams.plan import Plan
 from megatron_seams.seam import Seam
-from megatron_seams.surface import NativeSurface, NativeSymbol
+from megatron_seams.upstream.surface import NativeSurface, NativeSymbol
 
 
 @attrs.frozen(kw_only=True)

@@ -12,7 +12,7 @@ from megatron_seams.errors import SeamsError
 from megatron_seams.pattern import Pattern
 from megatron_seams.recipe import Parallelism, RuntimeSettings
 from megatron_seams.seam import Seam
-from megatron_seams.surface import Native, NativeSurface
+from megatron_seams.upstream.surface import Native, NativeSurface
 
 
 @attrs.frozen(kw_only=True)

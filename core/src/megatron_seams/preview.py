@@ -12,7 +12,7 @@ from megatron_seams.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.retirement import retirement
 from megatron_seams.seam import Carrier, Seam
-from megatron_seams.surface import NativeSymbol
+from megatron_seams.upstream.surface import NativeSymbol
 
 SCHEMA: Final = 1
 

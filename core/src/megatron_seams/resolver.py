@@ -17,7 +17,7 @@ from megatron_seams.plan import Custom, Layer, LayerKind, Layers, Plan, PlannedF
 from megatron_seams.recipe import Recipe
 from megatron_seams.seam import Seam
 from megatron_seams.specialise import Families, families_of, read_pattern
-from megatron_seams.surface import NativeSymbol
+from megatron_seams.upstream.surface import NativeSymbol
 
 
 @attrs.frozen(kw_only=True)

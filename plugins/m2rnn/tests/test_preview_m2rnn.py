@@ -8,8 +8,8 @@ import pytest
 
 import megatron_releases
 from megatron_seams.environment import read_environment
-from megatron_seams.sources import open_source
-from megatron_seams.surface import read_surface
+from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.surface import read_surface
 from seam_support import registry
 
 pytestmark = pytest.mark.published

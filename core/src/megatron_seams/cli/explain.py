@@ -15,7 +15,7 @@ from megatron_seams.families import Family
 from megatron_seams.recipe import Recipe, load_recipe
 from megatron_seams.seam import Seam
 from megatron_seams.specialise import read_pattern
-from megatron_seams.surface import NativeSymbol
+from megatron_seams.upstream.surface import NativeSymbol
 
 
 # A token may be "-" or "*"; neither is an option.

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from megatron_seams.cli.common import console, json_option, print_json, show_faults
 from megatron_seams.errors import ExitCode, SeamsError
-from megatron_seams.sources import MegatronSource, in_hand, missing, open_source
-from megatron_seams.surface import NativeSurface, read_surface
+from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source
+from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 SCHEMA = 1
 

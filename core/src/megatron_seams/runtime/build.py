@@ -16,7 +16,7 @@ from megatron_seams.runtime.config import ModelSettings, model_settings, rejecte
 from megatron_seams.runtime.features import attach_features
 from megatron_seams.runtime.seam_layers import SeamLayers
 from megatron_seams.runtime.stack import BackendStack, SeamHybridStack, refusal_behind
-from megatron_seams.surface import Native
+from megatron_seams.upstream.surface import Native
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig

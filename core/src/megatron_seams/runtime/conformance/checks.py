@@ -28,7 +28,7 @@ from megatron_seams.runtime.conformance.models import (
 from megatron_seams.runtime.dispatch import Choice, dispatching_spec
 from megatron_seams.runtime.local import LocalBackend
 from megatron_seams.runtime.seam_layers import SeamLayers
-from megatron_seams.surface import NativeSurface
+from megatron_seams.upstream.surface import NativeSurface
 
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel

@@ -17,8 +17,8 @@ from megatron_seams.resolver import resolve
 from megatron_seams.runtime.conformance import rules
 from megatron_seams.runtime.conformance.subject import Subject, find_subject, read_fragment
 from megatron_seams.seam import CAPABILITIES
-from megatron_seams.sources import open_source
-from megatron_seams.surface import NativeSurface, read_surface
+from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection

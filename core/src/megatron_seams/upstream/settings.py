@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.dataclass_fields import ClassReader, NotUnderstoodError, literal
-from megatron_seams.flag_reader import read_command_line
-from megatron_seams.flags import Flag
-from megatron_seams.sources import MegatronSource
+from megatron_seams.upstream.argument_parser import read_command_line
+from megatron_seams.upstream.config_fields import ClassReader, NotUnderstoodError, literal
+from megatron_seams.upstream.flags import Flag
+from megatron_seams.upstream.source import MegatronSource
 
 _CONFIG: Final = "core/transformer/transformer_config.py"
 _PLAIN, _LATENT = "TransformerConfig", "MLATransformerConfig"

@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from megatron_seams.exclusions import Exclusion, read_exclusions
-from megatron_seams.sources import SourceFile
-from megatron_seams.syntax import bindings, classes, functions, is_docstring, own_nodes, walk
+from megatron_seams.upstream.ast_queries import (
+    bindings,
+    classes,
+    functions,
+    is_docstring,
+    own_nodes,
+    walk,
+)
+from megatron_seams.upstream.exclusions import Exclusion, read_exclusions
+from megatron_seams.upstream.source import SourceFile
 
 if TYPE_CHECKING:
-    from megatron_seams.layer_configs import LayerConfigs
+    from megatron_seams.upstream.layer_configs import LayerConfigs
 
 #: Upstream's table of the class of configuration that stands for each layer, where it has one.
 CONFIG_TABLE = "LAYER_SYMBOL_TO_CONFIG_CLASS"
@@ -92,7 +99,7 @@ def read_vocabulary(file: SourceFile) -> Vocabulary:
     configs = None
     if bound[CONFIG_TABLE]:
         # No release so far has the table, so that none waits for its reader.
-        from megatron_seams.layer_configs import read_layer_configs
+        from megatron_seams.upstream.layer_configs import read_layer_configs
 
         configs = read_layer_configs(file)
     rules = list(read_exclusions(file.tree, sets))

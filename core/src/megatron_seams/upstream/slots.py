@@ -6,7 +6,7 @@ one slot's specification in another's place is what these readers refuse to foll
 
 import ast
 
-from megatron_seams.syntax import is_docstring, walk
+from megatron_seams.upstream.ast_queries import is_docstring, walk
 
 BUILD = "build_module"
 SUBMODULES = "submodules"

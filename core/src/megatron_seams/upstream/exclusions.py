@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from megatron_seams.syntax import bindings, walk
+from megatron_seams.upstream.ast_queries import bindings, walk
 
 #: What upstream calls the text that it checks; a rule over anything else is about a part of it.
 _WHOLE = ("pattern", "segment")

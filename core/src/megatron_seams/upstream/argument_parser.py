@@ -11,16 +11,16 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.dataclass_fields import (
+from megatron_seams.upstream.ast_queries import is_docstring, walk
+from megatron_seams.upstream.config_fields import (
     UNREAD,
     ClassReader,
     Located,
     NotUnderstoodError,
     literal,
 )
-from megatron_seams.flags import Flag, of_call, of_field
-from megatron_seams.sources import MegatronSource
-from megatron_seams.syntax import is_docstring, walk
+from megatron_seams.upstream.flags import Flag, of_call, of_field
+from megatron_seams.upstream.source import MegatronSource
 
 ARGUMENTS: Final = "training/arguments.py"
 _ENTRY: Final = "add_megatron_arguments"

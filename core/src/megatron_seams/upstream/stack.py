@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from megatron_seams.slots import BUILD, SUBMODULES, built_by, keeps_slots
-from megatron_seams.sources import SourceFile
-from megatron_seams.syntax import (
+from megatron_seams.upstream.ast_queries import (
     bindings,
     classes,
     functions,
@@ -26,9 +24,11 @@ from megatron_seams.syntax import (
     own_nodes,
     walk,
 )
+from megatron_seams.upstream.slots import BUILD, SUBMODULES, built_by, keeps_slots
+from megatron_seams.upstream.source import SourceFile
 
 if TYPE_CHECKING:
-    from megatron_seams.layer_configs import LayerConfigs
+    from megatron_seams.upstream.layer_configs import LayerConfigs
 
 _BUILDER = "megatron.core.transformer.spec_utils"
 _LISTS = ("layer_type_list", "layer_config_list")

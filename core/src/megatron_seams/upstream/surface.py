@@ -14,12 +14,12 @@ import attrs
 from packaging.version import Version
 
 from megatron_seams.errors import SeamsError, SymbolUnmapped
-from megatron_seams.exclusions import Exclusion
 from megatron_seams.families import BY_CONSTANT
-from megatron_seams.sources import MegatronSource, SourceFile, unknown_shape
-from megatron_seams.stack_loop import read_stack
-from megatron_seams.syntax import path_of
-from megatron_seams.vocabulary import read_vocabulary
+from megatron_seams.upstream.ast_queries import path_of
+from megatron_seams.upstream.exclusions import Exclusion
+from megatron_seams.upstream.source import MegatronSource, SourceFile, unknown_shape
+from megatron_seams.upstream.stack import read_stack
+from megatron_seams.upstream.symbols import read_vocabulary
 
 #: Where the hybrid stack lives, the newest home first. Old homes stay behind as aliases.
 _HOMES = (
@@ -149,7 +149,7 @@ def read_surface(source: MegatronSource) -> NativeSurface:
     vocabulary = read_vocabulary(files[0])
     stack = read_stack(files[1], home, vocabulary.configs)
     if vocabulary.configs is not None:
-        from megatron_seams.layer_configs import hold_apart
+        from megatron_seams.upstream.layer_configs import hold_apart
 
         for name, module in sorted(vocabulary.configs.modules.items()):
             files.append(_file(source, path_of(module)))

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.sources import MegatronSource
-from megatron_seams.syntax import module_of, walk
+from megatron_seams.upstream.ast_queries import module_of, walk
+from megatron_seams.upstream.source import MegatronSource
 
 
 class Unread(Enum):

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
-from megatron_seams.sources import (
+from megatron_seams.upstream.source import (
     METADATA,
     PKG_INFO,
     PROJECT,

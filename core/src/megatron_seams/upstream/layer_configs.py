@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import attrs
 
-from megatron_seams.sources import SourceFile
-from megatron_seams.syntax import bindings, classes, walk
-from megatron_seams.vocabulary import CONFIG_TABLE
+from megatron_seams.upstream.ast_queries import bindings, classes, walk
+from megatron_seams.upstream.source import SourceFile
+from megatron_seams.upstream.symbols import CONFIG_TABLE
 
 #: What the classes may derive from: the configurations that are there for every layer.
 _ROOTS = ("MLATransformerConfig", "TransformerConfig")

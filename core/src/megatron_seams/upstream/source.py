@@ -17,7 +17,7 @@ from packaging.version import InvalidVersion, Version
 
 from megatron_seams.base.distributions import Installed, installed, named
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
-from megatron_seams.syntax import bindings, walk
+from megatron_seams.upstream.ast_queries import bindings, walk
 
 DISTRIBUTION = "megatron-core"
 VERSION = "core/package_info.py"
@@ -194,7 +194,7 @@ def open_source(path: Path) -> MegatronSource:
             if (folder / VERSION).is_file():
                 return _folder(folder)
     elif path.is_file():
-        from megatron_seams.archives import open_archive
+        from megatron_seams.upstream.archives import open_archive
 
         if (source := open_archive(path)) is not None:
             return source

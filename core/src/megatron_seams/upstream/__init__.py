@@ -1,0 +1,1 @@
+"""What one Megatron-Core builds, read from its source and never imported."""
