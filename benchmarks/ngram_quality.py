@@ -16,7 +16,7 @@ from rich.console import Console
 
 from megatron_seams.base.structure import structure
 from megatron_seams.environment import read_environment
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.runtime.smoke import SmokeReport, run_smoke
 

@@ -25,7 +25,7 @@ import attrs
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from megatron_seams.environment import Environment
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import providers, resolve
 from megatron_seams.upstream.source import in_hand, missing
 from megatron_seams.upstream.surface import read_surface

@@ -21,7 +21,7 @@ from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.families import BUILT_IN, Family
 from megatron_seams.plan import Plan
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.seam import CAPABILITIES, Seam, parse_manifest
 from megatron_seams.upstream.source import MegatronSource

@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from megatron_seams.recipe import load_recipe
+from megatron_seams.recipes.recipe import load_recipe
 from seam_support import manifest_table, registry, toml
 
 pytestmark = pytest.mark.install

@@ -159,7 +159,7 @@ def test_a_listing_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     # Each is there where it is needed: the names are right, and it is the listing that spares them.
     (site / "acme_kda" / "seam.toml").write_text("schema = true")
     assert "cattrs" in imported(site, tmp_path, "list", "--owners", "--json", code=1)
-    assert {"megatron_seams.recipe", "rich"} <= imported(site, tmp_path, "resolve", "M")
+    assert {"megatron_seams.recipes.recipe", "rich"} <= imported(site, tmp_path, "resolve", "M")
 
 
 def test_the_trap_does_go_off_when_it_is_stepped_on(

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from megatron_seams.dialect import BUILT_IN, MEGATRON, NAM
 from megatron_seams.errors import (
     AmbiguousToken,
     DialectInvalid,
@@ -16,8 +15,9 @@ from megatron_seams.errors import (
     SpecialisationInvalid,
     UnknownToken,
 )
-from megatron_seams.pattern import MAX_DEPTH, parse_pattern
 from megatron_seams.plan import Plan
+from megatron_seams.recipes.dialect import BUILT_IN, MEGATRON, NAM
+from megatron_seams.recipes.pattern import MAX_DEPTH, parse_pattern
 from seam_support import environment, make_seam, plan, reasons, recipe, surface
 
 #: Builds every family that any recipe below can spell, and forbids nothing.

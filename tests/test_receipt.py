@@ -17,7 +17,7 @@ from megatron_seams.errors import (
     SeamsError,
 )
 from megatron_seams.receipt import make_receipt, read_receipt, receipt_digest
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.upstream.source import in_hand, open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface

@@ -10,7 +10,7 @@ from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import NoProvider
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.plan import Custom
-from megatron_seams.recipe import Recipe, load_recipe
+from megatron_seams.recipes.recipe import Recipe, load_recipe
 from megatron_seams.upstream.surface import Native, NativeSurface
 from seam_support import environment, plan, recipe, refusal
 

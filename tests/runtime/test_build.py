@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_seams.errors import CannotRunHere, Refusal, SettingsInvalid, UpstreamForbids
-from megatron_seams.recipe import Parallelism
+from megatron_seams.recipes.recipe import Parallelism
 from sparse_attention import sparse_backend, sparse_settings
 
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]

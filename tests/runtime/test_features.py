@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_seams.errors import FeatureInvalid
-from megatron_seams.recipe import FeatureEntry
+from megatron_seams.recipes.recipe import FeatureEntry
 
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
 

@@ -21,7 +21,7 @@ def add_up(offset):
 
 
 def join_twice():
-    from megatron_seams.recipe import Parallelism
+    from megatron_seams.recipes.recipe import Parallelism
     from megatron_seams.runtime.cpu import cpu_world
 
     sizes = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_seams.recipe import Parallelism
+from megatron_seams.recipes.recipe import Parallelism
 from megatron_seams.runtime.ranks import on_ranks
 
 pytestmark = pytest.mark.megatron

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from megatron_seams.recipe import Parallelism, Smoke
+from megatron_seams.recipes.recipe import Parallelism, Smoke
 
 pytestmark = pytest.mark.megatron
 

@@ -19,12 +19,12 @@ from megatron_seams.errors import (
     UnusedSetting,
 )
 from megatron_seams.families import Family
-from megatron_seams.preferences import Preferences
+from megatron_seams.recipes.policy import Preferences
 from megatron_seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
 
 if TYPE_CHECKING:
-    from megatron_seams.recipe import Override, Recipe
+    from megatron_seams.recipes.recipe import Override, Recipe
 
 
 class Chooser:

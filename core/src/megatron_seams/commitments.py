@@ -8,7 +8,7 @@ import attrs
 
 from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError, WorkspaceInvalid
-from megatron_seams.recipe import load_recipe
+from megatron_seams.recipes.recipe import load_recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.verification import verify
 from megatron_seams.workspace import TABLE, Workspace

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from megatron_seams.environment import Environment
 from megatron_seams.errors import SeamsError, UnknownNativeKey, Unsupported, UpstreamForbids
 from megatron_seams.lowering import Carriers
-from megatron_seams.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface
 

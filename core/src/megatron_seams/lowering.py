@@ -7,8 +7,8 @@ import attrs
 
 from megatron_seams.errors import NoCarrier, SeamsError, UpstreamForbids
 from megatron_seams.families import Family
-from megatron_seams.pattern import MTP_SEPARATOR, STAGE_BREAK
 from megatron_seams.plan import Plan
+from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK
 from megatron_seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface, NativeSymbol
 

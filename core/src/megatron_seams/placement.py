@@ -9,9 +9,9 @@ import attrs
 from megatron_seams.choice import Chooser
 from megatron_seams.environment import Environment
 from megatron_seams.errors import FeatureInvalid, SeamsError
-from megatron_seams.pattern import Pattern
 from megatron_seams.plan import PlannedFeature
-from megatron_seams.recipe import FeatureEntry, Recipe
+from megatron_seams.recipes.pattern import Pattern
+from megatron_seams.recipes.recipe import FeatureEntry, Recipe
 from megatron_seams.seam import Seam
 
 #: Added to the word embedding, on the first stage.

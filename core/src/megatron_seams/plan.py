@@ -9,8 +9,8 @@ from typing import Any, overload
 import attrs
 
 from megatron_seams.errors import SeamsError
-from megatron_seams.pattern import Pattern
-from megatron_seams.recipe import Parallelism, RuntimeSettings
+from megatron_seams.recipes.pattern import Pattern
+from megatron_seams.recipes.recipe import Parallelism, RuntimeSettings
 from megatron_seams.seam import Seam
 from megatron_seams.upstream.surface import Native, NativeSurface
 

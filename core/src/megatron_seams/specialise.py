@@ -5,10 +5,10 @@ from typing import Final
 
 import attrs
 
-from megatron_seams.dialect import Dialect, built_in
 from megatron_seams.errors import Refusal, SeamsError, SpecialisationInvalid
-from megatron_seams.pattern import Pattern, parse_pattern
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.dialect import Dialect, built_in
+from megatron_seams.recipes.pattern import Pattern, parse_pattern
+from megatron_seams.recipes.recipe import Recipe
 
 
 @attrs.frozen(kw_only=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_seams.environment import read_environment
-from megatron_seams.recipe import DialectTable, Model, Recipe
+from megatron_seams.recipes.recipe import DialectTable, Model, Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.cpu import cpu_world

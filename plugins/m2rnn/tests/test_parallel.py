@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from megatron_seams.environment import read_environment
 from megatron_seams.plan import Plan
-from megatron_seams.recipe import Parallelism
+from megatron_seams.recipes.recipe import Parallelism
 from megatron_seams.runtime.ranks import on_ranks
 from megatron_seams_m2rnn.context_parallel import held_tokens
 from seam_support import plan, recipe

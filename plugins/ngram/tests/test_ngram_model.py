@@ -12,7 +12,7 @@ from megatron_seams.environment import read_environment
 from megatron_seams.errors import FeatureInvalid, Refusal
 from megatron_seams.plan import Plan
 from megatron_seams.receipt import describe_plan
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
 
 pytestmark = pytest.mark.megatron

@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_seams.base.structure import structure
 from megatron_seams.environment import read_environment
 from megatron_seams.plan import Plan
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
 from megatron_seams.runtime.ranks import on_ranks
 

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from megatron_seams.dialect import BUILT_IN, MEGATRON
 from megatron_seams.errors import RecipeInvalid, Refusal
-from megatron_seams.recipe import Recipe, load_recipe
+from megatron_seams.recipes.dialect import BUILT_IN, MEGATRON
+from megatron_seams.recipes.recipe import Recipe, load_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -22,7 +22,7 @@ from megatron_seams.environment import read_environment
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.plan import Custom, Layer, Plan
 from megatron_seams.receipt import SCHEMA, describe_plan, make_receipt
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
 
 

@@ -9,7 +9,7 @@ import attrs
 from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.plan import Custom, Layer, Plan
-from megatron_seams.recipe import Recipe
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
 
 #: The states of a cell, and what they mean.

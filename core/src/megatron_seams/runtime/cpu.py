@@ -19,7 +19,7 @@ from megatron.core.tensor_parallel.random import initialize_rng_tracker
 from torch.distributed.rendezvous import rendezvous
 from torch.overrides import TorchFunctionMode
 
-from megatron_seams.recipe import Parallelism
+from megatron_seams.recipes.recipe import Parallelism
 
 _CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from megatron_seams.plan import Plan
-from megatron_seams.recipe import Parallelism, Smoke
+from megatron_seams.recipes.recipe import Parallelism, Smoke
 from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.cpu import cpu_world
 from megatron_seams.runtime.curve import plot

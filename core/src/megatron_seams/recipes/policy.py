@@ -7,7 +7,7 @@ import attrs
 from attrs import field
 
 if TYPE_CHECKING:
-    from megatron_seams.recipe import Override
+    from megatron_seams.recipes.recipe import Override
 
 
 @attrs.frozen(kw_only=True)
@@ -27,7 +27,7 @@ class Policy:
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Preferences:
-    """The preferences of no recipe: none. A :class:`~megatron_seams.recipe.Recipe` has the same."""
+    """The preferences of no recipe: none; a :class:`Recipe` has the same."""
 
     policy: Policy = field(factory=Policy)
     override: "tuple[Override, ...]" = ()

@@ -10,9 +10,9 @@ from attrs import field, validators
 
 from megatron_seams.base.structure import structure
 from megatron_seams.base.validators import positive, schema, sentence
-from megatron_seams.dialect import MEGATRON
 from megatron_seams.errors import RecipeInvalid, Refusal
-from megatron_seams.preferences import Policy as Policy
+from megatron_seams.recipes.dialect import MEGATRON
+from megatron_seams.recipes.policy import Policy as Policy
 
 SCHEMA = 1
 

@@ -1,0 +1,1 @@
+"""What is asked for: patterns, their dialects, and recipe files."""
