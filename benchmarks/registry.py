@@ -41,7 +41,7 @@ LOWERED = PATTERN.translate(str.maketrans("AR", "*M"))
 
 DISCOVER = """
 import time
-from megatron_seams.discovery import discover
+from megatron_seams.seams.discovery import discover
 discover()
 start = time.perf_counter()
 found = discover()

@@ -19,7 +19,7 @@ from megatron_seams.base.structure import key_of
 from megatron_seams.cli import cli
 from megatron_seams.errors import SeamsError, causes
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
-from megatron_seams.seam import Manifest
+from megatron_seams.seams.seam import Manifest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _SOURCE = Path(megatron_seams.__file__).parent

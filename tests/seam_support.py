@@ -16,14 +16,14 @@ from typing import Any
 from packaging.version import Version
 
 from megatron_seams.base.structure import structure
-from megatron_seams.discovery import BrokenSeam, Discovery
 from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.families import BUILT_IN, Family
 from megatron_seams.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
-from megatron_seams.seam import CAPABILITIES, Seam, parse_manifest
+from megatron_seams.seams.discovery import BrokenSeam, Discovery
+from megatron_seams.seams.seam import CAPABILITIES, Seam, parse_manifest
 from megatron_seams.upstream.source import MegatronSource
 from megatron_seams.upstream.surface import Exclusion, NativeSurface, NativeSymbol
 

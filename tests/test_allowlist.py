@@ -7,12 +7,12 @@ import attrs
 import jsonschema
 import pytest
 
-from megatron_seams.allowlist import VARIABLE, Allowlist, operators_allowlist
 from megatron_seams.audit import audit
 from megatron_seams.environment import Environment
 from megatron_seams.errors import NotAllowed, OverrideInvalid
 from megatron_seams.receipt import make_receipt, read_receipt
-from megatron_seams.seam import Seam
+from megatron_seams.seams.allowlist import VARIABLE, Allowlist, operators_allowlist
+from megatron_seams.seams.seam import Seam
 from seam_support import (
     TODAY,
     environment,

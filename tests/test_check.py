@@ -19,7 +19,7 @@ from megatron_seams.errors import (
     WrongMegatron,
 )
 from megatron_seams.gate import Gate, check
-from megatron_seams.seam import Seam, parse_manifest
+from megatron_seams.seams.seam import Seam, parse_manifest
 from megatron_seams.upstream.source import missing
 from megatron_seams.upstream.surface import NativeSurface
 from megatron_seams.workspace import Workspace, WorkspacePolicy, read_workspace

@@ -14,7 +14,7 @@ from megatron_seams.errors import (
     UpstreamForbids,
 )
 from megatron_seams.lowering import lowered_pattern
-from megatron_seams.seam import CAPABILITIES
+from megatron_seams.seams.seam import CAPABILITIES
 from megatron_seams.upstream.surface import NativeSurface
 from seam_support import (
     Table,

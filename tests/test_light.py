@@ -154,7 +154,7 @@ def test_a_listing_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     site = tmp_path / "site"
     install_plugin(site, "acme-kda", {"acme_kda": manifest_table("kda", "kda")})
     modules = imported(site, tmp_path, "list", "--owners", "--json")
-    assert "megatron_seams.discovery" in modules
+    assert "megatron_seams.seams.discovery" in modules
     assert not modules & SLOW_TO_LOAD
     # Each is there where it is needed: the names are right, and it is the listing that spares them.
     (site / "acme_kda" / "seam.toml").write_text("schema = true")

@@ -14,8 +14,8 @@ from megatron_seams.gate import check
 from megatron_seams.plugins import load_plugins
 from megatron_seams.resolver import resolve
 from megatron_seams.scaffold import NewSeam
-from megatron_seams.seam import CAPABILITIES
-from megatron_seams.unpacked import discover_in
+from megatron_seams.seams.seam import CAPABILITIES
+from megatron_seams.seams.source_trees import discover_in
 from megatron_seams.workspace import Workspace
 from seam_support import environment, recipe, registry
 

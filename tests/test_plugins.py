@@ -18,7 +18,7 @@ from megatron_seams.errors import (
     Shadowed,
 )
 from megatron_seams.plugins import load_plugins
-from megatron_seams.seam import About, Carrier, Introduces, Manifest, Requires, Seam, Upstream
+from megatron_seams.seams.seam import About, Carrier, Introduces, Manifest, Requires, Seam, Upstream
 
 GOOD = """
 from megatron_seams.hookspecs import hookimpl

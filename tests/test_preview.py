@@ -12,7 +12,7 @@ import pytest
 import megatron_releases
 from megatron_seams.environment import Environment
 from megatron_seams.preview import Preview, preview
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.source import open_source
 from megatron_seams.upstream.surface import read_surface
 from seam_support import environment, make_seam, recipe, registry

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from megatron_seams.discovery import discover
 from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     NoProvider,
@@ -19,6 +18,7 @@ from megatron_seams.errors import (
 from megatron_seams.receipt import make_receipt, read_receipt, receipt_digest
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
+from megatron_seams.seams.discovery import discover
 from megatron_seams.upstream.source import in_hand, open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 from megatron_seams.verification import verify

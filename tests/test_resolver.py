@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from megatron_seams.discovery import BrokenSeam
 from megatron_seams.errors import (
     ExperimentNotNamed,
     ManifestInvalid,
@@ -23,6 +22,7 @@ from megatron_seams.errors import (
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.plan import Custom
 from megatron_seams.resolver import providers
+from megatron_seams.seams.discovery import BrokenSeam
 from megatron_seams.upstream.source import missing
 from megatron_seams.upstream.surface import Native, NativeSurface
 from seam_support import (

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from megatron_seams.discovery import Discovery
 from megatron_seams.environment import Environment
 from megatron_seams.families import BUILT_IN, Family
 from megatron_seams.plan import Plan
 from megatron_seams.recipes.recipe import FeatureEntry, Model, Parallelism, Recipe
 from megatron_seams.resolver import resolve
-from megatron_seams.seam import Seam, parse_manifest
+from megatron_seams.seams.discovery import Discovery
+from megatron_seams.seams.seam import Seam, parse_manifest
 from megatron_seams.upstream.source import in_hand
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 

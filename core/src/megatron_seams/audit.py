@@ -10,8 +10,8 @@ from megatron_seams.environment import Environment
 from megatron_seams.errors import ExperimentNotNamed, NoProvider, OnlyBroken, SeamsError
 from megatron_seams.families import Family
 from megatron_seams.recipes.policy import Preferences
-from megatron_seams.retirement import retirement
-from megatron_seams.seam import Seam
+from megatron_seams.seams.removal import retirement
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
 
 SCHEMA = 1

@@ -20,7 +20,7 @@ from megatron_seams.errors import (
 )
 from megatron_seams.families import Family
 from megatron_seams.recipes.policy import Preferences
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
 
 if TYPE_CHECKING:

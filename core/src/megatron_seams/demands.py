@@ -7,7 +7,7 @@ from megatron_seams.errors import SeamsError, UnknownNativeKey, Unsupported, Ups
 from megatron_seams.lowering import Carriers
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface
 
 #: `[megatron]` keys that another table of the recipe decides.

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from megatron_seams.allowlist import Allowlist, operators_allowlist
 from megatron_seams.base.distributions import Installed, installed
 from megatron_seams.base.versions import contains
-from megatron_seams.discovery import MANIFEST, Discovery, discover
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
-from megatron_seams.seam import Seam
+from megatron_seams.seams.allowlist import Allowlist, operators_allowlist
+from megatron_seams.seams.discovery import MANIFEST, Discovery, discover
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source
 from megatron_seams.upstream.surface import NativeSurface, NativeSymbol, read_surface
 

@@ -16,7 +16,6 @@ from packaging.version import Version
 from megatron_seams.base.toml import with_line
 from megatron_seams.codeowners import LOCATIONS, Codeowners
 from megatron_seams.commitments import receipt_faults, recipe_faults
-from megatron_seams.discovery import MANIFEST
 from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     ClaimDiffers,
@@ -34,8 +33,9 @@ from megatron_seams.ownership import (
     skipped_lines,
     source_of,
 )
-from megatron_seams.retirement import retirement
-from megatron_seams.seam import Seam
+from megatron_seams.seams.discovery import MANIFEST
+from megatron_seams.seams.removal import retirement
+from megatron_seams.seams.seam import Seam
 from megatron_seams.workspace import TABLE, Workspace
 
 SCHEMA: Final = 1

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from megatron_seams.base.tree import files_below, files_named
 from megatron_seams.codeowners import Codeowners, Rule
-from megatron_seams.discovery import MANIFEST
 from megatron_seams.errors import (
     CodeownersInvalid,
     OwnedElsewhere,
@@ -17,7 +16,8 @@ from megatron_seams.errors import (
     ReviewDue,
     SeamsError,
 )
-from megatron_seams.seam import MAX_BYTES, Seam
+from megatron_seams.seams.discovery import MANIFEST
+from megatron_seams.seams.seam import MAX_BYTES, Seam
 
 #: So long before its review date a seam's owner is reminded.
 NOTICE = datetime.timedelta(days=60)

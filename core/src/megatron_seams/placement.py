@@ -12,7 +12,7 @@ from megatron_seams.errors import FeatureInvalid, SeamsError
 from megatron_seams.plan import PlannedFeature
 from megatron_seams.recipes.pattern import Pattern
 from megatron_seams.recipes.recipe import FeatureEntry, Recipe
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 
 #: Added to the word embedding, on the first stage.
 EMBEDDING: Final = "embedding"

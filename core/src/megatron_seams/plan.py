@@ -11,7 +11,7 @@ import attrs
 from megatron_seams.errors import SeamsError
 from megatron_seams.recipes.pattern import Pattern
 from megatron_seams.recipes.recipe import Parallelism, RuntimeSettings
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import Native, NativeSurface
 
 

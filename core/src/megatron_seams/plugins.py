@@ -26,7 +26,7 @@ from megatron_seams.errors import (
     Shadowed,
 )
 from megatron_seams.hookspecs import PROJECT, FeatureContext, LayerContext, hookspec
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 
 
 @attrs.frozen(kw_only=True)

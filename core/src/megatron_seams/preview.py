@@ -10,8 +10,8 @@ from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.plan import Custom, Layer, Plan
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.resolver import resolve
-from megatron_seams.retirement import retirement
-from megatron_seams.seam import Carrier, Seam
+from megatron_seams.seams.removal import retirement
+from megatron_seams.seams.seam import Carrier, Seam
 from megatron_seams.upstream.surface import NativeSymbol
 
 SCHEMA: Final = 1

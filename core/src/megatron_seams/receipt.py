@@ -19,7 +19,7 @@ from megatron_seams.errors import ReceiptUnreadable
 from megatron_seams.lowering import lowered_pattern
 from megatron_seams.plan import Custom, Layer, Plan
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 
 SCHEMA = 1
 KIND = "megatron-seams receipt"

@@ -15,7 +15,7 @@ from megatron_seams.placement import plan_features
 from megatron_seams.plan import Custom, Layer, LayerKind, Layers, Plan, PlannedFeature, Provider
 from megatron_seams.recipes.pattern import Pattern
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 from megatron_seams.specialise import Families, families_of, read_pattern
 from megatron_seams.upstream.surface import NativeSymbol
 

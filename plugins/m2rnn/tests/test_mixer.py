@@ -27,7 +27,7 @@ from megatron_seams.errors import OptionsInvalid, Unsupported
 from megatron_seams.hookspecs import LayerContext
 from megatron_seams.plugins import load_plugins
 from megatron_seams.runtime.cpu import gloo_world
-from megatron_seams.seam import Seam, parse_manifest
+from megatron_seams.seams.seam import Seam, parse_manifest
 from megatron_seams_m2rnn.mixer import M2RNNMixer
 from megatron_seams_m2rnn.operator import m2rnn
 from megatron_seams_m2rnn.options import Options

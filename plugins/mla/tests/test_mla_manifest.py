@@ -6,7 +6,7 @@ from pathlib import Path
 
 import megatron_seams_mla
 from megatron_seams.plugins import load_plugins
-from megatron_seams.seam import CAPABILITIES, Seam, parse_manifest
+from megatron_seams.seams.seam import CAPABILITIES, Seam, parse_manifest
 
 PACKAGE = Path(megatron_seams_mla.__file__).parent
 

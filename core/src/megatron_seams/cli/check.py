@@ -55,7 +55,7 @@ def check_command(
     # What only this command needs is not loaded for the others.
     from megatron_seams.codeowners import find_codeowners, read_codeowners
     from megatron_seams.gate import check
-    from megatron_seams.unpacked import discover_in
+    from megatron_seams.seams.source_trees import discover_in
     from megatron_seams.workspace import read_workspace
 
     policy = read_workspace(workspace)

@@ -13,7 +13,7 @@ from megatron_seams.errors import Refusal, SeamsError, UnknownToken
 from megatron_seams.families import Family
 from megatron_seams.recipes.dialect import BUILT_IN
 from megatron_seams.recipes.recipe import Recipe, load_recipe
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 from megatron_seams.specialise import read_pattern
 from megatron_seams.upstream.surface import NativeSymbol
 

@@ -19,7 +19,7 @@ from megatron_seams.graduation import (
     write_report,
 )
 from megatron_seams.proof import read_proof
-from megatron_seams.retirement import retirement
+from megatron_seams.seams.removal import retirement
 
 
 @click.command("graduate")

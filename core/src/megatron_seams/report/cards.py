@@ -8,8 +8,8 @@ from megatron_seams.audit import Audit
 from megatron_seams.environment import Environment
 from megatron_seams.errors import SeamsError
 from megatron_seams.ownership import review_due
-from megatron_seams.retirement import retirement
-from megatron_seams.seam import CAPABILITIES, Manifest, Seam
+from megatron_seams.seams.removal import retirement
+from megatron_seams.seams.seam import CAPABILITIES, Manifest, Seam
 
 
 @attrs.frozen(kw_only=True)

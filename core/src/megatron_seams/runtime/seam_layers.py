@@ -14,7 +14,7 @@ from megatron_seams.errors import HookMissing
 from megatron_seams.hookspecs import Backend, LayerContext
 from megatron_seams.plan import Custom, Plan
 from megatron_seams.plugins import LoadedSeams
-from megatron_seams.seam import Seam
+from megatron_seams.seams.seam import Seam
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection

@@ -26,7 +26,7 @@ from megatron_seams.errors import (
     Shadowed,
 )
 from megatron_seams.families import BUILT_IN, Family
-from megatron_seams.seam import MAX_BYTES, Manifest, Seam, parse_manifest
+from megatron_seams.seams.seam import MAX_BYTES, Manifest, Seam, parse_manifest
 
 GROUP = "megatron_seams"
 MANIFEST = "seam.toml"

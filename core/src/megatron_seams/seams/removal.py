@@ -6,8 +6,8 @@ from pathlib import Path
 import tomli
 
 from megatron_seams.base.distributions import Installed, installed, named
-from megatron_seams.discovery import GROUP
-from megatron_seams.seam import Seam
+from megatron_seams.seams.discovery import GROUP
+from megatron_seams.seams.seam import Seam
 
 
 def retirement(seam: Seam, projects: Iterable[Installed] | None = None) -> str:

@@ -16,7 +16,8 @@ import importlib_metadata
 
 from megatron_seams.base.distributions import Installed, normalized
 from megatron_seams.base.tree import files_below
-from megatron_seams.discovery import (
+from megatron_seams.errors import EntryPointInvalid, ManifestMissing, SeamsError
+from megatron_seams.seams.discovery import (
     GROUP,
     MANIFEST,
     BrokenSeam,
@@ -30,8 +31,7 @@ from megatron_seams.discovery import (
     read_seam,
     unreadable,
 )
-from megatron_seams.errors import EntryPointInvalid, ManifestMissing, SeamsError
-from megatron_seams.seam import MAX_BYTES, Seam
+from megatron_seams.seams.seam import MAX_BYTES, Seam
 
 _PROJECT = "pyproject.toml"
 #: What names an entry point's group in the files that setuptools read before there was a standard

@@ -1,0 +1,1 @@
+"""What is declared and installed: manifests, and where seams are found."""
