@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from megatron_seams.base.structure import structure
-from megatron_seams.environment import read_environment
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.runtime.smoke import SmokeReport, run_smoke
 
 TABLES = {"heads": 4, "table-rows": 8192}

@@ -24,9 +24,9 @@ import attrs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from megatron_seams.environment import Environment
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.resolver import providers, resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import providers, resolve
 from megatron_seams.upstream.source import in_hand, missing
 from megatron_seams.upstream.surface import read_surface
 from seam_support import environment, install_plugin, make_seam, manifest_table

@@ -16,12 +16,12 @@ from typing import Any
 from packaging.version import Version
 
 from megatron_seams.base.structure import structure
-from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.families import BUILT_IN, Family
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.seams.discovery import BrokenSeam, Discovery
 from megatron_seams.seams.seam import CAPABILITIES, Seam, parse_manifest
 from megatron_seams.upstream.source import MegatronSource

@@ -11,8 +11,8 @@ import pytest
 import megatron_releases
 from megatron_seams.acceptance import Acceptance, accept
 from megatron_seams.errors import AcceptanceInvalid, ReceiptUnreadable, Refusal
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.receipt import make_receipt, read_receipt
-from megatron_seams.resolver import resolve
 from megatron_seams.verification import verify
 from seam_support import environment, make_seam, recipe, registry
 

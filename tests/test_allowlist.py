@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 
 from megatron_seams.audit import audit
-from megatron_seams.environment import Environment
 from megatron_seams.errors import NotAllowed, OverrideInvalid
+from megatron_seams.planning.environment import Environment
 from megatron_seams.receipt import make_receipt, read_receipt
 from megatron_seams.seams.allowlist import VARIABLE, Allowlist, operators_allowlist
 from megatron_seams.seams.seam import Seam
@@ -133,7 +133,7 @@ def test_a_run_is_held_to_the_list_of_the_machine_that_it_runs_on(tmp_path: Path
     site = tmp_path / "site"
     install_plugin(site, "acme-kda", {"acme_kda": manifest_table("kda")})
     program = (
-        "from megatron_seams.environment import read_environment as r; "
+        "from megatron_seams.planning.environment import read_environment as r; "
         "print(r().allowlist.against('kda'))"
     )
     done = run_python("-c", program, cwd=tmp_path, path=[site], code=0, **{VARIABLE: "gla"})

@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 
 import megatron_releases
-from megatron_seams.arguments import native_arguments
-from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import NoArgument, Refusal, SpecialisationInvalid
+from megatron_seams.planning.arguments import native_arguments
+from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.upstream.settings import NativeSettings, read_settings
 from megatron_seams.upstream.source import in_hand
 from megatron_seams.upstream.surface import read_surface

@@ -6,7 +6,6 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     ClaimDiffers,
     ExitCode,
@@ -19,6 +18,7 @@ from megatron_seams.errors import (
     WrongMegatron,
 )
 from megatron_seams.gate import Gate, check
+from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.seam import Seam, parse_manifest
 from megatron_seams.upstream.source import missing
 from megatron_seams.upstream.surface import NativeSurface

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from megatron_seams.cli import cli
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import SurfaceUnknown, UnknownToken
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.upstream.source import open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 from megatron_texts import write_folder

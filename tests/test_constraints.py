@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     NoCarrier,
     NoProvider,
@@ -13,7 +12,8 @@ from megatron_seams.errors import (
     Unsupported,
     UpstreamForbids,
 )
-from megatron_seams.lowering import lowered_pattern
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.seams.seam import CAPABILITIES
 from megatron_seams.upstream.surface import NativeSurface
 from seam_support import (

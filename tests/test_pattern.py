@@ -15,7 +15,7 @@ from megatron_seams.errors import (
     SpecialisationInvalid,
     UnknownToken,
 )
-from megatron_seams.plan import Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.dialect import BUILT_IN, MEGATRON, NAM
 from megatron_seams.recipes.pattern import MAX_DEPTH, parse_pattern
 from seam_support import environment, make_seam, plan, reasons, recipe, surface

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from megatron_releases import READ, wheel
 from megatron_seams.cli import cli
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import SurfaceUnknown
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.upstream.source import open_source
 from megatron_seams.upstream.surface import read_surface
 from megatron_texts import home, texts_of, write_folder, write_sdist, write_wheel

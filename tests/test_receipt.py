@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     NoProvider,
     ReceiptDiffers,
     ReceiptUnreadable,
     SeamsError,
 )
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.receipt import make_receipt, read_receipt, receipt_digest
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.seams.discovery import discover
 from megatron_seams.upstream.source import in_hand, open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import NoProvider
-from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Custom
+from megatron_seams.planning.environment import Environment, read_environment
+from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.plan import Custom
 from megatron_seams.recipes.recipe import Recipe, load_recipe
 from megatron_seams.upstream.surface import Native, NativeSurface
 from seam_support import environment, plan, recipe, refusal

@@ -19,9 +19,9 @@ from megatron_seams.errors import (
     TwoSeams,
     WrongMegatron,
 )
-from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Custom
-from megatron_seams.resolver import providers
+from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.plan import Custom
+from megatron_seams.planning.resolver import providers
 from megatron_seams.seams.discovery import BrokenSeam
 from megatron_seams.upstream.source import missing
 from megatron_seams.upstream.surface import Native, NativeSurface

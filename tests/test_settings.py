@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     FeatureInvalid,
     NoProvider,
@@ -18,9 +17,10 @@ from megatron_seams.errors import (
     UnusedSetting,
     UpstreamForbids,
 )
-from megatron_seams.lowering import lowered_pattern
-from megatron_seams.placement import stage_numbers
-from megatron_seams.specialise import read_pattern
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.features import stage_numbers
+from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.requests import read_pattern
 from megatron_seams.upstream.source import MegatronSource
 from seam_support import (
     TODAY,

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import (
     MegatronMissing,
     NoProvider,
     SurfaceUnknown,
     SymbolUnmapped,
 )
+from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.upstream.settings import read_settings
 from megatron_seams.upstream.source import in_hand, open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface
@@ -134,7 +134,7 @@ def test_the_version_is_read_from_the_source_and_agrees_with_the_distribution(
 
 def test_reading_the_megatron_in_hand_imports_none_of_it(tmp_path: Path) -> None:
     program = (
-        "import sys; from megatron_seams.environment import read_environment;"
+        "import sys; from megatron_seams.planning.environment import read_environment;"
         "found = read_environment(); found.settings();"
         "print(found.surface.version, [n for n in sys.modules if n.partition('.')[0] in"
         " ('megatron', 'torch')])"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from megatron_seams.environment import Environment
 from megatron_seams.families import BUILT_IN, Family
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import FeatureEntry, Model, Parallelism, Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.seams.discovery import Discovery
 from megatron_seams.seams.seam import Seam, parse_manifest
 from megatron_seams.upstream.source import in_hand

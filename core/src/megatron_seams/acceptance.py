@@ -14,10 +14,10 @@ import attrs
 from attrs import field
 
 from megatron_seams.base.validators import sentence
-from megatron_seams.environment import Environment
 from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.receipt import describe_plan, read_receipt, receipt_text
-from megatron_seams.resolver import resolve
 from megatron_seams.verification import differences
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import attrs
 
-from megatron_seams.choice import Chooser
-from megatron_seams.environment import Environment
 from megatron_seams.errors import ExperimentNotNamed, NoProvider, OnlyBroken, SeamsError
 from megatron_seams.families import Family
+from megatron_seams.planning.choice import Chooser
+from megatron_seams.planning.environment import Environment
 from megatron_seams.recipes.policy import Preferences
 from megatron_seams.seams.removal import retirement
 from megatron_seams.seams.seam import Seam

@@ -16,7 +16,6 @@ from packaging.version import Version
 from megatron_seams.base.toml import with_line
 from megatron_seams.codeowners import LOCATIONS, Codeowners
 from megatron_seams.commitments import receipt_faults, recipe_faults
-from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     ClaimDiffers,
     CodeownersInvalid,
@@ -33,6 +32,7 @@ from megatron_seams.ownership import (
     skipped_lines,
     source_of,
 )
+from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.discovery import MANIFEST
 from megatron_seams.seams.removal import retirement
 from megatron_seams.seams.seam import Seam

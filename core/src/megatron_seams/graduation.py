@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import (
     CheckpointDiffers,
     NotGraduated,
@@ -17,10 +16,11 @@ from megatron_seams.errors import (
     Refusal,
     SeamsError,
 )
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.proof import Proof
 from megatron_seams.receipt import read_receipt
-from megatron_seams.resolver import resolve
 from megatron_seams.upstream.surface import Native
 
 SCHEMA: Final = 1

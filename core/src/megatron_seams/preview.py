@@ -5,11 +5,11 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
-from megatron_seams.plan import Custom, Layer, Plan
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.seams.removal import retirement
 from megatron_seams.seams.seam import Carrier, Seam
 from megatron_seams.upstream.surface import NativeSymbol

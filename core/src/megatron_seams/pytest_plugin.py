@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     name = config.getoption("--seam")
     if name is None:
         return
-    from megatron_seams.environment import read_environment
+    from megatron_seams.planning.environment import read_environment
 
     seams = {seam.name: seam for seam in read_environment().discovery.seams}
     kind = seams[name].manifest.kind if name in seams else "block"

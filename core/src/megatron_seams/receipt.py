@@ -16,8 +16,8 @@ import attrs
 from megatron_seams import __version__
 from megatron_seams.base.structure import key_of, structure
 from megatron_seams.errors import ReceiptUnreadable
-from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Custom, Layer, Plan
+from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.plan import Custom, Layer, Plan
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
 

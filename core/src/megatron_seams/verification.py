@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import ReceiptDiffers, Refusal, SeamsError
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.receipt import describe_plan, describe_seam, layer_line, read_receipt
-from megatron_seams.resolver import resolve
 
 
 def verify(

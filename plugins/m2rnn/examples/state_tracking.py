@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_seams.environment import read_environment
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import DialectTable, Model, Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.cpu import cpu_world
 

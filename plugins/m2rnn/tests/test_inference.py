@@ -12,8 +12,8 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import Unsupported
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.cpu import cpu_world
 from seam_support import plan, recipe

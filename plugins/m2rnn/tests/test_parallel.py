@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_seams.environment import read_environment
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Parallelism
 from megatron_seams.runtime.ranks import on_ranks
 from megatron_seams_m2rnn.context_parallel import held_tokens

@@ -46,7 +46,7 @@ def proof(proof_of: Callable[[str], Path]) -> Path:
 
 
 def _native_here() -> bool:
-    from megatron_seams.environment import read_environment
+    from megatron_seams.planning.environment import read_environment
 
     return read_environment().surface.of_family("mla") is not None
 
@@ -143,8 +143,8 @@ def _rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Save the checkpoint again with another state, through upstream's own code."""
     from megatron.core import dist_checkpointing
 
-    from megatron_seams.environment import read_environment
     from megatron_seams.graduation import find_candidate
+    from megatron_seams.planning.environment import read_environment
     from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.checkpoint import RECEIPT, load_checkpoint, saved_receipt
     from megatron_seams.runtime.cpu import cpu_world

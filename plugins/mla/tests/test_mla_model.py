@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from megatron_seams.base.structure import structure
-from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import CannotRunHere, Refusal
-from megatron_seams.plan import Custom, Plan
+from megatron_seams.planning.environment import Environment, read_environment
+from megatron_seams.planning.plan import Custom, Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import resolve
 from sparse_attention import sparse_backend, sparse_settings
 
 pytestmark = pytest.mark.megatron

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import megatron_releases
-from megatron_seams.environment import read_environment
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.upstream.source import open_source
 from megatron_seams.upstream.surface import read_surface
 from seam_support import registry

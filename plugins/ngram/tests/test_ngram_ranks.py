@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from megatron_seams.base.structure import structure
-from megatron_seams.environment import read_environment
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.runtime.ranks import on_ranks
 
 pytestmark = pytest.mark.megatron

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from megatron_seams.arguments import native_arguments
 from megatron_seams.cli.common import (
     console,
     json_option,
@@ -16,9 +15,10 @@ from megatron_seams.cli.common import (
     write_receipt,
 )
 from megatron_seams.cli.models import model_arguments, recipe_of
-from megatron_seams.environment import read_environment
+from megatron_seams.planning.arguments import native_arguments
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.receipt import make_receipt
-from megatron_seams.resolver import resolve
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from megatron_seams.cli.common import console, megatron_option, print_json, show_faults
-from megatron_seams.environment import read_environment
+from megatron_seams.planning.environment import read_environment
 
 if TYPE_CHECKING:
     from megatron_seams.gate import Gate

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.choice import Chooser
 from megatron_seams.cli.common import console, megatron_option
-from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import Refusal, SeamsError, UnknownToken
 from megatron_seams.families import Family
+from megatron_seams.planning.choice import Chooser
+from megatron_seams.planning.environment import Environment, read_environment
+from megatron_seams.planning.requests import read_pattern
 from megatron_seams.recipes.dialect import BUILT_IN
 from megatron_seams.recipes.recipe import Recipe, load_recipe
 from megatron_seams.seams.seam import Seam
-from megatron_seams.specialise import read_pattern
 from megatron_seams.upstream.surface import NativeSymbol
 
 

@@ -9,7 +9,6 @@ import click
 
 from megatron_seams.cli.common import console, json_option, print_json
 from megatron_seams.cli.smoke import require_runtime
-from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import Refusal
 from megatron_seams.graduation import (
     LOGITS_BAR,
@@ -18,6 +17,7 @@ from megatron_seams.graduation import (
     find_candidate,
     write_report,
 )
+from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.proof import read_proof
 from megatron_seams.seams.removal import retirement
 

@@ -12,8 +12,8 @@ from megatron_seams.cli.common import (
     print_json,
     show_faults,
 )
-from megatron_seams.environment import Environment, read_environment
 from megatron_seams.errors import ExitCode
+from megatron_seams.planning.environment import Environment, read_environment
 
 _STYLES = {
     "native": "green",

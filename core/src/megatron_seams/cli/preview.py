@@ -14,8 +14,8 @@ from megatron_seams.cli.common import (
     show_faults,
 )
 from megatron_seams.cli.models import recipe_of
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import ExitCode, Refusal
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.preview import Preview, RecipeChange, preview
 
 _STYLES = {

@@ -6,7 +6,7 @@ import click
 
 from megatron_seams.cli.common import console, megatron_option
 from megatron_seams.cli.models import recipe_of
-from megatron_seams.environment import read_environment
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.report import render
 from megatron_seams.workspace import read_workspace
 

@@ -18,12 +18,12 @@ from megatron_seams.cli.common import (
 )
 from megatron_seams.cli.models import model_arguments, recipe_of
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import Refusal, SeamsError
-from megatron_seams.plan import Custom, Layer, Plan
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.receipt import SCHEMA, describe_plan, make_receipt
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import resolve
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.

@@ -17,11 +17,11 @@ from megatron_seams.cli.common import (
     write_receipt,
 )
 from megatron_seams.cli.models import model_arguments, recipe_of
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.receipt import make_receipt
-from megatron_seams.resolver import resolve
 
 #: What the runtime imports, and what to install for it.
 _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from rich.console import Console
 from rich.text import Text
 
-from megatron_seams.plan import Custom, Plan
+from megatron_seams.planning.plan import Custom, Plan
 
 _STYLES = {
     "native": "black on green3",

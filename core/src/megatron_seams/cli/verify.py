@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from megatron_seams.cli.common import console, megatron_option
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import Refusal
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.verification import verify
 
 

@@ -6,11 +6,11 @@ from typing import Final
 
 import attrs
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
-from megatron_seams.plan import Custom, Layer, Plan
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.resolver import resolve
 
 #: The states of a cell, and what they mean.
 LEGEND: Final[Mapping[str, str]] = {

@@ -7,8 +7,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_seams.errors import CannotRunHere, Refusal, SeamsError
-from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Layer, Plan
+from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.plan import Layer, Plan
 from megatron_seams.plugins import LoadedSeams, load_plugins
 from megatron_seams.runtime import compat
 from megatron_seams.runtime.backend import ModelBackend, choose_backend

@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from torch.nn import functional
 
 from megatron_seams.errors import Refusal, SeamsError, SettingsInvalid
-from megatron_seams.plan import Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.runtime.compat import SPARSE, STACK_ARGUMENT, HybridModel
 
 #: Families whose layers need Megatron's configuration for latent attention.

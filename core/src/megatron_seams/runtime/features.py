@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from megatron_seams.errors import FeatureInvalid, HookMissing
 from megatron_seams.hookspecs import Backend, FeatureContext
-from megatron_seams.placement import EMBEDDING
-from megatron_seams.plan import Plan, PlannedFeature
+from megatron_seams.planning.features import EMBEDDING
+from megatron_seams.planning.plan import Plan, PlannedFeature
 from megatron_seams.plugins import LoadedSeams
 from megatron_seams.runtime.batch import Batch
 

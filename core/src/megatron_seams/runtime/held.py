@@ -14,13 +14,13 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import LaunchInvalid, Refusal, SeamsError
-from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.plugins import LoadedSeams, load_plugins
 from megatron_seams.receipt import read_receipt
-from megatron_seams.resolver import resolve
 from megatron_seams.runtime.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.build import cannot_run
 from megatron_seams.runtime.features import attach_features

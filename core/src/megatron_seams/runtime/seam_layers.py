@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from megatron_seams.errors import HookMissing
 from megatron_seams.hookspecs import Backend, LayerContext
-from megatron_seams.plan import Custom, Plan
+from megatron_seams.planning.plan import Custom, Plan
 from megatron_seams.plugins import LoadedSeams
 from megatron_seams.seams.seam import Seam
 

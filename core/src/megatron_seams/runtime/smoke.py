@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from megatron_seams.plan import Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Parallelism, Smoke
 from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.cpu import cpu_world

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from megatron_seams.plan import Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Smoke
 from megatron_seams.runtime import compat
 

@@ -11,7 +11,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron_seams.plan import Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.plugins import load_plugins
 from megatron_seams.runtime.checkpoint import load_checkpoint, model_entries, save_checkpoint
 from megatron_seams.runtime.conformance import rules

@@ -9,7 +9,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, nn
 
-from megatron_seams.plan import Custom, Plan
+from megatron_seams.planning.plan import Custom, Plan
 from megatron_seams.recipes.recipe import Smoke
 from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.conformance.rules import BUILDS

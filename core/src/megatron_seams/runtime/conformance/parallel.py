@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor, nn
 
-from megatron_seams.plan import Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.runtime.checkpoint import load_checkpoint, save_checkpoint
 from megatron_seams.runtime.conformance.models import (
     LENGTH,

@@ -9,11 +9,11 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.base.structure import structure
-from megatron_seams.environment import Environment
 from megatron_seams.errors import Refusal, SeamsError
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Parallelism, Recipe
-from megatron_seams.resolver import resolve
 from megatron_seams.runtime.conformance.rules import BUILDS, FOUND
 from megatron_seams.seams.seam import CAPABILITIES, Seam
 

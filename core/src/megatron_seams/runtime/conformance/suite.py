@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from megatron_seams.environment import read_environment
 from megatron_seams.errors import Refusal, Unsupported
-from megatron_seams.plan import Plan
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.resolver import resolve
 from megatron_seams.plugins import load_plugins
-from megatron_seams.resolver import resolve
 from megatron_seams.runtime.conformance import rules
 from megatron_seams.runtime.conformance.subject import Subject, find_subject, read_fragment
 from megatron_seams.seams.seam import CAPABILITIES

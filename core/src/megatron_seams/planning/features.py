@@ -6,10 +6,10 @@ from typing import Final
 
 import attrs
 
-from megatron_seams.choice import Chooser
-from megatron_seams.environment import Environment
 from megatron_seams.errors import FeatureInvalid, SeamsError
-from megatron_seams.plan import PlannedFeature
+from megatron_seams.planning.choice import Chooser
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.plan import PlannedFeature
 from megatron_seams.recipes.pattern import Pattern
 from megatron_seams.recipes.recipe import FeatureEntry, Recipe
 from megatron_seams.seams.seam import Seam

@@ -5,18 +5,26 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from megatron_seams.choice import Chooser, unused_settings
-from megatron_seams.demands import unmet_demands
-from megatron_seams.environment import Choice, Environment
 from megatron_seams.errors import Refusal, SeamInMtp, SeamsError
 from megatron_seams.families import BUILT_IN
-from megatron_seams.lowering import Carriers, choose_carriers
-from megatron_seams.placement import plan_features
-from megatron_seams.plan import Custom, Layer, LayerKind, Layers, Plan, PlannedFeature, Provider
+from megatron_seams.planning.choice import Chooser, unused_settings
+from megatron_seams.planning.constraints import unmet_demands
+from megatron_seams.planning.environment import Choice, Environment
+from megatron_seams.planning.features import plan_features
+from megatron_seams.planning.lowering import Carriers, choose_carriers
+from megatron_seams.planning.plan import (
+    Custom,
+    Layer,
+    LayerKind,
+    Layers,
+    Plan,
+    PlannedFeature,
+    Provider,
+)
+from megatron_seams.planning.requests import Families, families_of, read_pattern
 from megatron_seams.recipes.pattern import Pattern
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
-from megatron_seams.specialise import Families, families_of, read_pattern
 from megatron_seams.upstream.surface import NativeSymbol
 
 

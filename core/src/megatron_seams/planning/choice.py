@@ -4,7 +4,6 @@ import datetime
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
-from megatron_seams.environment import Choice, Environment
 from megatron_seams.errors import (
     ExperimentNotNamed,
     FeatureInvalid,
@@ -19,6 +18,7 @@ from megatron_seams.errors import (
     UnusedSetting,
 )
 from megatron_seams.families import Family
+from megatron_seams.planning.environment import Choice, Environment
 from megatron_seams.recipes.policy import Preferences
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol

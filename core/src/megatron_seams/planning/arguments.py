@@ -7,8 +7,8 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.errors import NoArgument, Refusal, SeamsError
-from megatron_seams.lowering import lowered_pattern
-from megatron_seams.plan import Custom, Plan
+from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.plan import Custom, Plan
 from megatron_seams.upstream.flags import Flag
 from megatron_seams.upstream.settings import NativeSettings
 

@@ -7,7 +7,7 @@ import attrs
 
 from megatron_seams.errors import NoCarrier, SeamsError, UpstreamForbids
 from megatron_seams.families import Family
-from megatron_seams.plan import Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface, NativeSymbol

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from megatron_seams.environment import Environment
 from megatron_seams.errors import SeamsError, UnknownNativeKey, Unsupported, UpstreamForbids
-from megatron_seams.lowering import Carriers
+from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.lowering import Carriers
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
