@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 
 import megatron_releases
-from megatron_seams.acceptance import Acceptance, accept
 from megatron_seams.errors import AcceptanceInvalid, ReceiptUnreadable, Refusal
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.receipt import make_receipt, read_receipt
-from megatron_seams.verification import verify
+from megatron_seams.records.accept import Acceptance, accept
+from megatron_seams.records.receipt import make_receipt, read_receipt
+from megatron_seams.records.verify import verify
 from seam_support import environment, make_seam, recipe, registry
 
 SEAM = make_seam("kda", "kda", slots=["mamba_layer"])

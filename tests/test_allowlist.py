@@ -10,7 +10,7 @@ import pytest
 from megatron_seams.audit import audit
 from megatron_seams.errors import NotAllowed, OverrideInvalid
 from megatron_seams.planning.environment import Environment
-from megatron_seams.receipt import make_receipt, read_receipt
+from megatron_seams.records.receipt import make_receipt, read_receipt
 from megatron_seams.seams.allowlist import VARIABLE, Allowlist, operators_allowlist
 from megatron_seams.seams.seam import Seam
 from seam_support import (

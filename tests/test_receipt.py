@@ -16,12 +16,12 @@ from megatron_seams.errors import (
 )
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.receipt import make_receipt, read_receipt, receipt_digest
 from megatron_seams.recipes.recipe import Recipe
+from megatron_seams.records.receipt import make_receipt, read_receipt, receipt_digest
+from megatron_seams.records.verify import verify
 from megatron_seams.seams.discovery import discover
 from megatron_seams.upstream.source import in_hand, open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface
-from megatron_seams.verification import verify
 from seam_support import (
     TODAY,
     Table,

@@ -100,7 +100,7 @@ def found(tmp_path_factory):
 
 def _rewrite(receipt, old, new):
     """Another plan with a digest of its own, as an older environment would have written it."""
-    from megatron_seams.receipt import receipt_digest
+    from megatron_seams.records.receipt import receipt_digest
 
     body = json.loads(receipt.read_text().replace(old, new))
     body["digest"] = receipt_digest(body)

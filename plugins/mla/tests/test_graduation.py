@@ -12,7 +12,7 @@ import pytest
 
 import megatron_releases
 from megatron_seams.errors import ProofUnreadable
-from megatron_seams.proof import CHECKPOINT, INDEX, PROBE, read_proof, write_index
+from megatron_seams.records.proof import CHECKPOINT, INDEX, PROBE, read_proof, write_index
 from seam_support import registry
 
 pytestmark = pytest.mark.megatron
@@ -143,8 +143,8 @@ def _rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Save the checkpoint again with another state, through upstream's own code."""
     from megatron.core import dist_checkpointing
 
-    from megatron_seams.graduation import find_candidate
     from megatron_seams.planning.environment import read_environment
+    from megatron_seams.records.graduation import find_candidate
     from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.checkpoint import RECEIPT, load_checkpoint, saved_receipt
     from megatron_seams.runtime.cpu import cpu_world

@@ -12,8 +12,8 @@ from megatron_seams.errors import FeatureInvalid, Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.receipt import describe_plan
 from megatron_seams.recipes.recipe import Recipe
+from megatron_seams.records.receipt import describe_plan
 
 pytestmark = pytest.mark.megatron
 

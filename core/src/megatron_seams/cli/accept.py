@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.acceptance import Acceptance, accept
 from megatron_seams.cli.common import console, megatron_option
 from megatron_seams.errors import AcceptanceInvalid
 from megatron_seams.planning.environment import read_environment
+from megatron_seams.records.accept import Acceptance, accept
 
 
 @click.command("accept")

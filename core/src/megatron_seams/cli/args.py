@@ -18,7 +18,7 @@ from megatron_seams.cli.models import model_arguments, recipe_of
 from megatron_seams.planning.arguments import native_arguments
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.receipt import make_receipt
+from megatron_seams.records.receipt import make_receipt
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.

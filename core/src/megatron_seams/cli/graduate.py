@@ -10,15 +10,15 @@ import click
 from megatron_seams.cli.common import console, json_option, print_json
 from megatron_seams.cli.smoke import require_runtime
 from megatron_seams.errors import Refusal
-from megatron_seams.graduation import (
+from megatron_seams.planning.environment import Environment, read_environment
+from megatron_seams.records.graduation import (
     LOGITS_BAR,
     LOSS_BAR,
     Graduation,
     find_candidate,
     write_report,
 )
-from megatron_seams.planning.environment import Environment, read_environment
-from megatron_seams.proof import read_proof
+from megatron_seams.records.proof import read_proof
 from megatron_seams.seams.removal import retirement
 
 

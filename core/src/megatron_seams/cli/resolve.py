@@ -22,8 +22,8 @@ from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Custom, Layer, Plan
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.receipt import SCHEMA, describe_plan, make_receipt
 from megatron_seams.recipes.recipe import Recipe
+from megatron_seams.records.receipt import SCHEMA, describe_plan, make_receipt
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.

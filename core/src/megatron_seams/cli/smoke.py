@@ -21,7 +21,7 @@ from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.receipt import make_receipt
+from megatron_seams.records.receipt import make_receipt
 
 #: What the runtime imports, and what to install for it.
 _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}

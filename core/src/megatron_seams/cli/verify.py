@@ -7,7 +7,7 @@ import click
 from megatron_seams.cli.common import console, megatron_option
 from megatron_seams.errors import Refusal
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.verification import verify
+from megatron_seams.records.verify import verify
 
 
 @click.command("verify")

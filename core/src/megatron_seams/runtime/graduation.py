@@ -3,7 +3,7 @@
 import torch
 
 from megatron_seams.errors import ProofUnreadable
-from megatron_seams.graduation import Candidate, Graduation, Keys, Numbers
+from megatron_seams.records.graduation import Candidate, Graduation, Keys, Numbers
 from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.checkpoint import (
     load_checkpoint,

@@ -20,13 +20,13 @@ from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.plugins import LoadedSeams, load_plugins
-from megatron_seams.receipt import read_receipt
+from megatron_seams.records.receipt import read_receipt
+from megatron_seams.records.verify import verify
 from megatron_seams.runtime.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.build import cannot_run
 from megatron_seams.runtime.features import attach_features
 from megatron_seams.runtime.seam_layers import SeamLayers
 from megatron_seams.runtime.stack import SeamHybridStack, StackRefused
-from megatron_seams.verification import verify
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig

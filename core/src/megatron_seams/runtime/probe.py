@@ -13,7 +13,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from megatron_seams.errors import CannotRunHere
-from megatron_seams.proof import CHECKPOINT, PROBE, RECEIPT, Proof, write_index
+from megatron_seams.records.proof import CHECKPOINT, PROBE, RECEIPT, Proof, write_index
 from megatron_seams.runtime.checkpoint import save_checkpoint
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def save_proof(
         receipt: The text of its plan's receipt.
 
     Returns:
-        The proof, readable by :func:`megatron_seams.proof.read_proof`.
+        The proof, readable by :func:`megatron_seams.records.proof.read_proof`.
     """
     probe = take_probe(model, tokens)
     folder.parent.mkdir(parents=True, exist_ok=True)

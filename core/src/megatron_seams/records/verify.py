@@ -9,7 +9,7 @@ from typing import Any
 from megatron_seams.errors import ReceiptDiffers, Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.receipt import describe_plan, describe_seam, layer_line, read_receipt
+from megatron_seams.records.receipt import describe_plan, describe_seam, layer_line, read_receipt
 
 
 def verify(

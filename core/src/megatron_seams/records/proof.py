@@ -9,7 +9,7 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.errors import ProofUnreadable
-from megatron_seams.receipt import receipt_digest
+from megatron_seams.records.receipt import receipt_digest
 
 SCHEMA: Final = 1
 KIND: Final = "megatron-seams proof"

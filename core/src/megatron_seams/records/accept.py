@@ -17,8 +17,8 @@ from megatron_seams.base.validators import sentence
 from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.receipt import describe_plan, read_receipt, receipt_text
-from megatron_seams.verification import differences
+from megatron_seams.records.receipt import describe_plan, read_receipt, receipt_text
+from megatron_seams.records.verify import differences
 
 
 @attrs.frozen(kw_only=True)

@@ -1,7 +1,7 @@
 """Receipts: a plan on disk with the versions and digests that produced it, byte for byte the same.
 
 A receipt holds the recipe that was asked, so that an environment can be held to it
-(:mod:`megatron_seams.verification`).
+(:mod:`megatron_seams.records.verify`).
 """
 
 import datetime
@@ -122,7 +122,7 @@ def receipt_text(
     Args:
         plan: As :func:`describe_plan` gives it.
         request: The recipe as JSON values.
-        accepted: Its history, the oldest first (:mod:`megatron_seams.acceptance`).
+        accepted: Its history, the oldest first (:mod:`megatron_seams.records.accept`).
     """
     body: dict[str, Any] = {
         "schema": SCHEMA,

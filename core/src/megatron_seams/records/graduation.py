@@ -19,8 +19,8 @@ from megatron_seams.errors import (
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.proof import Proof
-from megatron_seams.receipt import read_receipt
+from megatron_seams.records.proof import Proof
+from megatron_seams.records.receipt import read_receipt
 from megatron_seams.upstream.surface import Native
 
 SCHEMA: Final = 1

@@ -1,0 +1,1 @@
+"""What is kept of a plan: receipts, acceptances, proofs, graduations."""
