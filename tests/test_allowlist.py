@@ -7,8 +7,8 @@ import attrs
 import jsonschema
 import pytest
 
-from megatron_seams.audit import audit
 from megatron_seams.errors import NotAllowed, OverrideInvalid
+from megatron_seams.governance.audit import audit
 from megatron_seams.planning.environment import Environment
 from megatron_seams.records.receipt import make_receipt, read_receipt
 from megatron_seams.seams.allowlist import VARIABLE, Allowlist, operators_allowlist

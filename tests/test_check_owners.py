@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_seams.codeowners import find_codeowners
 from megatron_seams.errors import ExitCode
-from megatron_seams.gate import Gate, check
+from megatron_seams.governance.codeowners import find_codeowners
+from megatron_seams.governance.gate import Gate, check
+from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.seams.allowlist import VARIABLE
 from megatron_seams.seams.source_trees import discover_in
-from megatron_seams.workspace import read_workspace
 from seam_support import (
     TODAY,
     environment,

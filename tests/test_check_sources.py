@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from megatron_seams.gate import check
+from megatron_seams.governance.gate import check
+from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.records.receipt import make_receipt
 from megatron_seams.seams.discovery import Discovery
 from megatron_seams.seams.source_trees import discover_in
-from megatron_seams.workspace import read_workspace
 from seam_support import (
     TODAY,
     environment,

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_seams.codeowners import MAX_BYTES, Codeowners, find_codeowners, read_codeowners
 from megatron_seams.errors import CodeownersInvalid, Refusal
+from megatron_seams.governance.codeowners import (
+    MAX_BYTES,
+    Codeowners,
+    find_codeowners,
+    read_codeowners,
+)
 
 
 def written(root: Path, text: str, place: str = "CODEOWNERS") -> Codeowners:

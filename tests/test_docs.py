@@ -13,11 +13,11 @@ from megatron_seams import pytest_plugin
 from megatron_seams.base.structure import key_of, structure
 from megatron_seams.cli import cli
 from megatron_seams.errors import SeamsError, causes
+from megatron_seams.governance.workspace import Holds, WorkspacePolicy
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.runtime.conformance import rules
 from megatron_seams.seams.seam import CAPABILITIES, Manifest
-from megatron_seams.workspace import Holds, WorkspacePolicy
 from seam_support import run_python
 
 

@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 
 import megatron_releases
+from megatron_seams.governance.preview import Preview, preview
 from megatron_seams.planning.environment import Environment
-from megatron_seams.preview import Preview, preview
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.source import open_source
 from megatron_seams.upstream.surface import read_surface

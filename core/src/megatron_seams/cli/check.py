@@ -9,7 +9,7 @@ from megatron_seams.cli.common import console, megatron_option, print_json, show
 from megatron_seams.planning.environment import read_environment
 
 if TYPE_CHECKING:
-    from megatron_seams.gate import Gate
+    from megatron_seams.governance.gate import Gate
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
@@ -53,10 +53,10 @@ def check_command(
     plugin is imported. docs/check.md says what is checked.
     """
     # What only this command needs is not loaded for the others.
-    from megatron_seams.codeowners import find_codeowners, read_codeowners
-    from megatron_seams.gate import check
+    from megatron_seams.governance.codeowners import find_codeowners, read_codeowners
+    from megatron_seams.governance.gate import check
+    from megatron_seams.governance.workspace import read_workspace
     from megatron_seams.seams.source_trees import discover_in
-    from megatron_seams.workspace import read_workspace
 
     policy = read_workspace(workspace)
     root = policy.root or workspace.resolve()
@@ -73,7 +73,7 @@ def check_command(
 
 
 def _print(gate: "Gate", form: str, root: Path) -> None:
-    from megatron_seams.formats import github, sarif
+    from megatron_seams.governance.formats import github, sarif
 
     if form == "json":
         print_json(gate.to_dict())

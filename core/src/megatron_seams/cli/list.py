@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.audit import Audit, FamilyRow, audit
 from megatron_seams.cli.common import (
     console,
     json_option,
@@ -13,6 +12,7 @@ from megatron_seams.cli.common import (
     show_faults,
 )
 from megatron_seams.errors import ExitCode
+from megatron_seams.governance.audit import Audit, FamilyRow, audit
 from megatron_seams.planning.environment import Environment, read_environment
 
 _STYLES = {

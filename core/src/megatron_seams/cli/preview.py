@@ -15,8 +15,8 @@ from megatron_seams.cli.common import (
 )
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.errors import ExitCode, Refusal
+from megatron_seams.governance.preview import Preview, RecipeChange, preview
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.preview import Preview, RecipeChange, preview
 
 _STYLES = {
     "graduates": "cyan",

@@ -6,9 +6,9 @@ import click
 
 from megatron_seams.cli.common import console, megatron_option
 from megatron_seams.cli.models import recipe_of
+from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.report import render
-from megatron_seams.workspace import read_workspace
 
 
 @click.command("report", context_settings={"ignore_unknown_options": True})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from megatron_seams.audit import audit
+from megatron_seams.governance.audit import audit
 from megatron_seams.planning.environment import Environment
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.report.cards import Card, cards_of

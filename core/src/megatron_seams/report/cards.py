@@ -4,9 +4,9 @@ import datetime
 
 import attrs
 
-from megatron_seams.audit import Audit
 from megatron_seams.errors import SeamsError
-from megatron_seams.ownership import review_due
+from megatron_seams.governance.audit import Audit
+from megatron_seams.governance.ownership import review_due
 from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.removal import retirement
 from megatron_seams.seams.seam import CAPABILITIES, Manifest, Seam

@@ -14,8 +14,6 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from megatron_seams.base.toml import with_line
-from megatron_seams.codeowners import LOCATIONS, Codeowners
-from megatron_seams.commitments import receipt_faults, recipe_faults
 from megatron_seams.errors import (
     ClaimDiffers,
     CodeownersInvalid,
@@ -25,18 +23,20 @@ from megatron_seams.errors import (
     SeamsError,
     Superseded,
 )
-from megatron_seams.ownership import (
+from megatron_seams.governance.codeowners import LOCATIONS, Codeowners
+from megatron_seams.governance.ownership import (
     ownership_faults,
     review_due,
     seam_folders,
     skipped_lines,
     source_of,
 )
+from megatron_seams.governance.rules import receipt_faults, recipe_faults
+from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.discovery import MANIFEST
 from megatron_seams.seams.removal import retirement
 from megatron_seams.seams.seam import Seam
-from megatron_seams.workspace import TABLE, Workspace
 
 SCHEMA: Final = 1
 

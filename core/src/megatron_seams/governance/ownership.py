@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from megatron_seams.base.tree import files_below, files_named
-from megatron_seams.codeowners import Codeowners, Rule
 from megatron_seams.errors import (
     CodeownersInvalid,
     OwnedElsewhere,
@@ -16,6 +15,7 @@ from megatron_seams.errors import (
     ReviewDue,
     SeamsError,
 )
+from megatron_seams.governance.codeowners import Codeowners, Rule
 from megatron_seams.seams.discovery import MANIFEST
 from megatron_seams.seams.seam import MAX_BYTES, Seam
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import attrs
 
 from megatron_seams.errors import Refusal, SeamsError, WorkspaceInvalid
+from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import load_recipe
 from megatron_seams.records.verify import verify
-from megatron_seams.workspace import TABLE, Workspace
 
 
 def recipe_faults(

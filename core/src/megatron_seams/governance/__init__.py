@@ -1,0 +1,1 @@
+"""Who owns what, and the gate that holds a workspace to it."""
