@@ -18,7 +18,7 @@ from megatron_seams.base.structure import structure
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.runtime.smoke import SmokeReport, run_smoke
+from megatron_seams.runtime.smoke.run import SmokeReport, run_smoke
 
 TABLES = {"heads": 4, "table-rows": 8192}
 #: What the model has beside its layers, and from whom.

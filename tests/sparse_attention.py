@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_seams.runtime.local import LocalBackend
+    from megatron_seams.runtime.backends.local import LocalBackend
 
 #: Small sizes, and no rotation where the release can do without.
 SIZES = {
@@ -34,7 +34,7 @@ def sparse_backend(monkeypatch: pytest.MonkeyPatch) -> "LocalBackend":
     """The local backend, for a machine that has the kernel."""
     from megatron.core.transformer.experimental_attention_variant import dsa
 
-    from megatron_seams.runtime.local import LocalBackend
+    from megatron_seams.runtime.backends.local import LocalBackend
 
     class WithKernel(LocalBackend):
         def why_not(self, family: str) -> str | None:

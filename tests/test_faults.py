@@ -19,8 +19,8 @@ from megatron_seams.cli import cli
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.plugins import load_plugins
 from megatron_seams.recipes.recipe import load_recipe
+from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.seam import CAPABILITIES, MAX_BYTES
 from seam_support import Table, install_plugin, manifest_table, toml, write_record
 

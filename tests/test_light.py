@@ -94,7 +94,7 @@ def heavy(modules: Iterable[str]) -> list[str]:
         "transformer_engine",
         "numpy",
     )
-    plugins = ("megatron_seams_", "megatron_seams.runtime", "megatron_seams.plugins")
+    plugins = ("megatron_seams_", "megatron_seams.runtime", "megatron_seams.runtime.plugins")
     return sorted(m for m in modules if m.partition(".")[0] in tops or m.startswith(plugins))
 
 

@@ -17,7 +17,7 @@ from megatron_seams.errors import (
     SeamsError,
     Shadowed,
 )
-from megatron_seams.plugins import load_plugins
+from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.seam import About, Carrier, Introduces, Manifest, Requires, Seam, Upstream
 
 GOOD = """

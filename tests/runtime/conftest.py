@@ -130,7 +130,7 @@ def plan_of() -> Iterator[PlanOf]:
 @pytest.fixture(scope="module")
 def world() -> Iterator[Any]:
     """One process's process groups over gloo, for the time of a test module."""
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
 
     with cpu_world() as pg_collection:
         yield pg_collection

@@ -9,16 +9,16 @@ import torch
 from megatron.core.transformer.spec_utils import import_module
 
 from megatron_seams.runtime import compat
-from megatron_seams.runtime.config import model_settings
-from megatron_seams.runtime.cpu import cpu_world
-from megatron_seams.runtime.stack import StackRefused
+from megatron_seams.runtime.cpu.world import cpu_world
+from megatron_seams.runtime.model.settings import model_settings
+from megatron_seams.runtime.model.stack import StackRefused
 
 SPEC = ("megatron_seams.runtime.launch", "stack_spec")
 
 
 def load(receipt):
     """What upstream makes of --spec, with that receipt."""
-    for name in (SPEC[0], "megatron_seams.runtime.held"):
+    for name in (SPEC[0], "megatron_seams.runtime.trainer.held"):
         sys.modules.pop(name, None)
     if receipt is None:
         os.environ.pop("MEGATRON_SEAMS_RECEIPT", None)
@@ -88,7 +88,9 @@ def main():
         "another plan": load(folder / "other.json"),
         "a plugin without its module": load(missing_module),
     }
-    sys.modules["megatron_seams.runtime.held"] = None  # the next import of it is an ImportError
+    sys.modules["megatron_seams.runtime.trainer.held"] = (
+        None  # the next import of it is an ImportError
+    )
     try:
         import_module(SPEC)
     except RuntimeError as error:

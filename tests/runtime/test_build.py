@@ -53,8 +53,8 @@ def test_a_plan_without_a_seam_is_upstreams_own_model(plan_of):
     from megatron.core.transformer.spec_utils import ModuleSpec
 
     from megatron_seams.runtime import compat
-    from megatron_seams.runtime.backend import choose_backend
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.model.build import build_model
 
     plan = plan_of("*-*E", megatron=MOE)
     torch.manual_seed(5)
@@ -89,7 +89,7 @@ def test_a_plan_without_a_seam_is_upstreams_own_model(plan_of):
 
 
 def test_every_family_that_the_local_backend_has_trains(plan_of, native):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     for pattern, settings in (
         ("*-E", MOE | {"qk_layernorm": True}),
@@ -104,7 +104,7 @@ def test_every_family_that_the_local_backend_has_trains(plan_of, native):
 
 @pytest.mark.parametrize("pattern", ["DED", "DE+"])
 def test_sparse_attention_trains_where_its_kernel_is(plan_of, native, monkeypatch, pattern):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     if not native(pattern):
         pytest.skip(f"this Megatron builds not all of {pattern} by itself")
@@ -115,7 +115,7 @@ def test_sparse_attention_trains_where_its_kernel_is(plan_of, native, monkeypatc
 def test_a_seam_leaves_no_trace_of_a_wrapper(plan_of):
     from megatron.core.ssm.mamba_layer import MambaLayer
 
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     plan = plan_of("R-*R", seams=("rider",), tokens={"R": "recurrent"})
     model = build_model(plan)
@@ -139,7 +139,7 @@ def test_a_seam_leaves_no_trace_of_a_wrapper(plan_of):
 def test_a_seam_beside_native_layers_of_its_carrier_is_told_apart_by_number(plan_of):
     from megatron.core.transformer.attention import SelfAttention
 
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     plan = plan_of("K*-*K", seams=("whole",), tokens={"K": "kda"})
     layers = build_model(plan).decoder.layers
@@ -155,8 +155,8 @@ def test_a_seam_beside_native_layers_of_its_carrier_is_told_apart_by_number(plan
 
 
 def test_a_seam_at_layer_1_does_not_reach_into_an_mtp_depth(plan_of):
-    from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.compat import HybridStack
+    from megatron_seams.runtime.model.build import build_model
 
     # Both MTP depths begin with the symbol that carries the seam, as layer 1 of their own.
     plan = plan_of("K-*/*-/*-", seams=("whole",), tokens={"K": "kda"})
@@ -173,9 +173,9 @@ def test_a_seam_at_layer_1_does_not_reach_into_an_mtp_depth(plan_of):
 def test_the_submodules_that_upstream_keeps_are_not_changed(plan_of):
     from megatron.core.transformer.spec_utils import ModuleSpec
 
-    from megatron_seams.runtime.backend import choose_backend
-    from megatron_seams.runtime.build import build_model
-    from megatron_seams.runtime.stack import with_seams
+    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.model.build import build_model
+    from megatron_seams.runtime.model.stack import with_seams
 
     config = build_model(plan_of("*-")).config
     submodules = choose_backend().submodules(config)
@@ -186,7 +186,7 @@ def test_the_submodules_that_upstream_keeps_are_not_changed(plan_of):
 
 
 def test_what_the_machine_cannot_build_is_named_at_once_with_reasons(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     with pytest.raises(Refusal) as refused:
         build_model(plan_of("M*GM"))
@@ -197,7 +197,7 @@ def test_what_the_machine_cannot_build_is_named_at_once_with_reasons(plan_of):
 
 
 def test_settings_that_megatron_does_not_accept_are_a_refusal(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     plan = plan_of("*-")
     for settings, said in (
@@ -215,7 +215,7 @@ def test_settings_that_megatron_does_not_accept_are_a_refusal(plan_of):
 
 
 def test_stages_that_one_rank_would_leave_out_are_refused(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     with pytest.raises(Refusal) as refused:
         build_model(plan_of("*-|*-"))
@@ -225,7 +225,7 @@ def test_stages_that_one_rank_would_leave_out_are_refused(plan_of):
 
 
 def test_every_reason_against_a_build_is_given_at_once(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     plan = plan_of("M*")
     with pytest.raises(Refusal) as refused:
@@ -242,7 +242,7 @@ def test_a_refusal_of_a_hook_survives_upstreams_builders(plan_of, monkeypatch):
     import rider.plugin
 
     from megatron_seams.hookspecs import hookimpl
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     plan = plan_of("R-", seams=("rider",), tokens={"R": "recurrent"})
 
@@ -260,8 +260,8 @@ def test_upstreams_fused_latent_projection_is_refused_under_a_seam_in_its_slot(p
         pytest.skip("this Megatron has no slot mla_layer")
     from megatron.core.transformer.spec_utils import ModuleSpec
 
-    from megatron_seams.runtime.build import build_model
-    from megatron_seams.runtime.stack import refuse_fused_mla
+    from megatron_seams.runtime.model.build import build_model
+    from megatron_seams.runtime.model.stack import refuse_fused_mla
 
     config = build_model(plan_of("+-", megatron=MLA)).config
     specs = {"mla_layer": {2: ModuleSpec(module=torch.nn.Identity)}}
@@ -274,8 +274,8 @@ def test_upstreams_fused_latent_projection_is_refused_under_a_seam_in_its_slot(p
 
 
 def test_the_configuration_follows_from_the_plan(plan_of, native):
-    from megatron_seams.runtime.backend import choose_backend
-    from megatron_seams.runtime.config import model_settings
+    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.model.settings import model_settings
 
     spread = Parallelism(tensor_parallel=2, sequence_parallel=True, pipeline_parallel=2)
     # The latent attention that this release has; plain attention where it has none.
@@ -307,9 +307,9 @@ def test_a_later_stage_numbers_its_seams_globally(plan_of):
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.spec_utils import build_module
 
-    from megatron_seams.plugins import load_plugins
-    from megatron_seams.runtime.backend import choose_backend
-    from megatron_seams.runtime.build import build_model, stack_spec
+    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.model.build import build_model, stack_spec
+    from megatron_seams.runtime.plugins import load_plugins
 
     plan = plan_of(
         "*-|KR",

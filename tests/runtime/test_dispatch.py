@@ -42,7 +42,7 @@ ATTENTION = MAMBA | {"is_mtp_layer": False, "add_layer_offset": False}
 def build(target, keywords):
     from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
-    from megatron_seams.runtime.dispatch import Choice, dispatching_spec
+    from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
 
     choice = Choice(slot="any", native=None, seams={7: ModuleSpec(module=target)})
     return build_module(dispatching_spec(choice), **keywords)
@@ -63,7 +63,7 @@ def test_keywords_that_only_a_base_class_names_are_handed_on():
 def test_a_number_that_is_no_seams_is_built_natively_with_every_keyword():
     from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
-    from megatron_seams.runtime.dispatch import Choice, dispatching_spec
+    from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
 
     got = {}
 
@@ -81,7 +81,7 @@ def test_a_native_layer_that_the_backend_lacks_is_an_error_and_not_an_empty_laye
     from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
     from megatron_seams.runtime.compat import HybridStackSubmodules
-    from megatron_seams.runtime.stack import with_seams
+    from megatron_seams.runtime.model.stack import with_seams
 
     specs = {"mamba_layer": {3: ModuleSpec(module=Named)}}
     slots = with_seams(HybridStackSubmodules(), specs)
@@ -92,7 +92,7 @@ def test_a_native_layer_that_the_backend_lacks_is_an_error_and_not_an_empty_laye
 def test_a_dispatching_spec_survives_upstreams_deep_copy_of_submodules():
     from megatron.core.transformer.spec_utils import ModuleSpec
 
-    from megatron_seams.runtime.dispatch import Choice, dispatching_spec
+    from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
 
     class ProcessGroup:
         def __deepcopy__(self, memo):

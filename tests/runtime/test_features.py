@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
 
 @pytest.fixture(scope="module")
 def featured(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     torch.manual_seed(3)
     return build_model(plan_of("*-", seams=("bonus",), features=("ngram",)))
@@ -19,7 +19,7 @@ def featured(plan_of):
 
 @pytest.fixture(scope="module")
 def plain(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     torch.manual_seed(3)
     return build_model(plan_of("*-"))
@@ -92,8 +92,8 @@ def test_boundaries_of_a_forward_that_failed_are_forgotten(featured):
 def test_a_copied_embedding_calls_the_copied_feature():
     import copy
 
-    from megatron_seams.runtime.batch import Batch
-    from megatron_seams.runtime.features import EmbeddingFeature
+    from megatron_seams.runtime.model.batch import Batch
+    from megatron_seams.runtime.model.features import EmbeddingFeature
 
     class Ones(torch.nn.Module):
         def forward(self, input_ids, cu_seqlens=None):
@@ -112,16 +112,16 @@ def test_a_copied_embedding_calls_the_copied_feature():
 
 
 def test_a_stage_without_an_embedding_has_no_feature(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     model = build_model(plan_of("*-", seams=("bonus",), features=("ngram",)), pre_process=False)
     assert not any("bonus" in key for key in model.state_dict())
 
 
 def test_a_feature_at_the_embedding_is_refused_where_the_hook_cannot_serve_it(plan_of, plain):
-    from megatron_seams.runtime.batch import Batch
-    from megatron_seams.runtime.build import build_model
-    from megatron_seams.runtime.features import attach_to_embedding
+    from megatron_seams.runtime.model.batch import Batch
+    from megatron_seams.runtime.model.build import build_model
+    from megatron_seams.runtime.model.features import attach_to_embedding
 
     feature, batch = torch.nn.Identity(), Batch(features=("bonus",))
     with pytest.raises(FeatureInvalid, match="already"):
@@ -148,7 +148,7 @@ def remembered(*layers):
 
 @pytest.fixture(scope="module")
 def remembering(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     torch.manual_seed(3)
     plan = plan_of("*-R", seams=("memo", "rider"), tokens=R, features=(remembered(2, 3),))
@@ -159,7 +159,7 @@ R = {"R": "recurrent"}
 
 
 def test_a_residual_feature_is_a_child_of_its_layers_and_native_keys_stay(remembering, plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     plain = build_model(plan_of("*-R", seams=("rider",), tokens=R))
     added = {f"decoder.layers.{at}.memo.table.weight" for at in (1, 2)}
@@ -203,8 +203,8 @@ def test_a_residual_feature_knows_the_boundaries_of_its_own_forward(remembering)
 def test_a_copied_model_calls_its_own_residual_features_with_its_own_batch():
     import copy
 
-    from megatron_seams.runtime.batch import Batch
-    from megatron_seams.runtime.features import ResidualFeature
+    from megatron_seams.runtime.model.batch import Batch
+    from megatron_seams.runtime.model.features import ResidualFeature
 
     class Scaled(torch.nn.Module):
         scale = 1
@@ -249,8 +249,8 @@ def test_a_stage_that_is_given_no_ids_says_so(remembering):
 def test_a_residual_feature_is_refused_where_layers_run_outside_of_the_forward(remembering):
     from types import SimpleNamespace
 
-    from megatron_seams.runtime.batch import Batch
-    from megatron_seams.runtime.features import attach_to_layer
+    from megatron_seams.runtime.model.batch import Batch
+    from megatron_seams.runtime.model.features import attach_to_layer
 
     layer, batch = remembering.decoder.layers[0], Batch(features=("memo",))
     config = {"recompute_granularity": None, "cuda_graph_impl": "none"}

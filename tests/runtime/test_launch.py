@@ -115,7 +115,10 @@ def _rewrite(receipt, old, new):
         ("edited", ["SEAM-V01", "it was edited"]),
         ("another plan", ["SEAM-V02", "acme-other", "acme-rider"]),
         ("a plugin without its module", ["SEAM-B01", "nowhere_at_all"]),
-        ("import error", ["the seams' stack cannot be made", "megatron_seams.runtime.held"]),
+        (
+            "import error",
+            ["the seams' stack cannot be made", "megatron_seams.runtime.trainer.held"],
+        ),
     ],
 )
 def test_what_goes_wrong_stops_the_run_and_is_never_an_import_error(found, case, said):

@@ -47,7 +47,7 @@ def attention(cls, **changes):
 def test_the_core_attention_computes_what_upstreams_does():
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
-    from megatron_seams.runtime.core_attention import LocalCoreAttention
+    from megatron_seams.runtime.backends.core_attention import LocalCoreAttention
 
     torch.manual_seed(0)
     query = torch.randn(10, 2, 4, 8, requires_grad=True)
@@ -68,7 +68,7 @@ def test_the_core_attention_computes_what_upstreams_does():
 
 
 def test_what_the_core_attention_does_not_compute_it_refuses():
-    from megatron_seams.runtime.core_attention import LocalCoreAttention
+    from megatron_seams.runtime.backends.core_attention import LocalCoreAttention
 
     for changes, said in (
         ({"window_size": (4, 0)}, "window_size"),
@@ -81,7 +81,7 @@ def test_what_the_core_attention_does_not_compute_it_refuses():
 def test_packed_documents_do_not_see_each_other(plan_of, native):
     from megatron.core.packed_seq_params import PackedSeqParams
 
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     bounds = [0, 5, 6, 12]
     boundaries = torch.tensor(bounds, dtype=torch.int32)
@@ -105,7 +105,7 @@ def test_packed_documents_do_not_see_each_other(plan_of, native):
 
 
 def test_a_norm_carries_what_sequence_parallelism_reads():
-    from megatron_seams.runtime.norm import LocalNorm
+    from megatron_seams.runtime.backends.norm import LocalNorm
 
     for normalization, kind, count in (
         ("RMSNorm", torch.nn.RMSNorm, 1),
@@ -125,7 +125,7 @@ def test_a_norm_carries_what_sequence_parallelism_reads():
 
 
 def test_a_checkpoint_names_its_norms_as_transformer_engine_does(plan_of):
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     model = build_model(plan_of("*-"))
     keys = {getattr(part, "key", name) for name, part in model.sharded_state_dict().items()}
@@ -137,7 +137,7 @@ def test_a_checkpoint_names_its_norms_as_transformer_engine_does(plan_of):
 
 
 def test_the_providers_are_what_the_hooks_promise():
-    from megatron_seams.runtime.local import LocalProvider
+    from megatron_seams.runtime.backends.local import LocalProvider
 
     provider = LocalProvider()
     for name in ("column_parallel_linear", "row_parallel_linear", "core_attention"):
@@ -149,7 +149,7 @@ def test_the_providers_are_what_the_hooks_promise():
 def test_torch_answers_cuda_requests_with_the_cpu_only_inside_the_block():
     import torch.distributed as dist
 
-    from megatron_seams.runtime.cpu import cuda_on_cpu
+    from megatron_seams.runtime.cpu.world import cuda_on_cpu
 
     # The module's own block is open: a second one inside it must leave it as it was.
     with cuda_on_cpu():
@@ -165,7 +165,7 @@ def test_torch_answers_cuda_requests_with_the_cpu_only_inside_the_block():
 
 
 def test_a_second_world_in_one_process_is_refused():
-    from megatron_seams.runtime.cpu import gloo_world
+    from megatron_seams.runtime.cpu.world import gloo_world
 
     with pytest.raises(RuntimeError, match="already"), gloo_world():
         pass

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_seams.runtime.ranks import RankFailed, on_ranks
+from megatron_seams.runtime.cpu.ranks import RankFailed, on_ranks
 
 pytestmark = pytest.mark.megatron
 
@@ -22,7 +22,7 @@ def add_up(offset):
 
 def join_twice():
     from megatron_seams.recipes.recipe import Parallelism
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
 
     sizes = []
     for spread in (Parallelism(tensor_parallel=2), Parallelism(pipeline_parallel=2)):

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_seams.recipes.recipe import Parallelism
-from megatron_seams.runtime.ranks import on_ranks
+from megatron_seams.runtime.cpu.ranks import on_ranks
 
 pytestmark = pytest.mark.megatron
 
@@ -15,8 +15,8 @@ def train_a_step(plan):
     import torch
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-    from megatron_seams.runtime.build import build_model
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
+    from megatron_seams.runtime.model.build import build_model
 
     with cpu_world(plan.parallelism) as groups:
         stage = groups.pp.rank()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.megatron
 
 
 def test_a_short_run_learns_more_than_byte_frequencies(plan_of, native):
-    from megatron_seams.runtime.smoke import run_smoke
+    from megatron_seams.runtime.smoke.run import run_smoke
 
     plan = plan_of(
         "AE|AR",
@@ -37,7 +37,7 @@ def test_a_short_run_learns_more_than_byte_frequencies(plan_of, native):
 
 
 def test_a_run_repeats_to_the_last_bit(plan_of):
-    from megatron_seams.runtime.smoke import run_smoke
+    from megatron_seams.runtime.smoke.run import run_smoke
 
     plan = plan_of("*-", megatron={"num_query_groups": 2})
     smoke = Smoke(batch=2, sequence=16)
@@ -51,7 +51,7 @@ def test_a_run_repeats_to_the_last_bit(plan_of):
 
 
 def test_toy_settings_keep_what_is_no_size(plan_of):
-    from megatron_seams.runtime.toy import toy_settings
+    from megatron_seams.runtime.smoke.toy import toy_settings
 
     asked = {
         "hidden_size": 8192,
@@ -86,7 +86,7 @@ def test_toy_settings_keep_what_is_no_size(plan_of):
 
 
 def test_a_recipe_that_sets_nothing_can_be_built(plan_of, native):
-    from megatron_seams.runtime.smoke import run_smoke
+    from megatron_seams.runtime.smoke.run import run_smoke
 
     plan = plan_of(next(pattern for pattern in ("DE+-", "*E-") if native(pattern)))
     bare = type(plan)(name="bare", pattern=plan.pattern, surface=plan.surface, layers=plan.layers)

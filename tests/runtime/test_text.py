@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from megatron_seams.errors import DataInvalid  # noqa: E402 - after the check for torch
-from megatron_seams.runtime.curve import plot  # noqa: E402
-from megatron_seams.runtime.text import (  # noqa: E402
+from megatron_seams.runtime.smoke.curve import plot  # noqa: E402
+from megatron_seams.runtime.smoke.text import (  # noqa: E402
     draw_windows,
     read_text,
     spread_windows,

@@ -3,7 +3,7 @@
 A plugin module implements exactly the hook that its manifest declares: ``<family>_layer`` for a
 layer, ``<feature>_feature`` for a feature, and beside it ``<family>_options`` if it takes options.
 The hooks below are those of the families that core knows; a family that a manifest introduces gets
-hooks of the same shape (:func:`megatron_seams.plugins.load_plugins`).
+hooks of the same shape (:func:`megatron_seams.runtime.plugins.load_plugins`).
 """
 
 from typing import TYPE_CHECKING, Any, Protocol

@@ -28,8 +28,8 @@ from torch.nn import functional
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import DialectTable, Model, Recipe
-from megatron_seams.runtime.build import build_model
-from megatron_seams.runtime.cpu import cpu_world
+from megatron_seams.runtime.cpu.world import cpu_world
+from megatron_seams.runtime.model.build import build_model
 
 TRAINED: Final = 64
 ASKED: Final = 256

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from megatron_seams.errors import Unsupported
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.runtime.build import build_model
-from megatron_seams.runtime.cpu import cpu_world
+from megatron_seams.runtime.cpu.world import cpu_world
+from megatron_seams.runtime.model.build import build_model
 from seam_support import plan, recipe
 
 pytestmark = pytest.mark.megatron

@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_seams.errors import OptionsInvalid, Unsupported
 from megatron_seams.hookspecs import LayerContext
-from megatron_seams.plugins import load_plugins
-from megatron_seams.runtime.cpu import gloo_world
+from megatron_seams.runtime.cpu.world import gloo_world
+from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.seam import Seam, parse_manifest
 from megatron_seams_m2rnn.mixer import M2RNNMixer
 from megatron_seams_m2rnn.operator import m2rnn

@@ -16,7 +16,7 @@ from torch.nn import functional
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Parallelism
-from megatron_seams.runtime.ranks import on_ranks
+from megatron_seams.runtime.cpu.ranks import on_ranks
 from megatron_seams_m2rnn.context_parallel import held_tokens
 from seam_support import plan, recipe
 
@@ -117,7 +117,7 @@ def run_one(run: Run) -> Outcome:
     from megatron.core import dist_checkpointing
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
 
     with cpu_world(run.spread) as groups:
         model = built(run, groups)
@@ -163,8 +163,8 @@ def run_one(run: Run) -> Outcome:
 
 def built(run: Run, groups: Any) -> Any:
     """Build this rank's part of the model with the weights of ``run.start``."""
-    from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.checkpoint import load_checkpoint
+    from megatron_seams.runtime.model.build import build_model
 
     stage, stages = groups.pp.rank(), groups.pp.size()
     model = build_model(run.plan(), pre_process=stage == 0, post_process=stage == stages - 1)
@@ -373,7 +373,7 @@ def test_the_checkpoint_is_read_on_one_rank(name: str, spread: Spread, folder: P
 
 def weights(run: Run) -> dict[str, Tensor]:
     """Load a checkpoint on one rank."""
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
 
     with cpu_world() as groups:
         return {key: weight.detach() for key, weight in built(run, groups).named_parameters()}

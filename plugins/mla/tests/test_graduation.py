@@ -145,9 +145,9 @@ def _rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
     from megatron_seams.planning.environment import read_environment
     from megatron_seams.records.graduation import find_candidate
-    from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.checkpoint import RECEIPT, load_checkpoint, saved_receipt
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
+    from megatron_seams.runtime.model.build import build_model
 
     checkpoint = folder / CHECKPOINT
     candidate = find_candidate("mla", read_proof(folder), read_environment())

@@ -32,7 +32,7 @@ SIZES = {
 
 @pytest.fixture
 def pg_collection() -> Iterator[Any]:
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
 
     with cpu_world() as groups:
         yield groups
@@ -41,7 +41,7 @@ def pg_collection() -> Iterator[Any]:
 def settings(**changes: Any) -> Any:
     from megatron.core.transformer.transformer_config import MLATransformerConfig
 
-    from megatron_seams.runtime.local import LocalBackend
+    from megatron_seams.runtime.backends.local import LocalBackend
 
     known = {field.name for field in dataclasses.fields(MLATransformerConfig)}
     chosen = {k: v for k, v in LocalBackend().settings().items() if k in known}
@@ -62,7 +62,7 @@ def te_settings(**changes: Any) -> Any:
 
 
 def local_backend() -> Any:
-    from megatron_seams.runtime.local import LocalBackend
+    from megatron_seams.runtime.backends.local import LocalBackend
 
     return LocalBackend().provider
 
@@ -111,13 +111,13 @@ def stack(config: Any, pg_collection: Any, *, symbol: str, offset: int = 0, **sl
 
 def dispatched(slot: str, spec: Any) -> Any:
     """The spec as the runtime puts it into its slot."""
-    from megatron_seams.runtime.dispatch import Choice, dispatching_spec
+    from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
 
     return dispatching_spec(Choice(slot=slot, native=None, seams={1: spec}))
 
 
 def native_stack(config: Any, pg_collection: Any) -> Any:
-    from megatron_seams.runtime.local import LocalBackend
+    from megatron_seams.runtime.backends.local import LocalBackend
 
     native = LocalBackend().submodules(config).mla_layer
     return stack(config, pg_collection, symbol="+", mla_layer=native)
@@ -190,7 +190,7 @@ def test_the_layer_keeps_the_global_number_that_the_stack_gives_it(
 ) -> None:
     from megatron.core.transformer import transformer_layer
 
-    from megatron_seams.runtime.dispatch import Choice, dispatching_spec
+    from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
 
     # A second pipeline stage, as far as the layer could tell.
     monkeypatch.setattr(transformer_layer, "get_transformer_layer_offset", lambda *_: 100)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import megatron_seams_mla
-from megatron_seams.plugins import load_plugins
+from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.seam import CAPABILITIES, Seam, parse_manifest
 
 PACKAGE = Path(megatron_seams_mla.__file__).parent

@@ -88,9 +88,9 @@ def test_a_model_trains(
     import torch
     from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
-    from megatron_seams.runtime.backend import choose_backend
-    from megatron_seams.runtime.build import build_model
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.cpu.world import cpu_world
+    from megatron_seams.runtime.model.build import build_model
 
     backend, settings = choose_backend(), {}
     if "D" in pattern:
@@ -119,8 +119,8 @@ def test_a_model_trains(
 def test_where_sparse_attention_needs_a_kernel_the_refusal_says_which(
     environment: Environment,
 ) -> None:
-    from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.compat import NO_ROTATION
+    from megatron_seams.runtime.model.build import build_model
 
     if environment.surface.of_family("dsa") is None or NO_ROTATION:
         pytest.skip("this Megatron has no sparse attention that insists on the kernel")

@@ -48,14 +48,14 @@ def plan_of(*features: dict[str, Any], pattern: str = "*-", **tables: Any) -> Pl
 
 @pytest.fixture(scope="module", autouse=True)
 def _world() -> Iterator[None]:
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
 
     with cpu_world():
         yield
 
 
 def built(plan: Plan) -> Any:
-    from megatron_seams.runtime.build import build_model
+    from megatron_seams.runtime.model.build import build_model
 
     torch.manual_seed(4)
     return build_model(plan)

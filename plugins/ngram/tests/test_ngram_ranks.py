@@ -17,7 +17,7 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.runtime.ranks import on_ranks
+from megatron_seams.runtime.cpu.ranks import on_ranks
 
 pytestmark = pytest.mark.megatron
 
@@ -79,8 +79,8 @@ def model_of(plan: Plan, start: Path | None = None, **stage: bool) -> Any:
     """The model with nothing at zero, or as saved, in Megatron's own data-parallel wrapper."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
-    from megatron_seams.runtime.build import build_model
     from megatron_seams.runtime.checkpoint import load_checkpoint
+    from megatron_seams.runtime.model.build import build_model
 
     torch.manual_seed(7)
     model = build_model(plan, **stage)
@@ -138,7 +138,7 @@ def logits(model: Any) -> Tensor:
 def on_tensor_ranks(plans: dict[str, Plan], folders: dict[str, Path]) -> dict[str, Any]:
     """Every plan's step; a checkpoint saved; and one that a single rank saved, loaded."""
     from megatron_seams.runtime.checkpoint import load_checkpoint, save_checkpoint
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
 
     found: dict[str, Any] = {}
     with cpu_world(plans["tensor"].parallelism) as groups:
@@ -157,7 +157,7 @@ def on_tensor_ranks(plans: dict[str, Plan], folders: dict[str, Path]) -> dict[st
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The same on one rank, and what two ranks made of it."""
     from megatron_seams.runtime.checkpoint import load_checkpoint, save_checkpoint
-    from megatron_seams.runtime.cpu import cpu_world
+    from megatron_seams.runtime.cpu.world import cpu_world
 
     names = ("start", "stepped", "divided", "of one layer")
     folders = {name: tmp_path_factory.mktemp(name.replace(" ", "-")) for name in names}
@@ -246,7 +246,7 @@ def test_a_checkpoint_of_two_tensor_ranks_loads_on_one_and_the_other_way(
 
 def on_stages(plans: dict[str, tuple[Plan, Path]]) -> dict[str, Any]:
     """One rank's stages of each plan under upstream's own pipeline schedules."""
-    from megatron_seams.runtime.cpu import cuda_on_cpu, gloo_world
+    from megatron_seams.runtime.cpu.world import cuda_on_cpu, gloo_world
 
     found = {}
     for name, (plan, start) in plans.items():

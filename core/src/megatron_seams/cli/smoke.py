@@ -76,7 +76,7 @@ def smoke_command(
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from megatron_seams.runtime.smoke import Keep, run_smoke
+        from megatron_seams.runtime.smoke.run import Keep, run_smoke
 
         keep = Keep(folder=save, receipt=kept) if save else None
         report = run_smoke(plan, recipe.smoke, data, steps, out, keep)

@@ -4,16 +4,16 @@ import torch
 
 from megatron_seams.errors import ProofUnreadable
 from megatron_seams.records.graduation import Candidate, Graduation, Keys, Numbers
-from megatron_seams.runtime.build import build_model
 from megatron_seams.runtime.checkpoint import (
     load_checkpoint,
     model_entries,
     saved_entries,
     saved_receipt,
 )
-from megatron_seams.runtime.cpu import cpu_world
-from megatron_seams.runtime.probe import read_probe, take_probe
-from megatron_seams.runtime.smoke import on_one_rank, one_thread
+from megatron_seams.runtime.cpu.world import cpu_world
+from megatron_seams.runtime.model.build import build_model
+from megatron_seams.runtime.smoke.probe import read_probe, take_probe
+from megatron_seams.runtime.smoke.run import on_one_rank, one_thread
 
 
 def graduate(candidate: Candidate) -> Graduation:

@@ -12,7 +12,7 @@ ImportError may leave this module; whatever goes wrong stops the run.
 import os
 
 try:
-    from megatron_seams.runtime.held import held_stack
+    from megatron_seams.runtime.trainer.held import held_stack
 
     stack_spec = held_stack(os.environ)
 except ImportError as error:

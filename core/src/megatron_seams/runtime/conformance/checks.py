@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron_seams.planning.plan import Plan
-from megatron_seams.plugins import load_plugins
+from megatron_seams.runtime.backends.local import LocalBackend
 from megatron_seams.runtime.checkpoint import load_checkpoint, model_entries, save_checkpoint
 from megatron_seams.runtime.conformance import rules
 from megatron_seams.runtime.conformance.models import (
@@ -25,9 +25,9 @@ from megatron_seams.runtime.conformance.models import (
     parts,
     tokens,
 )
-from megatron_seams.runtime.dispatch import Choice, dispatching_spec
-from megatron_seams.runtime.local import LocalBackend
-from megatron_seams.runtime.seam_layers import SeamLayers
+from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
+from megatron_seams.runtime.model.seam_layers import SeamLayers
+from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.upstream.surface import NativeSurface
 
 if TYPE_CHECKING:

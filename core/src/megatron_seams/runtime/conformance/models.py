@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from megatron_seams.planning.plan import Custom, Plan
 from megatron_seams.recipes.recipe import Smoke
-from megatron_seams.runtime.build import build_model
+from megatron_seams.runtime.backends.local import LocalBackend
 from megatron_seams.runtime.conformance.rules import BUILDS
-from megatron_seams.runtime.local import LocalBackend
-from megatron_seams.runtime.toy import VOCABULARY, toy_settings
+from megatron_seams.runtime.model.build import build_model
+from megatron_seams.runtime.smoke.toy import VOCABULARY, toy_settings
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection

@@ -27,8 +27,8 @@ from megatron_seams.runtime.conformance.models import (
     tokens,
 )
 from megatron_seams.runtime.conformance.subject import ASKED, Subject
-from megatron_seams.runtime.cpu import cuda_on_cpu, gloo_world
-from megatron_seams.runtime.ranks import RankFailed, on_ranks
+from megatron_seams.runtime.cpu.ranks import RankFailed, on_ranks
+from megatron_seams.runtime.cpu.world import cuda_on_cpu, gloo_world
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection

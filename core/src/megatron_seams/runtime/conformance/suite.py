@@ -13,9 +13,9 @@ from megatron_seams.errors import Refusal, Unsupported
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.plugins import load_plugins
 from megatron_seams.runtime.conformance import rules
 from megatron_seams.runtime.conformance.subject import Subject, find_subject, read_fragment
+from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.seam import CAPABILITIES
 from megatron_seams.upstream.source import open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface
@@ -62,7 +62,7 @@ class SeamConformance:
     @classmethod
     def world(cls, subject: Subject) -> "Iterator[ProcessGroupCollection]":
         """Megatron's process groups, of this process alone."""
-        from megatron_seams.runtime.cpu import cpu_world
+        from megatron_seams.runtime.cpu.world import cpu_world
 
         del subject  # first, so that a seam that is not there is said before torch is imported
         with cpu_world() as groups:

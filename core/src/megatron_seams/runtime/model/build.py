@@ -9,13 +9,13 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron_seams.errors import CannotRunHere, Refusal, SeamsError
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Layer, Plan
-from megatron_seams.plugins import LoadedSeams, load_plugins
 from megatron_seams.runtime import compat
-from megatron_seams.runtime.backend import ModelBackend, choose_backend
-from megatron_seams.runtime.config import ModelSettings, model_settings, rejected
-from megatron_seams.runtime.features import attach_features
-from megatron_seams.runtime.seam_layers import SeamLayers
-from megatron_seams.runtime.stack import BackendStack, SeamHybridStack, refusal_behind
+from megatron_seams.runtime.backends.choice import ModelBackend, choose_backend
+from megatron_seams.runtime.model.features import attach_features
+from megatron_seams.runtime.model.seam_layers import SeamLayers
+from megatron_seams.runtime.model.settings import ModelSettings, model_settings, rejected
+from megatron_seams.runtime.model.stack import BackendStack, SeamHybridStack, refusal_behind
+from megatron_seams.runtime.plugins import LoadedSeams, load_plugins
 from megatron_seams.upstream.surface import Native
 
 if TYPE_CHECKING:
@@ -34,10 +34,9 @@ def build_model(
 ) -> compat.HybridModel:
     """Build the model of ``plan``, or one pipeline stage of it.
 
-    Megatron's process groups exist already (on a CPU:
-    :func:`megatron_seams.runtime.cpu.cpu_world`). A plan without a seam gives exactly what upstream
-    gives: its own stack class with its own submodules; on the TE-free backend, its stack with
-    another final norm.
+    Megatron's process groups exist already (on a CPU: :func:`.cpu.world.cpu_world`). A plan without
+    a seam gives exactly what upstream gives: its own stack class with its own submodules; on the
+    TE-free backend, its stack with another final norm.
 
     Args:
         plan: The model.

@@ -27,10 +27,10 @@ class RankFailed(Exception):
 def on_ranks(function: Callable[..., Any], *arguments: Any, world_size: int = 2) -> list[Any]:
     """Call ``function(*arguments)`` on every rank at once.
 
-    The function joins the other ranks by itself, through
-    :func:`megatron_seams.runtime.cpu.cpu_world` for example. The new processes have this one's
-    ``sys.path`` and environment, and one torch thread each. They find the function by its module's
-    name or, where that cannot be imported (a test module), by its module's file.
+    The function joins the other ranks by itself, through :func:`.world.cpu_world` for example. The
+    new processes have this one's ``sys.path`` and environment, and one torch thread each. They find
+    the function by its module's name or, where that cannot be imported (a test module), by its
+    module's file.
 
     Args:
         function: A function at the top level of a module.

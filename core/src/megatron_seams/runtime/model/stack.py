@@ -11,14 +11,14 @@ from megatron.core.transformer.identity_op import IdentityOp
 
 from megatron_seams.errors import Refusal, SeamsError, UpstreamForbids
 from megatron_seams.runtime.compat import HybridStack, HybridStackSubmodules
-from megatron_seams.runtime.dispatch import Choice, dispatching_spec
+from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_seams.runtime.seam_layers import SeamLayers
+    from megatron_seams.runtime.model.seam_layers import SeamLayers
 
 
 class StackRefused(Exception):

@@ -19,14 +19,14 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.plugins import LoadedSeams, load_plugins
 from megatron_seams.records.receipt import read_receipt
 from megatron_seams.records.verify import verify
-from megatron_seams.runtime.backend import ModelBackend, choose_backend
-from megatron_seams.runtime.build import cannot_run
-from megatron_seams.runtime.features import attach_features
-from megatron_seams.runtime.seam_layers import SeamLayers
-from megatron_seams.runtime.stack import SeamHybridStack, StackRefused
+from megatron_seams.runtime.backends.choice import ModelBackend, choose_backend
+from megatron_seams.runtime.model.build import cannot_run
+from megatron_seams.runtime.model.features import attach_features
+from megatron_seams.runtime.model.seam_layers import SeamLayers
+from megatron_seams.runtime.model.stack import SeamHybridStack, StackRefused
+from megatron_seams.runtime.plugins import LoadedSeams, load_plugins
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig

@@ -12,8 +12,8 @@ from megatron_seams.errors import FeatureInvalid, HookMissing
 from megatron_seams.hookspecs import Backend, FeatureContext
 from megatron_seams.planning.features import EMBEDDING
 from megatron_seams.planning.plan import Plan, PlannedFeature
-from megatron_seams.plugins import LoadedSeams
-from megatron_seams.runtime.batch import Batch
+from megatron_seams.runtime.model.batch import Batch
+from megatron_seams.runtime.plugins import LoadedSeams
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig

@@ -9,7 +9,7 @@ from megatron.core.extensions.transformer_engine_spec_provider import TESpecProv
 
 from megatron_seams import hookspecs
 from megatron_seams.runtime import compat
-from megatron_seams.runtime.local import LocalBackend
+from megatron_seams.runtime.backends.local import LocalBackend
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig

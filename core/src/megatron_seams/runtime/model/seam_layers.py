@@ -13,7 +13,7 @@ from packaging.version import Version
 from megatron_seams.errors import HookMissing
 from megatron_seams.hookspecs import Backend, LayerContext
 from megatron_seams.planning.plan import Custom, Plan
-from megatron_seams.plugins import LoadedSeams
+from megatron_seams.runtime.plugins import LoadedSeams
 from megatron_seams.seams.seam import Seam
 
 if TYPE_CHECKING:

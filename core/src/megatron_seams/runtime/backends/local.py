@@ -42,9 +42,9 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from megatron_seams.runtime import compat
-from megatron_seams.runtime.core_attention import LocalCoreAttention
-from megatron_seams.runtime.duplicated_linear import DuplicatedLinear
-from megatron_seams.runtime.norm import LocalNorm
+from megatron_seams.runtime.backends.core_attention import LocalCoreAttention
+from megatron_seams.runtime.backends.duplicated_linear import DuplicatedLinear
+from megatron_seams.runtime.backends.norm import LocalNorm
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Parallelism, Smoke
-from megatron_seams.runtime.build import build_model
-from megatron_seams.runtime.cpu import cpu_world
-from megatron_seams.runtime.curve import plot
-from megatron_seams.runtime.probe import refuse_used, save_proof
-from megatron_seams.runtime.text import (
+from megatron_seams.runtime.cpu.world import cpu_world
+from megatron_seams.runtime.model.build import build_model
+from megatron_seams.runtime.smoke.curve import plot
+from megatron_seams.runtime.smoke.probe import refuse_used, save_proof
+from megatron_seams.runtime.smoke.text import (
     Text,
     draw_windows,
     read_text,
     spread_windows,
     unigram_entropy,
 )
-from megatron_seams.runtime.toy import toy_settings
+from megatron_seams.runtime.smoke.toy import toy_settings
 
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel

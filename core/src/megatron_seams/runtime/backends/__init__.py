@@ -1,0 +1,1 @@
+"""Who builds linears, norms and attention: Transformer Engine, or plain torch without it."""

@@ -1,0 +1,1 @@
+"""A run under upstream's own trainer, held to a receipt."""
