@@ -1,13 +1,8 @@
 """The process of a command: ``registry``, and ``python -m megatron_seams``.
 
-``registry list`` is asked often, and is to answer no later than ``pytest --version`` would. Nearly
-all of its time goes into loading modules and making attrs classes (half a millisecond each, half of
-that for comparing and showing their values). So a module is loaded where a command needs it; what
-is plainly right is taken without the library that judges the rest
-(:mod:`megatron_seams.base.structure`, :mod:`megatron_seams.base.versions`,
-:mod:`megatron_seams.base.distributions`); and a class of values that nobody compares says
-``eq=False, repr=False``. tests/test_light.py holds what is not loaded, and benchmarks/registry.py
-measures.
+``registry list`` is asked often and answers in about the time of ``pytest --version``: a library
+that few commands need (rich, jinja2, pathspec, the readers of archives) is loaded by those alone.
+tests/test_light.py holds which are not loaded, and benchmarks/registry.py measures.
 """
 
 import gc

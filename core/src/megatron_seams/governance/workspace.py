@@ -3,18 +3,15 @@
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 from attrs import field, validators
+from packaging.specifiers import SpecifierSet
 
 from megatron_seams.base.structure import structure
 from megatron_seams.base.validators import specifier
-from megatron_seams.base.versions import specifiers
 from megatron_seams.errors import Refusal, WorkspaceInvalid
-
-if TYPE_CHECKING:
-    from packaging.specifiers import SpecifierSet
 
 TABLE = "megatron-seams"
 _PROJECT = "pyproject.toml"
@@ -35,9 +32,9 @@ class WorkspacePolicy:
     require_codeowners: bool = False
 
     @property
-    def range(self) -> "SpecifierSet | None":
+    def range(self) -> SpecifierSet | None:
         """The releases as packaging compares them; None where nothing is said."""
-        return None if self.megatron_core is None else specifiers(self.megatron_core)
+        return None if self.megatron_core is None else SpecifierSet(self.megatron_core)
 
 
 @attrs.frozen(kw_only=True)

@@ -8,22 +8,17 @@ import datetime
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import attrs
 import tomli
 from attrs import field, validators
+from packaging.specifiers import SpecifierSet
 
-from megatron_seams.base.structure import structure
+from megatron_seams.base.structure import KeyFault, structure
 from megatron_seams.base.validators import one_of, schema, sentence, specifier, version
-from megatron_seams.base.versions import specifiers
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
-
-if TYPE_CHECKING:
-    from packaging.specifiers import SpecifierSet
-
-    from megatron_seams.base.fitting import KeyFault
 
 SCHEMA = 1
 #: A manifest is a page of text; something larger is not a manifest.
@@ -187,9 +182,9 @@ class Requires:
     megatron_core: str = field(validator=specifier)
 
     @property
-    def range(self) -> "SpecifierSet":
+    def range(self) -> SpecifierSet:
         """The range as packaging compares it."""
-        return specifiers(self.megatron_core)
+        return SpecifierSet(self.megatron_core)
 
 
 @attrs.frozen(kw_only=True)
@@ -348,7 +343,7 @@ def parse_manifest(data: bytes, *, file: str) -> tuple[Manifest | None, tuple[Se
     return manifest, tuple(_invalid(fault, file) for fault in faults)
 
 
-def _invalid(fault: "KeyFault", file: str) -> ManifestInvalid:
+def _invalid(fault: KeyFault, file: str) -> ManifestInvalid:
     return ManifestInvalid(
         asked="a valid seam manifest",
         found=fault.message,
