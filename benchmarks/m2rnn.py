@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from megatron_seams.errors import CannotRunHere
-from megatron_seams_m2rnn.backends import choose
-from megatron_seams_m2rnn.operator import m2rnn
+from megatron_seams_m2rnn.ops.dispatch import choose
+from megatron_seams_m2rnn.ops.operator import m2rnn
 from megatron_seams_m2rnn.options import BACKENDS
 
 K, V = 64, 16

@@ -5,8 +5,10 @@ import torch
 
 from megatron_seams.base.structure import structure
 from megatron_seams.errors import CannotRunHere
-from megatron_seams_m2rnn import cpu, reference, torch_loop
-from megatron_seams_m2rnn.backends import choose
+from megatron_seams_m2rnn.ops import naive as reference
+from megatron_seams_m2rnn.ops import torch_loop
+from megatron_seams_m2rnn.ops.cpu import recurrence as cpu
+from megatron_seams_m2rnn.ops.dispatch import choose
 from megatron_seams_m2rnn.options import BACKENDS, Options
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

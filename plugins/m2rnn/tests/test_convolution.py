@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from megatron_seams_m2rnn.convolution import causal_convolution
-from megatron_seams_m2rnn.documents import document_spans, positions
+from megatron_seams_m2rnn.layer.convolution import causal_convolution
+from megatron_seams_m2rnn.ops.documents import document_spans, positions
 
 POSITION = positions(document_spans(torch.tensor([0, 1, 6, 6, 11]), 11))
 

@@ -16,9 +16,11 @@ import torch
 from megatron_seams.errors import CannotRunHere
 from megatron_seams.runtime import extensions
 from megatron_seams.runtime.extensions import SlowBackend
-from megatron_seams_m2rnn import backends, cpu, torch_loop
-from megatron_seams_m2rnn.backends import choose
-from megatron_seams_m2rnn.cpu_library import Library, NotBuilt, build, library
+from megatron_seams_m2rnn.ops import dispatch as backends
+from megatron_seams_m2rnn.ops import torch_loop
+from megatron_seams_m2rnn.ops.cpu import recurrence as cpu
+from megatron_seams_m2rnn.ops.cpu.library import Library, NotBuilt, build, library
+from megatron_seams_m2rnn.ops.dispatch import choose
 
 CPU = torch.device("cpu")
 
@@ -41,7 +43,7 @@ def test_a_build_is_named_while_it_runs_and_once_killed_leaves_nothing_to_wait_f
     empty: Path,
 ) -> None:
     builder = subprocess.Popen(
-        [sys.executable, "-m", "megatron_seams_m2rnn.cpu_library"], start_new_session=True
+        [sys.executable, "-m", "megatron_seams_m2rnn.ops.cpu.library"], start_new_session=True
     )
     try:
         while not list(empty.glob("*/building-*/build.ninja")):

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from megatron_seams_m2rnn.gate import forget_gate, initial_decay, initial_dt_bias
+from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay, initial_dt_bias
 
 
 def test_the_gate_is_the_papers_formula() -> None:

@@ -28,8 +28,8 @@ from megatron_seams.hookspecs import LayerContext
 from megatron_seams.runtime.cpu.world import gloo_world
 from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.seam import Seam, parse_manifest
-from megatron_seams_m2rnn.mixer import M2RNNMixer
-from megatron_seams_m2rnn.operator import m2rnn
+from megatron_seams_m2rnn.layer.mixer import M2RNNMixer
+from megatron_seams_m2rnn.ops.operator import m2rnn
 from megatron_seams_m2rnn.options import Options
 from megatron_seams_m2rnn.plugin import recurrent_layer
 
@@ -166,7 +166,7 @@ def test_a_bfloat16_model_keeps_its_gates_and_states_in_float32(
         seen.append({"q": q, "f": f})
         return m2rnn(q, k, v, W, f, *h0, **kw)
 
-    monkeypatch.setattr("megatron_seams_m2rnn.mixer.m2rnn", spy)
+    monkeypatch.setattr("megatron_seams_m2rnn.layer.mixer.m2rnn", spy)
     # Megatron's Float16Module casts every parameter, A_log and dt_bias too.
     model = layer(groups, bf16=True, params_dtype=torch.bfloat16).bfloat16()
     out = model(torch.randn(10, 2, HIDDEN, dtype=torch.bfloat16))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.operator import m2rnn
+from megatron_seams_m2rnn.ops.operator import m2rnn
 
 # Nq, Nk, Nv, Nw, Nf: all equal, the paper's, each input grouped alone, and all different.
 LAYOUTS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.operator import m2rnn
+from megatron_seams_m2rnn.ops.operator import m2rnn
 
 
 def draw(

@@ -17,7 +17,7 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Parallelism
 from megatron_seams.runtime.cpu.ranks import on_ranks
-from megatron_seams_m2rnn.context_parallel import held_tokens
+from megatron_seams_m2rnn.layer.context_parallel import held_tokens
 from seam_support import plan, recipe
 
 pytestmark = pytest.mark.megatron

@@ -14,9 +14,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from megatron_seams.errors import CannotRunHere
-from megatron_seams_m2rnn import triton_backend, triton_kernels
-from megatron_seams_m2rnn.backends import choose
-from megatron_seams_m2rnn.triton_backend import LARGEST, recurrence, segments
+from megatron_seams_m2rnn.ops.dispatch import choose
+from megatron_seams_m2rnn.ops.triton import kernels as triton_kernels
+from megatron_seams_m2rnn.ops.triton import recurrence as triton_backend
+from megatron_seams_m2rnn.ops.triton.recurrence import LARGEST, recurrence, segments
 
 TESTS = Path(__file__).parent
 #: What a block of threads may have of an SM's shared memory on compute capability 9.0, in bytes.
@@ -63,7 +64,7 @@ def test_a_process_that_interprets_refuses_a_gpu_and_runs_triton_on_a_cpu_only_w
     code = (
         "import torch\n"
         "from megatron_seams.errors import CannotRunHere\n"
-        "from megatron_seams_m2rnn.backends import choose\n"
+        "from megatron_seams_m2rnn.ops.dispatch import choose\n"
         "print(*(choose(name, torch.device('cpu')).__module__ for name in (None, 'triton')))\n"
         "try:\n"
         "    choose('triton', torch.device('cuda'))\n"
@@ -77,8 +78,10 @@ def test_a_process_that_interprets_refuses_a_gpu_and_runs_triton_on_a_cpu_only_w
         text=True,
         check=True,
     )
-    package = "megatron_seams_m2rnn"
-    assert done.stdout.split() == [f"{package}.cpu", f"{package}.triton_backend", "SEAM-B05"]
+    ops = "megatron_seams_m2rnn.ops"
+    assert done.stdout.split() == [f"{ops}.{name}.recurrence" for name in ("cpu", "triton")] + [
+        "SEAM-B05"
+    ]
 
 
 def test_without_the_package_triton_the_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,10 @@
 import attrs
 from attrs import field, validators
 
-from megatron_seams_m2rnn.heads import HeadCounts
-from megatron_seams_m2rnn.layout import Layout
+from megatron_seams_m2rnn.layer.layout import Layout
+from megatron_seams_m2rnn.ops.heads import HeadCounts
 
-#: The implementations of the recurrence (:mod:`megatron_seams_m2rnn.backends`).
+#: The implementations of the recurrence (:mod:`megatron_seams_m2rnn.ops.dispatch`).
 BACKENDS = ("reference", "torch", "cpu", "triton")
 
 _positive = validators.ge(1)

@@ -4,7 +4,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_seams.errors import OptionsInvalid
 from megatron_seams.hookspecs import LayerContext, hookimpl
-from megatron_seams_m2rnn.mixer import M2RNNMixer, M2RNNMixerSubmodules
+from megatron_seams_m2rnn.layer.mixer import M2RNNMixer, M2RNNMixerSubmodules
 from megatron_seams_m2rnn.options import Options
 
 

@@ -11,7 +11,7 @@ from megatron.core.transformer.utils import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megatron_seams_m2rnn.collectives import summed
+from megatron_seams_m2rnn.layer.collectives import summed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

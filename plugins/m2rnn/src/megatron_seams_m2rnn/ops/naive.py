@@ -8,7 +8,7 @@ compare with.
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.contract import Spans, state_dtype, state_heads
+from megatron_seams_m2rnn.ops.contract import Spans, state_dtype, state_heads
 
 
 def recurrence(
@@ -22,7 +22,7 @@ def recurrence(
     clip: float | None,
     every: int,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments and results as :func:`megatron_seams_m2rnn.cpu.recurrence`.
+    """Run the recurrence; arguments and results as :func:`.cpu.recurrence.recurrence`.
 
     ``every`` counts for nothing here: all states are kept.
     """

@@ -3,7 +3,7 @@
 It is built once for each kind of processor, on first use, by torch's own extension loader; or ahead
 of time, for an image that has no compiler later::
 
-    python -m megatron_seams_m2rnn.cpu_library
+    python -m megatron_seams_m2rnn.ops.cpu.library
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from megatron_seams.runtime import extensions
 from megatron_seams.runtime.extensions import PATIENCE, NotBuilt
 
 if TYPE_CHECKING:
-    from megatron_seams_m2rnn.cpu import Call
+    from megatron_seams_m2rnn.ops.cpu.recurrence import Call
 
 __all__ = ["PATIENCE", "SOURCE", "Library", "NotBuilt", "build", "library"]
 

@@ -8,8 +8,10 @@ import torch
 
 from megatron_seams.errors import CannotRunHere
 from megatron_seams.runtime.extensions import build_fault, warn_of_stand_in
-from megatron_seams_m2rnn import cpu, reference, torch_loop
-from megatron_seams_m2rnn.cpu_library import library
+from megatron_seams_m2rnn.ops import naive as reference
+from megatron_seams_m2rnn.ops import torch_loop
+from megatron_seams_m2rnn.ops.cpu import recurrence as cpu
+from megatron_seams_m2rnn.ops.cpu.library import library
 from megatron_seams_m2rnn.options import BACKENDS
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ def _triton(device: torch.device) -> Recurrence:
     """Import the kernels only where they are wanted: Triton need not be installed elsewhere."""
     if importlib.util.find_spec("triton") is None:
         raise _cannot("the package triton is not installed", device, "triton")
-    from megatron_seams_m2rnn import triton_backend, triton_kernels
+    from megatron_seams_m2rnn.ops.triton import kernels as triton_kernels
+    from megatron_seams_m2rnn.ops.triton import recurrence as triton_backend
 
     if device.type != ("cpu" if triton_kernels.INTERPRETED else "cuda"):
         raise _cannot(

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_seams_m2rnn.contract import (
+from megatron_seams_m2rnn.ops.contract import (
     Spans,
     kept_states,
     side_by_side,
     state_dtype,
     state_heads,
 )
-from megatron_seams_m2rnn.cpu_library import library
+from megatron_seams_m2rnn.ops.cpu.library import library
 
 _COUNTS = (
     *("batch", "steps", "heads", "rows", "columns"),
@@ -54,7 +54,7 @@ def recurrence(
     clip: float | None,
     every: int,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; :func:`megatron_seams_m2rnn.operator.m2rnn` checks what comes in.
+    """Run the recurrence; :func:`megatron_seams_m2rnn.ops.operator.m2rnn` checks what comes in.
 
     Args:
         q: [B, S, Nq, K].

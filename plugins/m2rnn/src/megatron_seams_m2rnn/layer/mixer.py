@@ -29,17 +29,17 @@ from megatron.core.transformer.utils import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megatron_seams_m2rnn.cache import kept
-from megatron_seams_m2rnn.collectives import gathered, replicated
-from megatron_seams_m2rnn.context_parallel import held_tokens, to_heads, to_tokens
-from megatron_seams_m2rnn.convolution import causal_convolution
-from megatron_seams_m2rnn.fused import own_rows, sharded_parts
-from megatron_seams_m2rnn.gate import forget_gate, initial_decay, initial_dt_bias
-from megatron_seams_m2rnn.norm import SplitRMSNorm
-from megatron_seams_m2rnn.operator import m2rnn
+from megatron_seams_m2rnn.layer.cache import kept
+from megatron_seams_m2rnn.layer.collectives import gathered, replicated
+from megatron_seams_m2rnn.layer.context_parallel import held_tokens, to_heads, to_tokens
+from megatron_seams_m2rnn.layer.convolution import causal_convolution
+from megatron_seams_m2rnn.layer.fused import own_rows, sharded_parts
+from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay, initial_dt_bias
+from megatron_seams_m2rnn.layer.norm import SplitRMSNorm
+from megatron_seams_m2rnn.layer.refusal import unsupported
+from megatron_seams_m2rnn.layer.row import Row
+from megatron_seams_m2rnn.ops.operator import m2rnn
 from megatron_seams_m2rnn.options import Options
-from megatron_seams_m2rnn.refusal import unsupported
-from megatron_seams_m2rnn.row import Row
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams

@@ -22,15 +22,15 @@ trained. Their torch path clamps the sum instead, which gives other gradients.
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.backends import choose
-from megatron_seams_m2rnn.contract import (
+from megatron_seams_m2rnn.ops.contract import (
     Spans,
     check_devices,
     check_dtypes,
     check_settings,
     check_shapes,
 )
-from megatron_seams_m2rnn.documents import document_spans
+from megatron_seams_m2rnn.ops.dispatch import choose
+from megatron_seams_m2rnn.ops.documents import document_spans
 
 
 def m2rnn(
@@ -72,7 +72,7 @@ def m2rnn(
         checkpoint_every: Steps between the states kept for backward. Fewer states kept cost more
             scratch memory in backward, which recomputes one interval at a time.
         backend: ``reference``, ``torch``, ``cpu`` or ``triton``; None for the device's own
-            (:func:`megatron_seams_m2rnn.backends.choose`). Each is deterministic, and each gives
+            (:func:`.dispatch.choose`). Each is deterministic, and each gives
             the others' numbers to the rounding of the state's dtype (``triton``: of its products,
             which are bfloat16 where q, k and v have 16 bits).
 

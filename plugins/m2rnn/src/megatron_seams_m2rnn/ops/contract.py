@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.heads import HeadCounts
+from megatron_seams_m2rnn.ops.heads import HeadCounts
 
 #: The ``(start, stop)`` of each document of a row, in steps, one after the other.
 Spans = tuple[tuple[int, int], ...]

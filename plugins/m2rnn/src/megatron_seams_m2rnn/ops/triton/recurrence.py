@@ -14,8 +14,8 @@ import triton.language as tl  # type: ignore[import-untyped]  # likewise
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_seams_m2rnn import triton_kernels
-from megatron_seams_m2rnn.contract import Spans, side_by_side, state_dtype, state_heads
+from megatron_seams_m2rnn.ops.contract import Spans, side_by_side, state_dtype, state_heads
+from megatron_seams_m2rnn.ops.triton import kernels as triton_kernels
 
 #: The largest K and V: a state is held in the registers of one block of threads.
 LARGEST: Final = 128
@@ -34,7 +34,7 @@ def recurrence(
     clip: float | None,
     every: int,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments and results as :func:`megatron_seams_m2rnn.cpu.recurrence`.
+    """Run the recurrence; arguments and results as :func:`..cpu.recurrence.recurrence`.
 
     The operands of matrix products are rounded to bfloat16 where q has 16 bits (float16 has not the
     range of a gradient), and not at all where it is float32 or float64.

@@ -3,7 +3,7 @@
 import attrs
 from attrs import field, validators
 
-from megatron_seams_m2rnn.heads import HeadCounts
+from megatron_seams_m2rnn.ops.heads import HeadCounts
 
 
 @attrs.frozen(kw_only=True)

@@ -1,7 +1,7 @@
 """The ``torch`` backend: the recurrence in torch alone, for any device that torch has.
 
 Time linear in the sequence, and one state in :math:`C` kept for backward; :mod:`operator
-<megatron_seams_m2rnn.operator>` has the equations. It is several times slower than the backends
+<megatron_seams_m2rnn.ops.operator>` has the equations. It is several times slower than the backends
 that are compiled, and what runs where none of them can.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_seams_m2rnn.contract import Spans, kept_states, state_dtype, state_heads
+from megatron_seams_m2rnn.ops.contract import Spans, kept_states, state_dtype, state_heads
 
 
 def recurrence(
@@ -26,7 +26,7 @@ def recurrence(
     clip: float | None,
     every: int,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments and results as :func:`megatron_seams_m2rnn.cpu.recurrence`."""
+    """Run the recurrence; arguments and results as :func:`.cpu.recurrence.recurrence`."""
     outputs: tuple[Tensor, Tensor] = _Recurrence.apply(q, k, v, f, W, h0, spans, clip, every)
     return outputs
 

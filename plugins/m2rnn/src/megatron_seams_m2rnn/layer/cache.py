@@ -9,7 +9,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from megatron.core.inference.contexts import StaticInferenceContext
 
-    from megatron_seams_m2rnn.layout import Layout
+    from megatron_seams_m2rnn.layer.layout import Layout
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -6,8 +6,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.documents import document_spans, positions
-from megatron_seams_m2rnn.refusal import unsupported
+from megatron_seams_m2rnn.layer.refusal import unsupported
+from megatron_seams_m2rnn.ops.documents import document_spans, positions
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams

@@ -1,0 +1,1 @@
+"""The mixer around the recurrence, as upstream's Mamba layer takes it."""
