@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from megatron_seams_ngram.ngram_tables import NgramTables
-from megatron_seams_ngram.tables import HashTables, make_tables
+from megatron_seams_ngram.tables.hash_tables import HashTables, make_tables
 
 BATCH, LENGTH, WIDTH = 2, 4096, 16
 STEP_BAR, INDEX_BAR, MEMORY_BAR = 6.0, 4.0, 16.0  # times, times, MiB

@@ -20,9 +20,9 @@ from megatron_seams_ngram.engram.convolution import causal_convolution
 from megatron_seams_ngram.engram.module import Engram
 from megatron_seams_ngram.engram.options import Options
 from megatron_seams_ngram.engram.plugin import engram_feature, engram_options
-from megatron_seams_ngram.primes import is_prime
-from megatron_seams_ngram.reference import reference_indices
-from megatron_seams_ngram.tables import make_layer_tables
+from megatron_seams_ngram.ops.naive import reference_indices
+from megatron_seams_ngram.tables.hash_tables import make_layer_tables
+from megatron_seams_ngram.tables.primes import is_prime
 
 VOCABULARY, HIDDEN, EOD = 64, 8, 1
 LAYERS = (2, 5, 9)

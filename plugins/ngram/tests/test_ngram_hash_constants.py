@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from megatron_seams_ngram.hash.module import HashedNgramEmbedding
 from megatron_seams_ngram.hash.options import Options
-from megatron_seams_ngram.primes import is_prime, primes_from
-from megatron_seams_ngram.splitmix64 import splitmix64
-from megatron_seams_ngram.tables import make_tables
+from megatron_seams_ngram.tables.hash_tables import make_tables
+from megatron_seams_ngram.tables.primes import is_prime, primes_from
+from megatron_seams_ngram.tables.splitmix64 import splitmix64
 
 
 def prime_by_trial_division(n: int) -> bool:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_seams_ngram.kernels import choose
-from megatron_seams_ngram.lookup import look_up
 from megatron_seams_ngram.ngram_tables import NgramTables
-from megatron_seams_ngram.tables import make_tables
+from megatron_seams_ngram.ops.dispatch import choose
+from megatron_seams_ngram.ops.lookup import look_up
+from megatron_seams_ngram.tables.hash_tables import make_tables
 
 MAPS = Path("/proc/self/smaps")
 CPU = torch.device("cpu")

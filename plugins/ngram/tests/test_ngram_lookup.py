@@ -10,12 +10,12 @@ from torch import Tensor
 
 from megatron_seams.errors import CannotRunHere
 from megatron_seams.runtime.extensions import NotBuilt, SlowBackend
-from megatron_seams_ngram import cpu_kernels, torch_kernels
-from megatron_seams_ngram.indices import Constants
-from megatron_seams_ngram.kernels import Kernels, choose
-from megatron_seams_ngram.lookup import look_up
 from megatron_seams_ngram.ngram_tables import NgramTables
-from megatron_seams_ngram.tables import make_tables
+from megatron_seams_ngram.ops import cpu_kernels, torch_kernels
+from megatron_seams_ngram.ops.dispatch import Kernels, choose
+from megatron_seams_ngram.ops.indices import Constants
+from megatron_seams_ngram.ops.lookup import look_up
+from megatron_seams_ngram.tables.hash_tables import make_tables
 
 BOTH = ("cpu", "torch")
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
-#: Who works on the tables (:mod:`megatron_seams_ngram.kernels`).
+#: Who works on the tables (:mod:`megatron_seams_ngram.ops.dispatch`).
 BACKENDS = ("cpu", "torch")
 
 

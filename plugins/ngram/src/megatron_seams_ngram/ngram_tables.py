@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from megatron_seams_ngram import huge_pages
-from megatron_seams_ngram.indices import Constants
-from megatron_seams_ngram.kernels import choose
-from megatron_seams_ngram.lookup import look_up
+from megatron_seams_ngram.ops import huge_pages
+from megatron_seams_ngram.ops.dispatch import choose
+from megatron_seams_ngram.ops.indices import Constants
+from megatron_seams_ngram.ops.lookup import look_up
 from megatron_seams_ngram.parallel import rank_in, size_of
-from megatron_seams_ngram.splitmix64 import nth
-from megatron_seams_ngram.tables import HashTables
+from megatron_seams_ngram.tables.hash_tables import HashTables
+from megatron_seams_ngram.tables.splitmix64 import nth
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,7 +43,7 @@ class NgramTables(nn.Module):
         dtype: Of the rows.
         device: Where they lie.
         tp_group: The tensor-parallel group, or None for a single rank.
-        backend: As in :func:`megatron_seams_ngram.kernels.choose`.
+        backend: As in :func:`megatron_seams_ngram.ops.dispatch.choose`.
 
     Attributes:
         weight: [rows / ranks, width].

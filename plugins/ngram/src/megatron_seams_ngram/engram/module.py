@@ -14,8 +14,8 @@ from megatron_seams_ngram.engram.convolution import causal_convolution
 from megatron_seams_ngram.engram.options import Options
 from megatron_seams_ngram.ngram_tables import NgramTables, sharded
 from megatron_seams_ngram.parallel import summed, summed_and_scattered
-from megatron_seams_ngram.splitmix64 import nth
-from megatron_seams_ngram.tables import make_layer_tables
+from megatron_seams_ngram.tables.hash_tables import make_layer_tables
+from megatron_seams_ngram.tables.splitmix64 import nth
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig

@@ -10,7 +10,7 @@ from megatron_seams_ngram.boundaries import Boundaries
 from megatron_seams_ngram.hash.options import Options
 from megatron_seams_ngram.ngram_tables import NgramTables, sharded
 from megatron_seams_ngram.parallel import summed, summed_and_scattered
-from megatron_seams_ngram.tables import make_tables
+from megatron_seams_ngram.tables.hash_tables import make_tables
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -20,7 +20,7 @@ class HashedNgramEmbedding(nn.Module):
     """Rows of hashed n-gram tables, projected to the hidden size, to add to the word embedding.
 
     With e(t) the concatenation of row idx_j(t) of every table j
-    (:mod:`megatron_seams_ngram.indices`), the output is W e(t). W starts at zero: at step 0 the
+    (:mod:`megatron_seams_ngram.ops.indices`), the output is W e(t). W starts at zero: at step 0 the
     model is the one without the feature. The tables learn from the second step on, once W is not
     zero any more.
 

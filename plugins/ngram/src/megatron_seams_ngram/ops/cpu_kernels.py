@@ -3,7 +3,7 @@
 It is built on first use (:mod:`megatron_seams.runtime.extensions`), or ahead of time, for an image
 that has no compiler later::
 
-    python -m megatron_seams_ngram.cpu_kernels
+    python -m megatron_seams_ngram.ops.cpu_kernels
 """
 
 import ctypes
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from megatron_seams.runtime import extensions
-from megatron_seams_ngram import torch_kernels
-from megatron_seams_ngram.indices import Constants
+from megatron_seams_ngram.ops import torch_kernels
+from megatron_seams_ngram.ops.indices import Constants
 
 SOURCE: Final = Path(__file__).parent / "csrc" / "ngram.cpp"
 #: Without contraction: a fused multiply-add would round once where torch rounds twice.
@@ -55,7 +55,7 @@ def build() -> Path:
 
 
 def hash_indices(input_ids: Tensor, starts: Tensor | None, constants: Constants) -> Tensor:
-    """As :func:`megatron_seams_ngram.indices.hash_indices`."""
+    """As :func:`megatron_seams_ngram.ops.indices.hash_indices`."""
     batch, length = input_ids.shape
     hashes, highest = constants.multipliers.shape
     tables = len(constants.primes)
@@ -84,7 +84,7 @@ def hash_indices(input_ids: Tensor, starts: Tensor | None, constants: Constants)
 
 
 def gather(table: Tensor, indices: Tensor, first: int) -> Tensor:
-    """As :func:`megatron_seams_ngram.torch_kernels.gather`, for any type of ``table``."""
+    """As :func:`megatron_seams_ngram.ops.torch_kernels.gather`, for any type of ``table``."""
     rows, width = table.shape
     table, indices = table.contiguous(), indices.contiguous()
     out = table.new_empty(*indices.shape, width)
@@ -102,7 +102,7 @@ def gather(table: Tensor, indices: Tensor, first: int) -> Tensor:
 
 
 def scatter(rows: Tensor, indices: Tensor, first: int, table: Tensor) -> None:
-    """As :func:`megatron_seams_ngram.torch_kernels.scatter`."""
+    """As :func:`megatron_seams_ngram.ops.torch_kernels.scatter`."""
     if (rows.dtype, table.dtype) not in _SCATTERED or not table.is_contiguous():
         torch_kernels.scatter(rows, indices, first, table)
         return

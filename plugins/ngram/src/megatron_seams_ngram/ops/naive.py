@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from megatron_seams_ngram.tables import HashTables
+from megatron_seams_ngram.tables.hash_tables import HashTables
 
 
 def reference_indices(

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from megatron_seams.errors import CannotRunHere
 from megatron_seams.runtime.extensions import build_fault, warn_of_stand_in
-from megatron_seams_ngram import cpu_kernels, torch_kernels
-from megatron_seams_ngram.indices import Constants
+from megatron_seams_ngram.ops import cpu_kernels, torch_kernels
+from megatron_seams_ngram.ops.indices import Constants
 
 
 class Kernels(Protocol):

@@ -5,13 +5,13 @@ from itertools import accumulate
 
 import attrs
 
-from megatron_seams_ngram.primes import primes_from
-from megatron_seams_ngram.splitmix64 import nth, splitmix64
+from megatron_seams_ngram.tables.primes import primes_from
+from megatron_seams_ngram.tables.splitmix64 import nth, splitmix64
 
 
 @attrs.frozen(kw_only=True)
 class HashTables:
-    """What the index rule needs to know; see :mod:`megatron_seams_ngram.indices`.
+    """What the index rule needs to know; see :mod:`megatron_seams_ngram.ops.indices`.
 
     Attributes:
         multipliers: m[i, p] of hash i for p below its order, odd unsigned 64-bit integers.

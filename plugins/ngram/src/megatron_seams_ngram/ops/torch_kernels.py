@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from megatron_seams_ngram.indices import hash_indices
+from megatron_seams_ngram.ops.indices import hash_indices
 
 __all__ = ["gather", "hash_indices", "scatter"]
 

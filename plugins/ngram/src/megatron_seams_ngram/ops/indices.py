@@ -8,14 +8,14 @@ with products modulo 2⁶⁴ and ⊕ the bitwise exclusive or. Where x_{t-p} lie
 the document of position t, the pad id stands in its place. low63 clears bit 63: torch computes in
 *signed* 64-bit integers, whose remainder differs from the unsigned one exactly where that bit is
 set. So the rule means the same in torch on any device as in arithmetic without bounds
-(:mod:`megatron_seams_ngram.reference`).
+(:mod:`megatron_seams_ngram.ops.naive`).
 """
 
 import attrs
 import torch
 from torch import Tensor
 
-from megatron_seams_ngram.tables import HashTables
+from megatron_seams_ngram.tables.hash_tables import HashTables
 
 LOW_63 = 2**63 - 1
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from megatron_seams_ngram import huge_pages
-from megatron_seams_ngram.kernels import Kernels
+from megatron_seams_ngram.ops import huge_pages
+from megatron_seams_ngram.ops.dispatch import Kernels
 
 
 def look_up(weight: Tensor, indices: Tensor, *, first: int, kernels: Kernels) -> Tensor:

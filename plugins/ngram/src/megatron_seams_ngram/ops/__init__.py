@@ -1,0 +1,1 @@
+"""What runs on tensors: hashing positions, and looking rows up with their gradient."""

@@ -1,0 +1,1 @@
+"""The constants of the hash tables, as plain integers."""
