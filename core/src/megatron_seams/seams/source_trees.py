@@ -92,7 +92,7 @@ def _wheel(path: Path, lost: list[BrokenSeam]) -> Iterator[_Read]:
             names = set(archive.namelist())
             tops = sorted({name.partition("/")[0] for name in names})
             projects = [
-                Installed(record=top, root=str(path), read=_distribution(archive, top).read_text)
+                Installed(record=top, root=str(path), distribution=_distribution(archive, top))
                 for top in tops
                 if top.endswith(".dist-info")
             ]
