@@ -16,8 +16,8 @@ import click
 
 import megatron_seams
 from megatron_seams.base.structure import key_of
-from megatron_seams.cli import cli
-from megatron_seams.errors import SeamsError, causes
+from megatron_seams.cli import commands
+from megatron_seams.errors import causes
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
 from megatron_seams.seams.seam import Manifest
 
@@ -91,7 +91,7 @@ def _plain(text: str) -> str:
 def _advice() -> dict[str, set[str]]:
     """Cause -> the advice that stands where it is raised."""
     found: dict[str, set[str]] = {}
-    names = {cause.__name__ for cause in SeamsError.__subclasses__()}
+    names = {cause.__name__ for cause in causes()}
     for file in sorted(_SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -143,7 +143,7 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
 def command_line() -> str:
     """Every command with its options."""
     lines = [_CLI]
-    for name, command in cli.commands.items():
+    for name, command in commands().items():
         lines.extend(_command(name, command))
     return "\n".join(lines) + "\n"
 

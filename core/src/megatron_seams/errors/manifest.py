@@ -1,0 +1,109 @@
+"""Manifests, claims, owners and the workspace: what seams and their keepers declare."""
+
+from megatron_seams.errors.base import SeamsError
+
+
+class ManifestError(SeamsError):
+    """A seam, its owner or its workspace declares what is missing, wrong or out of date."""
+
+
+class EntryPointInvalid(ManifestError):
+    """An entry point that does not name a package, or names it other than its seam is named."""
+
+    code = "SEAM-D01"
+
+
+class ManifestMissing(ManifestError):
+    """An installed entry point whose package or ``seam.toml`` cannot be found."""
+
+    code = "SEAM-D02"
+
+
+class ManifestUnreadable(ManifestError):
+    """A ``seam.toml`` that is not UTF-8, not TOML, too large, or outside its own package."""
+
+    code = "SEAM-D03"
+
+
+class ManifestInvalid(ManifestError):
+    """A ``seam.toml`` with an unknown key, a missing key, or a value of the wrong type."""
+
+    code = "SEAM-D04"
+
+
+class Shadowed(ManifestError):
+    """A package that would be imported from elsewhere than the distribution that claims it."""
+
+    code = "SEAM-D05"
+
+
+class DuplicateName(ManifestError):
+    """Two distributions claim one seam name."""
+
+    code = "SEAM-D06"
+
+
+class FamilyConflict(ManifestError):
+    """Two seams introduce one family with different meanings, or one that is already known."""
+
+    code = "SEAM-D07"
+
+
+class WrongMegatron(ManifestError):
+    """A seam that does not support the Megatron in hand."""
+
+    code = "SEAM-D08"
+
+
+class Superseded(ManifestError):
+    """A seam whose block the Megatron in hand builds by itself: it is to be deleted."""
+
+    code = "SEAM-D09"
+
+
+class ClaimDiffers(ManifestError):
+    """A manifest that says otherwise of upstream than the Megatron in hand shows."""
+
+    code = "SEAM-D10"
+
+
+class WorkspaceInvalid(ManifestError):
+    """A workspace's ``[tool.megatron-seams]`` with a wrong key or value, or that does not hold."""
+
+    code = "SEAM-W01"
+
+
+class OwnerMissing(ManifestError):
+    """A seam with files that CODEOWNERS gives to nobody."""
+
+    code = "SEAM-O01"
+
+
+class OwnerShadowed(ManifestError):
+    """A seam whose owner is named for its files, by a line that a later one overrules."""
+
+    code = "SEAM-O02"
+
+
+class OwnerDiffers(ManifestError):
+    """A seam whose files CODEOWNERS gives to others than the owner in its manifest."""
+
+    code = "SEAM-O03"
+
+
+class OwnedElsewhere(ManifestError):
+    """A seam whose source is not in the tree that CODEOWNERS speaks of."""
+
+    code = "SEAM-O04"
+
+
+class CodeownersInvalid(ManifestError):
+    """No CODEOWNERS, one that cannot be read, or a line in it that GitHub skips."""
+
+    code = "SEAM-O05"
+
+
+class ReviewDue(ManifestError):
+    """A seam whose review date has passed, or will within 60 days."""
+
+    code = "SEAM-O06"
