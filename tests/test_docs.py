@@ -11,7 +11,7 @@ import click
 
 from megatron_seams import pytest_plugin
 from megatron_seams.base.structure import key_of, structure
-from megatron_seams.cli import cli
+from megatron_seams.cli import commands
 from megatron_seams.errors import SeamsError, causes
 from megatron_seams.governance.workspace import Holds, WorkspacePolicy
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
@@ -63,7 +63,7 @@ def test_every_cause_has_one_code_and_a_section(repository: Path) -> None:
 
 def test_every_command_and_option_stands_in_the_command_line_page(repository: Path) -> None:
     text = page(repository, "cli.md")
-    for name, command in cli.commands.items():
+    for name, command in commands().items():
         section = re.search(
             rf"^## `registry {name}\b.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
         )
@@ -77,7 +77,7 @@ def test_every_command_and_option_stands_in_the_command_line_page(repository: Pa
 
 
 def test_every_command_explains_itself() -> None:
-    for name, command in cli.commands.items():
+    for name, command in commands().items():
         assert command.help, name
 
 
@@ -146,7 +146,7 @@ def test_every_registry_command_in_the_documentation_is_one(repository: Path) ->
     for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
         text = file.read_text(encoding="utf-8")
         for name in re.findall(r"^(?:\$ )?registry ([a-z]+)", text, re.MULTILINE):
-            assert name in cli.commands, (file.name, name)
+            assert name in commands(), (file.name, name)
 
 
 def recipes_in(text: str) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ NOT_FOR_A_LISTING = {
         for name in (
             *("governance.gate", "governance.preview", "governance.workspace"),
             *("planning.plan", "planning.resolver", "recipes.recipe", "records.receipt", "report"),
-            *("upstream.archives", "upstream.flags", "upstream.settings"),
+            "upstream.archives",
         )
     ),
 }

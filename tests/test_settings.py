@@ -18,9 +18,9 @@ from megatron_seams.errors import (
     UpstreamForbids,
 )
 from megatron_seams.planning.environment import Environment
-from megatron_seams.planning.features import stage_numbers
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.requests import read_pattern
+from megatron_seams.recipes.pipeline import pipeline_of
 from megatron_seams.upstream.source import MegatronSource
 from seam_support import (
     TODAY,
@@ -146,7 +146,7 @@ def test_stages_are_those_that_upstream_cuts_where_the_pattern_says_none(
 ) -> None:
     sizes = {f"num_layers_in_{end}_pipeline_stage": size for end, size in ends.items()}
     asked = recipe("MMMMMMMM", megatron=sizes, parallelism={"pipeline-parallel": 4})
-    assert stage_numbers(read_pattern(asked)[0], asked) == stages
+    assert list(pipeline_of(asked, read_pattern(asked)[0]).stages) == stages
 
 
 def test_layers_are_for_a_residual_feature_alone() -> None:

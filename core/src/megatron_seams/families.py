@@ -54,3 +54,6 @@ BUILT_IN: Final = MappingProxyType({family.name: family for family in _BUILT_IN}
 BY_CONSTANT: Final = MappingProxyType(
     {family.constant: family.name for family in _BUILT_IN if family.constant}
 )
+
+#: The families that need Megatron's configuration for latent attention.
+LATENT: Final = frozenset({"mla", "dsa"})

@@ -1,4 +1,4 @@
-"""A plan as arguments of upstream's own command line: only flags that the Megatron in hand has."""
+"""A plan as arguments of upstream's own command line: only flags that its Megatron has."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -6,17 +6,15 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.errors import NoArgument, Refusal, SeamsError
+from megatron_seams.errors import NoArgument, Refusal
+from megatron_seams.families import LATENT
 from megatron_seams.planning.lowering import lowered_pattern
-from megatron_seams.planning.plan import Custom, Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.upstream.flags import Flag
 from megatron_seams.upstream.settings import NativeSettings
 
 #: The stack of a receipt, as ``--spec`` wants it: a module and a name in it.
 SPEC: Final = ("megatron_seams.runtime.launch", "stack_spec")
-
-#: Families whose layers need Megatron's configuration for latent attention.
-_LATENT: Final = frozenset({"mla", "dsa"})
 
 #: Configuration fields and model arguments whose flag has another destination. Upstream copies each
 #: by hand in `core_transformer_config_from_args` and `hybrid_config_from_args`.
@@ -76,14 +74,11 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
     Raises:
         Refusal: With a :class:`NoArgument` for everything that no flag of this Megatron says.
     """
-    faults: list[SeamsError] = []
-    groups = [
-        *_of_layers(plan),
-        *_of_parallelism(plan),
-        *_of_settings(plan, settings, faults),
-    ]
+    said = (*_of_layers(plan), *_of_parallelism(plan), *_of_settings(plan, settings))
+    groups = [group for group in said if not isinstance(group, NoArgument)]
     if plan.seams:
         groups.append(("--spec", *SPEC))
+    faults = [group for group in said if isinstance(group, NoArgument)]
     faults += [_no_flag(plan, group[0], settings) for group in groups if _unknown(group, settings)]
     if faults:
         raise Refusal(faults)
@@ -92,7 +87,7 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
 
 def _of_layers(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield "--hybrid-layer-pattern", lowered_pattern(plan)
-    if any(layer.family in _LATENT for layer in (*plan.layers, *plan.mtp)):
+    if any(layer.family in LATENT for layer in (*plan.layers, *plan.mtp)):
         yield ("--multi-latent-attention",)
 
 
@@ -105,15 +100,14 @@ def _of_parallelism(plan: Plan) -> Iterator[tuple[str, ...]]:
         yield ("--sequence-parallel",)
 
 
-def _of_settings(
-    plan: Plan, settings: NativeSettings, faults: list[SeamsError]
-) -> Iterator[tuple[str, ...]]:
+def _of_settings(plan: Plan, settings: NativeSettings) -> Iterator[tuple[str, ...] | NoArgument]:
+    """The words for each setting of the recipe, or the fault that no flag says it."""
     wanted = {k: v for k, v in plan.megatron.items() if k != "multi_latent_attention"}
     if any(key in wanted for key in _ACTIVATION_KEYS):
         asked = wanted.get("activation_func", "gelu"), bool(wanted.get("gated_linear_unit"))
         flags = _ACTIVATIONS.get(asked)
         if flags is None:
-            faults.append(_unsaid(plan, "activation_func", f"no flag for {asked[0]}, gated or not"))
+            yield _unsaid(plan, "activation_func", f"no flag for {asked[0]}, gated or not")
         elif flags:
             yield flags
     if "num_query_groups" in wanted:
@@ -128,7 +122,7 @@ def _of_settings(
             continue
         said = _said(key, value, settings)
         if isinstance(said, str):
-            faults.append(_unsaid(plan, key, said))
+            yield _unsaid(plan, key, said)
         elif said:
             yield said
 
@@ -186,27 +180,22 @@ def _no_flag(plan: Plan, flag: str, settings: NativeSettings) -> NoArgument:
     return NoArgument(
         asked=f"{flag}, for {plan.name}",
         found=f"the command line of megatron-core {plan.surface.version} does not have it{why}",
-        next="name a Megatron with its trainer: --megatron CHECKOUT, or a release from 0.17 on",
+        next="plan against a Megatron with its trainer: a checkout, or a release from 0.17 on",
         subject=flag,
     )
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    for seam in plan.seams:
-        layers = [
-            layer
-            for layer in plan.layers
-            if isinstance(layer.provider, Custom) and layer.provider.seam.name == seam.name
-        ]
-        if not layers:
-            continue
-        symbol = layers[0].provider.symbol
-        numbers = ", ".join(str(layer.position) for layer in layers)
+    by_seam: dict[str, list[int]] = {}
+    for number, custom in plan.custom_layers().items():
+        by_seam.setdefault(custom.seam.name, []).append(number)
+    for name, numbers in sorted(by_seam.items()):
+        custom = plan.custom_layers()[numbers[0]]
         # Upstream's num_floating_point_operations counts layers by get_hybrid_layer_counts.
         yield (
-            f"seam {seam.name} ({seam.owner}) builds layers {numbers}, which the pattern spells "
-            f"{symbol!r}: upstream's FLOP count, and with it TFLOP/s per GPU, takes them for "
-            f"{symbol!r} layers, and so do its layer counts"
+            f"seam {name} ({custom.owner}) builds layers {', '.join(map(str, numbers))}, which the "
+            f"pattern spells {custom.symbol!r}: upstream's FLOP count, and with it TFLOP/s per "
+            f"GPU, takes them for {custom.symbol!r} layers, and so do its layer counts"
         )
     for feature in plan.features:
         yield (
@@ -215,6 +204,6 @@ def _notes(plan: Plan) -> Iterator[str]:
         )
     if plan.seams:
         yield (
-            "the seams and their options travel in the receipt: write it with --receipt FILE and "
+            "the seams and their options travel in the receipt: keep it in a file and "
             "export MEGATRON_SEAMS_RECEIPT=FILE on every rank; a run without it stops"
         )

@@ -1,8 +1,8 @@
-"""From a family to its provider: native first, exactly one seam second, else a refusal."""
+"""The provider of one family: native first, exactly one seam second, else a refusal."""
 
 import datetime
-from collections.abc import Mapping, Set
-from typing import TYPE_CHECKING
+
+import attrs
 
 from megatron_seams.errors import (
     ExperimentNotNamed,
@@ -15,52 +15,70 @@ from megatron_seams.errors import (
     OverrideInvalid,
     SeamsError,
     TwoSeams,
-    UnusedSetting,
 )
 from megatron_seams.families import Family
-from megatron_seams.planning.environment import Choice, Environment
-from megatron_seams.recipes.policy import Preferences
+from megatron_seams.planning.environment import Environment
+from megatron_seams.recipes.policy import Override, Preferences
+from megatron_seams.seams.allowlist import Allowlist
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
 
-if TYPE_CHECKING:
-    from megatron_seams.recipes.recipe import Override, Recipe
 
+@attrs.frozen(kw_only=True)
+class Choice:
+    """Who builds a family.
 
-class Chooser:
-    """Chooses providers for one recipe in one environment.
-
-    It holds nothing but its arguments; it is a class so that each rule can be a short method with
-    the same things at hand.
+    Attributes:
+        provider: The native symbol or the seam.
+        why: One sentence.
+        retires: The usable seams that a native provider makes superfluous.
     """
 
-    def __init__(
-        self,
-        environment: Environment,
-        recipe: "Recipe | Preferences",
-        today: datetime.date | None,
-    ) -> None:
-        self._environment = environment
-        self._surface = environment.surface
-        self._recipe = recipe
-        self._today = today
-        self._allowlist = environment.allowlist.narrowed(
-            "the recipe's [policy] allow", recipe.policy.allow
-        )
+    provider: NativeSymbol | Seam
+    why: str
+    retires: tuple[Seam, ...] = ()
 
-    def choose(self, family: str, *, of_layer: bool = True) -> Choice | SeamsError:
-        """The provider of ``family``, or the one reason that it has none."""
-        settled = self._environment.settled
-        if of_layer and not self._recipe.override and family in settled:
-            return settled[family]
-        known = self._environment.families.get(family)
+
+@attrs.frozen(kw_only=True)
+class Chooser:
+    """Chooses the provider of one family at a time.
+
+    A class, so that each rule is a short method with the same values at its disposal.
+
+    Attributes:
+        environment: The Megatron and the seams.
+        preferences: What the recipe says; the default says nothing.
+        today: The day on which overrides are judged.
+    """
+
+    environment: Environment
+    preferences: Preferences = attrs.field(factory=Preferences)
+    today: datetime.date
+
+    @property
+    def _allowlist(self) -> Allowlist:
+        allowed = self.preferences.policy.allow
+        return self.environment.allowlist.narrowed("the recipe's [policy] allow", allowed)
+
+    def is_block(self, family: str) -> bool:
+        """Whether a family is known to be one of layers."""
+        known = self.environment.families.get(family)
+        return known is not None and known.kind == "block"
+
+    def choose(self, family: str, *, of_layer: bool) -> Choice | SeamsError:
+        """The provider of ``family``, or the one reason that it has none.
+
+        Args:
+            family: Its name.
+            of_layer: Whether layers want it, or a feature's place.
+        """
+        known = self.environment.families.get(family)
         if of_layer and known is not None and known.kind == "feature":
             return self._no_layer(known)
-        if self._recipe.override:
-            overrides = [entry for entry in self._recipe.override if entry.family == family]
-            if overrides:
-                return self._override(family, overrides)
-        seams = self.installed(family)
+        overrides = [entry for entry in self.preferences.overrides if entry.family == family]
+        if overrides:
+            return self._override(family, overrides)
+        seams = self.usable(family)
         native = self._native(family, seams) if of_layer else None
         if isinstance(native, SeamsError):
             return native
@@ -72,26 +90,26 @@ class Chooser:
             if contested is not None:
                 return contested
             why += f"; supersedes seam {', '.join(seam.name for seam in seams)}"
-        return Choice(provider=native, why=why)
+        return Choice(provider=native, why=why, retires=tuple(seams))
 
-    def installed(self, family: str) -> list[Seam]:
+    def usable(self, family: str) -> list[Seam]:
         """The valid seams of a family that this recipe could take: allowed, named if on trial."""
         return [
             seam
-            for seam in self._environment.discovery.by_family.get(family, ())
-            if (not seam.manifest.experiment or self._named(seam))
+            for seam in self.environment.discovery.by_family.get(family, ())
+            if (not seam.manifest.experiment or self.preferences.accepts(seam.name))
             and self._allowlist.against(seam.name) is None
         ]
 
     def _native(self, family: str, seams: list[Seam]) -> NativeSymbol | SeamsError | None:
         """What this Megatron builds the family with, by core's name for it or a seam's claim."""
-        found = self._surface.of_family(family)
+        found = self.environment.surface.of_family(family)
         if not seams:
             return found
         symbols = {found.constant: found} if found else {}
         for seam in seams:
             constant = seam.manifest.upstream.symbol_name
-            symbol = self._surface.of_constant(constant) if constant else None
+            symbol = self.environment.surface.of_constant(constant) if constant else None
             if symbol is not None:
                 symbols[symbol.constant] = symbol
         if len(symbols) > 1:
@@ -106,16 +124,8 @@ class Chooser:
             )
         return next(iter(symbols.values()), None)
 
-    def _named(self, seam: Seam) -> bool:
-        overridden = any(entry.seam == seam.name for entry in self._recipe.override)
-        return (
-            seam.name in self._recipe.policy.experiments
-            or seam.name in self._recipe.policy.pin.values()
-            or overridden
-        )
-
-    def _hand(self) -> str:
-        return f"megatron-core {self._surface.version}"
+    def _megatron(self) -> str:
+        return f"megatron-core {self.environment.surface.version}"
 
     def _contested(self, family: str, native: NativeSymbol, seams: list[Seam]) -> SeamsError | None:
         """A seam that accepts no equivalent, for a family that upstream now builds."""
@@ -125,7 +135,7 @@ class Chooser:
         claims = " and ".join(seam.claim for seam in against)
         return NativeContested(
             asked=f"one provider for family {family!r}",
-            found=f"{self._hand()} builds it as {native.symbol!r}, and {claims} accepts no "
+            found=f"{self._megatron()} builds it as {native.symbol!r}, and {claims} accepts no "
             "upstream equivalent",
             next=f'{against[0].owner} decides in seam.toml: [upstream] fallback = "native", '
             f'symbol-name = "{native.constant}"; or the recipe takes the seam for a while with '
@@ -134,9 +144,9 @@ class Chooser:
         )
 
     def _one_seam(self, family: str, candidates: list[Seam]) -> Choice | SeamsError:
-        pin = self._recipe.policy.pin.get(family)
-        usable = [seam for seam in candidates if seam.name not in self._environment.misfits]
-        options = [seam for seam in usable if self._environment.superseded_by(seam)]
+        pin = self.preferences.policy.pin.get(family)
+        usable = [seam for seam in candidates if seam.name not in self.environment.misfits]
+        options = [seam for seam in usable if self.environment.superseded_by(seam)]
         if options:
             return self._option(family, options[0])
         if pin is not None:
@@ -160,9 +170,9 @@ class Chooser:
         return self._nobody(family, candidates)
 
     def _no_native(self, family: str) -> str:
-        if self._surface.version is None:
+        if self.environment.surface.version is None:
             return f"there is no Megatron that builds {family}"
-        return f"{self._hand()} has no {family}"
+        return f"{self._megatron()} has no {family}"
 
     def _no_layer(self, family: Family) -> FeatureInvalid:
         return FeatureInvalid(
@@ -174,10 +184,10 @@ class Chooser:
         )
 
     def _option(self, family: str, seam: Seam) -> NativeOption:
-        by = self._environment.superseded_by(seam)
+        by = self.environment.superseded_by(seam)
         return NativeOption(
             asked=f"family {family!r}",
-            found=f"{self._hand()} ships it as {by}, which retires {seam.claim}",
+            found=f"{self._megatron()} ships it as {by}, which retires {seam.claim}",
             next="set it under [megatron] and spell the layer by the native family that carries it",
             subject=family,
         )
@@ -191,7 +201,7 @@ class Chooser:
             return OnlyBroken(
                 asked=asked,
                 found=f"it is broken: {'; '.join(broken)}",
-                next="mend or reinstall it, or correct [policy.pin]",
+                next="repair or reinstall it, or correct [policy.pin]",
                 subject=family,
                 key=f"policy.pin.{family}",
             )
@@ -207,14 +217,14 @@ class Chooser:
         """Name and fault of each seam that may be the family's and cannot be used."""
         unread = [
             (seam.name, f"{seam.distribution} {seam.version}: [{fault.code}] {fault.found}")
-            for seam in self._environment.discovery.broken
+            for seam in self.environment.discovery.broken
             if self._may_be(seam.name, seam.manifest.seam.family if seam.manifest else None, family)
             for fault in seam.faults
         ]
         return unread + [
             (seam.name, f"{seam.claim}: [{fault.code}] {fault.found}")
             for seam in candidates
-            if (fault := self._environment.misfits.get(seam.name))
+            if (fault := self.environment.misfits.get(seam.name))
         ]
 
     def _nobody(self, family: str, candidates: list[Seam]) -> SeamsError:
@@ -222,10 +232,10 @@ class Chooser:
         broken = [text for _, text in self._broken(family, candidates)]
         trial = [
             seam
-            for seam in self._environment.discovery.by_family.get(family, ())
+            for seam in self.environment.discovery.by_family.get(family, ())
             if seam not in candidates
         ]
-        install = self._recipe.install.get(family)
+        install = self.preferences.install.get(family)
         asked = f"a provider for family {family!r}"
         if (fault := self._not_allowed(asked, family)) is not None:
             return fault
@@ -234,7 +244,7 @@ class Chooser:
                 asked=asked,
                 found=f"{self._no_native(family)}, and its only seams are broken: "
                 + "; ".join(broken),
-                next="mend or reinstall what is named, then run `registry list` again",
+                next="repair or reinstall what is named",
                 subject=family,
             )
         if trial:
@@ -248,8 +258,7 @@ class Chooser:
         advice = (
             f"pip install {install}"
             if install
-            else f'install a plugin whose seam.toml says family = "{family}", or write one: '
-            "docs/write-a-seam.md"
+            else f'install a plugin whose seam.toml says family = "{family}", or write one'
         )
         return NoProvider(
             asked=asked,
@@ -260,7 +269,7 @@ class Chooser:
 
     def _not_allowed(self, asked: str, family: str, name: str | None = None) -> NotAllowed | None:
         """The fault that a seam for the family (the one of that name, if given) is not allowed."""
-        for seam in self._environment.discovery.seams:
+        for seam in self.environment.discovery.seams:
             against = self._allowlist.against(seam.name)
             if seam.family == family and name in (None, seam.name) and against is not None:
                 return NotAllowed(
@@ -276,26 +285,26 @@ class Chooser:
         # the recipe speaks of it, it may well be the one that is missed.
         if known is not None:
             return known == family
-        pinned = self._recipe.policy.pin.get(family) == name
-        return pinned or name == family or name in self._recipe.seams
+        pinned = self.preferences.policy.pin.get(family) == name
+        return pinned or name == family or name in self.preferences.configured
 
-    def _override(self, family: str, entries: "list[Override]") -> Choice | SeamsError:
+    def _override(self, family: str, entries: list[Override]) -> Choice | SeamsError:
         entry = entries[0]
         problem = advice = ""
-        seam = next((s for s in self.installed(family) if s.name == entry.seam), None)
+        seam = next((s for s in self.usable(family) if s.name == entry.seam), None)
         if len(entries) > 1:
             problem = f"{len(entries)} overrides for one family"
             advice = "keep one"
-        elif (self._today or datetime.date.today()) > entry.expires:
+        elif self.today > entry.expires:
             problem = f"it expired on {entry.expires} (reason given: {entry.reason})"
             advice = "remove it, or give a new reason and date"
         elif (barred := self._not_allowed("", family, entry.seam)) is not None:
             problem, advice = barred.found, barred.next
         elif seam is None:
-            seams = ", ".join(s.name for s in self.installed(family)) or "none"
+            seams = ", ".join(s.name for s in self.usable(family)) or "none"
             problem = f"no usable seam of that name builds {family}; the seams for it: {seams}"
             advice = "correct the name, or install the distribution that provides it"
-        elif (fault := self._environment.misfits.get(seam.name)) is not None:
+        elif (fault := self.environment.misfits.get(seam.name)) is not None:
             problem, advice = fault.found, fault.next
         if problem or seam is None:
             return OverrideInvalid(
@@ -303,61 +312,7 @@ class Chooser:
                 found=problem,
                 next=advice,
                 subject=family,
-                key=f"override[{self._recipe.override.index(entry)}]",
+                key=f"override[{self.preferences.overrides.index(entry)}]",
             )
         why = f"the recipe takes it over native until {entry.expires}: {entry.reason}"
         return Choice(provider=seam, why=why)
-
-
-def unused_settings(
-    recipe: "Recipe", chooser: Chooser, choices: Mapping[str, Choice], chosen: Set[str]
-) -> tuple[tuple[SeamsError, ...], tuple[SeamsError, ...]]:
-    """What the recipe says about seams that nothing in the plan reads.
-
-    Args:
-        recipe: The recipe.
-        chooser: What chose.
-        choices: Family -> choice, for the layers.
-        chosen: Names of the seams that the plan uses.
-
-    Returns:
-        Reasons to refuse (a name that fits nothing is most often a typing error), and findings (a
-        setting that native has made idle must not stop an upgrade).
-    """
-    policy = recipe.policy
-    if not (recipe.seams or policy.experiments or policy.pin or recipe.override):
-        return (), ()
-    families = {*choices, *(feature.family for feature in recipe.features)}
-    retired = {
-        seam.name
-        for family, choice in choices.items()
-        if isinstance(choice.provider, NativeSymbol)
-        for seam in chooser.installed(family)
-    }
-    reasons: list[SeamsError] = []
-    findings: list[SeamsError] = []
-
-    def unused(key: str, found: str, idle: bool) -> None:
-        fault = UnusedSetting(
-            asked=f"what [{key}] sets",
-            found=found,
-            next=f"remove [{key}] from the recipe, or correct its name",
-            key=key,
-        )
-        (findings if idle else reasons).append(fault)
-
-    for name in sorted(set(recipe.seams) - chosen):
-        found = f"the plan uses no seam {name!r}"
-        unused(f"seams.{name}", found, idle=name in retired)
-    for name in sorted(set(policy.experiments) - chosen):
-        found = f"the plan uses no experiment {name!r}"
-        unused(f"policy.experiments: {name}", found, idle=name in retired)
-    for family, name in sorted(policy.pin.items()):
-        if family not in families:
-            unused(f"policy.pin.{family}", f"the model has no {family}", idle=False)
-        elif name not in chosen:
-            unused(f"policy.pin.{family}", f"{family} is not built by a seam", idle=True)
-    for entry in recipe.override:
-        if entry.family not in families:
-            unused("override", f"the model has no {entry.family}", idle=False)
-    return tuple(reasons), tuple(findings)

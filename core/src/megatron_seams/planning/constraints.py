@@ -1,11 +1,21 @@
-"""What a recipe demands beside its layers: settings held against the seams and the Megatron."""
+"""Constraints: a recipe's settings against the chosen seams and the Megatron."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 
-from megatron_seams.errors import SeamsError, UnknownNativeKey, Unsupported, UpstreamForbids
+import attrs
+
+from megatron_seams.errors import (
+    SeamsError,
+    UnknownNativeKey,
+    Unsupported,
+    UnusedSetting,
+    UpstreamForbids,
+)
+from megatron_seams.planning.carriers import Carriers
+from megatron_seams.planning.choices import Choices
 from megatron_seams.planning.environment import Environment
-from megatron_seams.planning.lowering import Carriers
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
+from megatron_seams.recipes.pipeline import uneven_stages
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface
@@ -26,20 +36,20 @@ _ELSEWHERE = {
 }
 
 
-def unmet_demands(
+def violations(
     recipe: Recipe,
     pattern: Pattern,
     environment: Environment,
     carriers: Carriers,
     seams: Iterable[Seam],
 ) -> list[SeamsError]:
-    """What of a recipe's settings cannot be had.
+    """The settings of a recipe that cannot be had.
 
     Args:
         recipe: Its ``[parallelism]``, ``[runtime]``, ``[megatron]`` and ``[smoke.megatron]``.
         pattern: Its layers.
         environment: The Megatron.
-        carriers: Which slots the seams ride on.
+        carriers: The slots that carry the seams.
         seams: The chosen seams.
 
     Returns:
@@ -48,14 +58,14 @@ def unmet_demands(
     """
     return [
         *_unsupported(recipe, pattern, seams),
-        *_stages(recipe, pattern),
+        *([uneven] if (uneven := uneven_stages(recipe, pattern)) else []),
         *_separators(pattern, environment.surface),
         *_native_keys(recipe, environment, carriers),
     ]
 
 
 def _unsupported(recipe: Recipe, pattern: Pattern, seams: Iterable[Seam]) -> list[SeamsError]:
-    """Hold the recipe's settings against what each chosen seam says it supports."""
+    """Settings that a chosen seam does not say it supports."""
     spread = recipe.parallelism
     wanted = {
         "tensor-parallel": spread.tensor_parallel,
@@ -80,24 +90,6 @@ def _unsupported(recipe: Recipe, pattern: Pattern, seams: Iterable[Seam]) -> lis
         for seam in sorted(seams, key=lambda seam: seam.name)
         for capability, value in needed
         if not seam.manifest.supports[capability]
-    ]
-
-
-def _stages(recipe: Recipe, pattern: Pattern) -> list[SeamsError]:
-    """Upstream's own rule: segments, or layers where there are none, divide evenly over stages."""
-    size = recipe.parallelism.pipeline_parallel
-    count, unit = len(pattern.stages), "stages in the pattern"
-    if count == 1:
-        count, unit = pattern.depth, "layers"
-    if count % size == 0:
-        return []
-    return [
-        UpstreamForbids(
-            asked=f"pipeline-parallel = {size}",
-            found=f"{count} {unit} do not divide evenly",
-            next="change pipeline-parallel, or write the stages into the pattern with '|'",
-            key="parallelism.pipeline-parallel",
-        )
     ]
 
 
@@ -155,3 +147,65 @@ def _native_keys(recipe: Recipe, environment: Environment, carriers: Carriers) -
             )
         )
     return faults
+
+
+@attrs.frozen(kw_only=True)
+class Unused:
+    """Settings for seams that nothing in a plan reads.
+
+    Attributes:
+        reasons: Those that refuse the plan: a name that fits nothing is most often a typing error.
+        findings: Those that native Megatron has made idle, which must not stop an upgrade.
+    """
+
+    reasons: tuple[UnusedSetting, ...]
+    findings: tuple[UnusedSetting, ...]
+
+
+def unused_settings(
+    recipe: Recipe, families: Set[str], choices: Choices, chosen: Set[str]
+) -> Unused:
+    """What a recipe says about seams that nothing in its plan reads.
+
+    Args:
+        recipe: The recipe.
+        families: The families of the decoder's layers and of the features.
+        choices: Who builds them.
+        chosen: Names of the seams that the plan uses.
+    """
+    found = tuple(_unused(recipe, families, choices, chosen))
+    return Unused(
+        reasons=tuple(fault for fault, idle in found if not idle),
+        findings=tuple(fault for fault, idle in found if idle),
+    )
+
+
+def _unused(
+    recipe: Recipe, families: Set[str], choices: Choices, chosen: Set[str]
+) -> Iterator[tuple[UnusedSetting, bool]]:
+    """Each unused setting, and whether native Megatron has made it idle."""
+    policy = recipe.policy
+    retired = {seam.name for choice in choices.layers.values() for seam in choice.retires}
+    for name in sorted(recipe.seams.keys() - chosen):
+        yield _idle(f"seams.{name}", f"the plan uses no seam {name!r}"), name in retired
+    for name in sorted(set(policy.experiments) - chosen):
+        fault = _idle(f"policy.experiments: {name}", f"the plan uses no experiment {name!r}")
+        yield fault, name in retired
+    for family, name in sorted(policy.pin.items()):
+        key = f"policy.pin.{family}"
+        if family not in families:
+            yield _idle(key, f"the model has no {family}"), False
+        elif name not in chosen:
+            yield _idle(key, f"{family} is not built by a seam"), True
+    for entry in recipe.override:
+        if entry.family not in families:
+            yield _idle("override", f"the model has no {entry.family}"), False
+
+
+def _idle(key: str, found: str) -> UnusedSetting:
+    return UnusedSetting(
+        asked=f"what [{key}] sets",
+        found=found,
+        next=f"remove [{key}] from the recipe, or correct its name",
+        key=key,
+    )

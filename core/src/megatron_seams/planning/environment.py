@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import attrs
 
@@ -14,27 +13,12 @@ from megatron_seams.families import Family
 from megatron_seams.seams.allowlist import Allowlist, operators_allowlist
 from megatron_seams.seams.discovery import MANIFEST, Discovery, discover
 from megatron_seams.seams.seam import Seam
+from megatron_seams.upstream.settings import NativeSettings, read_settings
 from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source
-from megatron_seams.upstream.surface import NativeSurface, NativeSymbol, read_surface
-
-if TYPE_CHECKING:
-    from megatron_seams.upstream.settings import NativeSettings
+from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 
 @attrs.frozen(kw_only=True)
-class Choice:
-    """Who builds a family.
-
-    Attributes:
-        provider: The native symbol or the seam.
-        why: One sentence.
-    """
-
-    provider: NativeSymbol | Seam
-    why: str
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Environment:
     """What is there to plan with.
 
@@ -72,20 +56,8 @@ class Environment:
         """All known families by name."""
         return {family.name: family for family in self.discovery.families}
 
-    @functools.cached_property
-    def settled(self) -> Mapping[str, Choice]:
-        """Family -> choice, where Megatron builds it and no seam is installed for it."""
-        return {
-            symbol.family: Choice(provider=symbol, why=f"native as {symbol.symbol!r}")
-            for symbol in reversed(self.surface.symbols)
-            if symbol.family is not None and symbol.family not in self.discovery.by_family
-        }
-
-    def settings(self) -> "NativeSettings":
-        """The configuration names of the Megatron; read when asked for, as few commands need it."""
-        # Its readers are not loaded for the commands that ask for no setting.
-        from megatron_seams.upstream.settings import NativeSettings, read_settings
-
+    def settings(self) -> NativeSettings:
+        """The configuration names of the Megatron, read at each call, as few commands need them."""
         return read_settings(self.source) if self.source else NativeSettings()
 
     def superseded_by(self, seam: Seam) -> str | None:

@@ -1,17 +1,17 @@
-"""Where features attach: the recipe's ``[[features]]`` held against pattern, seams and stages."""
+"""Where features attach: the recipe's ``[[features]]`` against pattern, seams and stages."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Final
 
 import attrs
 
 from megatron_seams.errors import FeatureInvalid, SeamsError
-from megatron_seams.planning.choice import Chooser
-from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.choices import Choices
 from megatron_seams.planning.plan import PlannedFeature
+from megatron_seams.planning.requests import Requests
 from megatron_seams.recipes.pattern import Pattern
-from megatron_seams.recipes.recipe import FeatureEntry, Recipe
+from megatron_seams.recipes.pipeline import Pipeline
+from megatron_seams.recipes.recipe import FeatureEntry
 from megatron_seams.seams.seam import Seam
 
 #: Added to the word embedding, on the first stage.
@@ -20,53 +20,49 @@ EMBEDDING: Final = "embedding"
 RESIDUAL: Final = "residual"
 
 
-def plan_features(
-    recipe: Recipe,
-    pattern: Pattern,
-    environment: Environment,
-    chooser: Chooser,
-    reasons: list[SeamsError],
-) -> list[PlannedFeature]:
-    """Give every feature of a recipe its seam and its place.
+@attrs.frozen(kw_only=True)
+class Placements:
+    """The features of a model in their places.
+
+    Attributes:
+        features: Those that can be placed, as the recipe lists them.
+        faults: A reason for each of the others.
+    """
+
+    features: tuple[PlannedFeature, ...] = ()
+    faults: tuple[SeamsError, ...] = ()
+
+
+def place_features(requests: Requests, choices: Choices, pipeline: Pipeline) -> Placements:
+    """Give every feature of a recipe its place.
+
+    A feature whose family has no provider is among the faults of ``choices``, not here.
 
     Args:
-        recipe: Its ``[[features]]``, and how the model is spread over stages.
-        pattern: Its layers.
-        environment: The families.
-        chooser: Finds the seam.
-        reasons: Gets a reason for every feature that cannot be placed.
-
-    Returns:
-        Those that can.
+        requests: The pattern and the features that the recipe lists.
+        choices: Who builds each feature.
+        pipeline: The stages that the layers are on.
     """
     planned: dict[str, PlannedFeature] = {}
-    for entry in recipe.features:
-        family = environment.families.get(entry.family)
-        if family is not None and family.kind != "feature":
-            reasons.append(
-                _fault(entry.family, f"{entry.family} is a block", advice="spell it in the pattern")
-            )
-            continue
-        if entry.family in planned:
-            reasons.append(_fault(entry.family, "the recipe has it twice", advice="keep one entry"))
-            continue
-        choice = chooser.choose(entry.family, of_layer=False)
-        if isinstance(choice, SeamsError):
-            reasons.append(choice)
-            continue
-        seam = choice.provider
-        if not isinstance(seam, Seam) or seam.manifest.feature is None:
-            continue
-        placed = _placed(entry, seam, pattern, recipe)
-        if isinstance(placed, SeamsError):
-            reasons.append(placed)
-        else:
-            planned[entry.family] = attrs.evolve(placed, why=choice.why)
-    return list(planned.values())
+    faults: list[SeamsError] = []
+    for entry in requests.features:
+        choice = choices.features.get(entry.family)
+        if entry.family in choices.blocks:
+            advice = "spell it in the pattern"
+            faults.append(_fault(entry.family, f"{entry.family} is a block", advice=advice))
+        elif entry.family in planned:
+            faults.append(_fault(entry.family, "the recipe has it twice", advice="keep one entry"))
+        elif choice is not None and isinstance(choice.provider, Seam):
+            placed = _placed(entry, choice.provider, requests.pattern, pipeline)
+            if isinstance(placed, SeamsError):
+                faults.append(placed)
+            else:
+                planned[entry.family] = attrs.evolve(placed, why=choice.why)
+    return Placements(features=tuple(planned.values()), faults=tuple(faults))
 
 
 def _placed(
-    entry: FeatureEntry, seam: Seam, pattern: Pattern, recipe: Recipe
+    entry: FeatureEntry, seam: Seam, pattern: Pattern, pipeline: Pipeline
 ) -> PlannedFeature | FeatureInvalid:
     placement = seam.manifest.feature.placement if seam.manifest.feature else ""
     if entry.placement not in (None, placement):
@@ -100,7 +96,7 @@ def _placed(
             f"the pattern has layers 1 to {pattern.depth}, and no {_listed(beyond)}",
             advice="name layers that there are",
         )
-    stages = stage_numbers(pattern, recipe)
+    stages = pipeline.stages
     without = _without_ids(layers, stages, pattern)
     if without:
         named = dict.fromkeys(stages[at - 1] for at in without)
@@ -114,25 +110,6 @@ def _placed(
     return PlannedFeature(
         family=entry.family, placement=placement, seam=seam, why="", layers=layers, stages=at
     )
-
-
-def stage_numbers(pattern: Pattern, recipe: Recipe) -> list[int]:
-    """The 0-based pipeline stage of each layer, also where the pattern leaves it to upstream.
-
-    Without a ``|`` upstream cuts evenly, but for a first and a last stage whose sizes the
-    configuration may give. What does not divide evenly is refused elsewhere.
-    """
-    ranks = recipe.parallelism.pipeline_parallel
-    if len(pattern.stages) > 1 or ranks == 1:
-        return pattern.stage_numbers()
-    sizes = (
-        recipe.megatron.get(f"num_layers_in_{end}_pipeline_stage") for end in ("first", "last")
-    )
-    first, last = ([] if size is None else [int(size)] for size in sizes)
-    between = ranks - len(first) - len(last)
-    each = (pattern.depth - sum(first) - sum(last)) // max(1, between)
-    ends = list(accumulate([*first, *[each] * between, *last]))
-    return [sum(at >= end for end in ends[:-1]) for at in range(pattern.depth)]
 
 
 def _without_ids(layers: Sequence[int], stages: Sequence[int], pattern: Pattern) -> tuple[int, ...]:

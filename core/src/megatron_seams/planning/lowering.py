@@ -1,141 +1,16 @@
-"""Lowering: which native slot carries each seam's layers, and the pattern Megatron is given."""
+"""Lowering: the pattern that Megatron is given, where a seam's layer is spelled as its carrier."""
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
-
-import attrs
-
-from megatron_seams.errors import NoCarrier, SeamsError, UpstreamForbids
-from megatron_seams.families import Family
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK
-from megatron_seams.seams.seam import Seam
-from megatron_seams.upstream.surface import NativeSurface, NativeSymbol
-
-
-@attrs.frozen(kw_only=True)
-class Carriers:
-    """The slot that each seam rides on.
-
-    Attributes:
-        slots: Seam name -> the native symbol whose slot carries it; empty if there are faults.
-        faults: What upstream forbids, or which seam has no carrier.
-    """
-
-    slots: Mapping[str, NativeSymbol] = attrs.field(factory=dict)
-    faults: tuple[SeamsError, ...] = ()
-
-
-def choose_carriers(
-    surface: NativeSurface,
-    native: Iterable[NativeSymbol],
-    seams: Mapping[str, Seam],
-    families: Mapping[str, Family],
-) -> Carriers:
-    """Give each seam the first of its slots that keeps the lowered pattern legal.
-
-    Upstream's rules hold over the whole pattern, its MTP part included, and twice: over what the
-    layers *are*, and over the symbols that they are lowered to. A latent attention that rides on
-    ``*`` beside native ``D`` is illegal to upstream's parser even where its maths is not.
-
-    Args:
-        surface: The Megatron to lower for.
-        native: The symbols that the plan's native layers use.
-        seams: The seams that build layers, by name.
-        families: All families by name.
-    """
-    constants = {symbol.constant for symbol in native}
-    ordered = [seams[name] for name in sorted(seams)]
-    meant = constants | {
-        constant for seam in ordered if (constant := _constant(seam, families)) is not None
-    }
-    forbidden = surface.forbidden(meant)
-    offered = [
-        [(seam.name, symbol) for slot in _slots(seam) if (symbol := surface.of_slot(slot))]
-        for seam in ordered
-    ]
-    if forbidden or not all(offered):
-        said = [_forbidden(text, sorted(meant)) for text in forbidden]
-        absent = [seam for seam, slots in zip(ordered, offered, strict=True) if not slots]
-        return Carriers(faults=(*said, *(_no_slot(seam, surface) for seam in absent)))
-    # Product order tries every seam's first choice before anyone's second.
-    for combination in itertools.product(*offered):
-        lowered = constants.union([symbol.constant for _, symbol in combination])
-        if lowered == meant or not surface.forbidden(lowered):
-            return Carriers(slots=dict(combination))
-    symbols = [[symbol for _, symbol in slots] for slots in offered]
-    return Carriers(faults=tuple(_illegal(ordered, symbols, surface, constants)))
+from megatron_seams.recipes.pipeline import written_stages
 
 
 def lowered_pattern(plan: Plan) -> str:
     """The pattern for ``--hybrid-layer-pattern``: a seam's layer spelled as its carrier.
 
-    The plan and the receipt keep the truth; this string alone would not tell R from M.
+    The plan and the receipt keep the families; this string alone would not tell R from M.
     """
-    symbols = "".join([kind.provider.symbol for kind in plan.layers.kinds])
-    sizes, ends = plan.pattern.stages, itertools.accumulate(plan.pattern.stages)
-    stages = [symbols[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    symbols = "".join(layer.provider.symbol for layer in plan.layers)
+    stages = [symbols[part] for part in written_stages(plan.pattern).slices()]
     mtp = "".join(layer.provider.symbol for layer in plan.mtp)
-    depths = [mtp] * plan.pattern.mtp_depths
-    return MTP_SEPARATOR.join([STAGE_BREAK.join(stages), *depths])
-
-
-def _slots(seam: Seam) -> tuple[str, ...]:
-    return seam.manifest.carrier.slots if seam.manifest.carrier else ()
-
-
-def _constant(seam: Seam, families: Mapping[str, Family]) -> str | None:
-    """Upstream's constant for what the seam builds, known to core or named by the manifest."""
-    known = families[seam.family].constant if seam.family in families else None
-    return known or seam.manifest.upstream.symbol_name
-
-
-def _forbidden(text: str, constants: list[str]) -> UpstreamForbids:
-    return UpstreamForbids(
-        asked=f"one model with {', '.join(constants)}",
-        found=f"Megatron refuses it: {text}",
-        next="change the pattern or the recipe's specialisations",
-    )
-
-
-def _no_slot(seam: Seam, surface: NativeSurface) -> NoCarrier:
-    return NoCarrier(
-        asked=f"a carrier for {seam.claim}",
-        found=f"its manifest offers {', '.join(_slots(seam))}; megatron-core {surface.version} has "
-        f"{', '.join(symbol.slot for symbol in surface.symbols) or 'no slot'}",
-        next=f"ask {seam.owner} for a release that rides on one of those",
-        subject=seam.family,
-    )
-
-
-def _illegal(
-    seams: list[Seam],
-    offered: list[list[NativeSymbol]],
-    surface: NativeSurface,
-    native: set[str],
-) -> Iterator[NoCarrier]:
-    """One fault for each seam that upstream's rules leave no slot, by itself or by the others."""
-    alone = [
-        (seam, symbols, native)
-        for seam, symbols in zip(seams, offered, strict=True)
-        if all(surface.forbidden(native | {symbol.constant}) for symbol in symbols)
-    ]
-    together = [
-        (
-            seam,
-            symbols,
-            native | {others[0].constant for others in offered if others is not symbols},
-        )
-        for seam, symbols in zip(seams, offered, strict=True)
-    ]
-    for seam, symbols, beside in alone or together:
-        tried = [
-            f"{symbol.slot}: {' '.join(surface.forbidden(beside | {symbol.constant})) or 'legal'}"
-            for symbol in symbols
-        ]
-        yield NoCarrier(
-            asked=f"a carrier for {seam.claim} beside {', '.join(sorted(beside))}",
-            found="; ".join(tried),
-            next=f"change the pattern, or ask {seam.owner} for another carrier slot",
-            subject=seam.family,
-        )
+    return MTP_SEPARATOR.join([STAGE_BREAK.join(stages), *[mtp] * plan.pattern.mtp_depths])

@@ -1,10 +1,8 @@
-"""A plan: every layer of a model with its provider, and why. Frozen values, no behaviour."""
+"""A plan: every layer of a model with its provider, and why."""
 
-import bisect
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 import attrs
 
@@ -31,29 +29,22 @@ class Custom:
 
     @property
     def label(self) -> str:
-        """How tables name the provider."""
+        """How tables name the provider, ``seam m2rnn on M``."""
         mark = " (experiment)" if self.seam.manifest.experiment else ""
-        return f"seam {self.seam.name}{mark}"
+        return f"seam {self.seam.name}{mark} on {self.symbol}"
+
+    @property
+    def owner(self) -> str:
+        """The team that answers for the layer."""
+        return self.seam.owner
+
+    @property
+    def state(self) -> str:
+        """``seam`` or ``experiment``."""
+        return self.seam.manifest.seam.status
 
 
 Provider = Native | Custom
-
-
-@attrs.frozen(kw_only=True)
-class LayerKind:
-    """What the layers of one token have in common.
-
-    Attributes:
-        token: The character of the pattern.
-        family: What it is, after the recipe's specialisations.
-        provider: Who builds it.
-        why: One sentence.
-    """
-
-    token: str
-    family: str
-    provider: Provider
-    why: str
 
 
 @attrs.frozen(kw_only=True)
@@ -63,81 +54,27 @@ class Layer:
     Attributes:
         position: The 1-based global layer number; inside an MTP depth, the number in that depth.
         stage: The 0-based pipeline segment; 0 where the pattern has no ``|``.
-        kind: What it is and who builds it.
+        token: The character of the pattern.
+        family: What it is, after the recipe's specialisations.
+        provider: Who builds it.
+        why: One sentence.
     """
 
     position: int
     stage: int
-    kind: LayerKind
-
-    @property
-    def token(self) -> str:
-        """The character of the pattern."""
-        return self.kind.token
-
-    @property
-    def family(self) -> str:
-        """What it is, after the recipe's specialisations."""
-        return self.kind.family
-
-    @property
-    def provider(self) -> Provider:
-        """Who builds it."""
-        return self.kind.provider
-
-    @property
-    def why(self) -> str:
-        """One sentence."""
-        return self.kind.why
+    token: str
+    family: str
+    provider: Provider
+    why: str
 
 
-@attrs.frozen(kw_only=True)
-class Layers(Sequence[Layer]):
-    """The decoder's layers, position 1 first, each made when it is asked for.
-
-    A plan keeps the kinds of its layers, which are few. Over a million layers that were kept,
-    Python's garbage collector would go for longer than it takes to make them.
-
-    Attributes:
-        pattern: Their tokens and stages.
-        of_token: Token -> the kind of its layers.
-        of_layer: 1-based number of each layer that is of another kind than its token -> that kind.
-    """
-
-    pattern: Pattern
-    of_token: Mapping[str, LayerKind]
-    of_layer: Mapping[int, LayerKind]
-
-    def __len__(self) -> int:
-        """The depth."""
-        return self.pattern.depth
-
-    @property
-    def kinds(self) -> list[LayerKind]:
-        """The kind of each layer."""
-        return self.pattern.spread(self.of_token, self.of_layer)
-
-    def __iter__(self) -> Iterator[Layer]:
-        """Make every layer."""
-        rows = zip(self.kinds, self.pattern.stage_numbers(), strict=True)
-        for position, (kind, stage) in enumerate(rows, start=1):
-            yield Layer(position=position, stage=stage, kind=kind)
-
-    @overload
-    def __getitem__(self, index: int) -> Layer: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Layer, ...]: ...
-    def __getitem__(self, index: int | slice) -> Layer | tuple[Layer, ...]:
-        """Make the layer of a 0-based index, or those of a slice."""
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        at = range(len(self))[index]
-        position, token = at + 1, self.pattern.tokens[at]
-        return Layer(
-            position=position,
-            stage=bisect.bisect(list(itertools.accumulate(self.pattern.stages)), at),
-            kind=self.of_layer[position] if position in self.of_layer else self.of_token[token],
-        )
+def grouped(layers: Iterable[Layer]) -> tuple[tuple[Layer, ...], ...]:
+    """Layers alike in everything but number and stage, in the order of the first of each group."""
+    groups: dict[tuple[str, str, str, str], list[Layer]] = {}
+    for layer in layers:
+        key = (layer.token, layer.family, layer.provider.label, layer.why)
+        groups.setdefault(key, []).append(layer)
+    return tuple(tuple(group) for group in groups.values())
 
 
 @attrs.frozen(kw_only=True)
@@ -188,7 +125,7 @@ class Plan:
     name: str
     pattern: Pattern
     surface: NativeSurface
-    layers: Layers
+    layers: tuple[Layer, ...]
     mtp: tuple[Layer, ...] = ()
     features: tuple[PlannedFeature, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -200,18 +137,14 @@ class Plan:
     @property
     def seams(self) -> tuple[Seam, ...]:
         """The seams that the plan uses, by name."""
-        chosen = {
-            kind.provider.seam.name: kind.provider.seam
-            for kind in self.layers.kinds
-            if isinstance(kind.provider, Custom)
-        }
+        chosen = {custom.seam.name: custom.seam for custom in self.custom_layers().values()}
         chosen.update({feature.seam.name: feature.seam for feature in self.features})
         return tuple(chosen[name] for name in sorted(chosen))
 
     def custom_layers(self) -> Mapping[int, Custom]:
         """Layer number -> provider, for the layers that a seam builds."""
         return {
-            position: kind.provider
-            for position, kind in enumerate(self.layers.kinds, start=1)
-            if isinstance(kind.provider, Custom)
+            layer.position: layer.provider
+            for layer in self.layers
+            if isinstance(layer.provider, Custom)
         }

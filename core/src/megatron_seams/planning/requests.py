@@ -1,48 +1,63 @@
-"""From tokens to families: the dialect first, then what the recipe says explicitly."""
+"""What a recipe requests: each family with every place that wants it, and why it is that family."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import attrs
 
 from megatron_seams.errors import Refusal, SeamsError, SpecialisationInvalid
+from megatron_seams.families import LATENT
 from megatron_seams.recipes.dialect import Dialect, built_in
 from megatron_seams.recipes.pattern import Pattern, parse_pattern
-from megatron_seams.recipes.recipe import Recipe
-
-
-@attrs.frozen(kw_only=True)
-class Families:
-    """The family of every layer, or the faults that keep some from having one.
-
-    Attributes:
-        of_token: Token -> the family of its layers; None where it is a fault.
-        of_layer: 1-based number of each decoder layer that the recipe names by it -> its family.
-        present: The families of the decoder's layers.
-        mtp: The family of each layer of one MTP depth.
-        spelled: Token -> the family that it says by itself.
-        because: Token -> how the recipe specialised it.
-        faults: One for each token and each entry at fault.
-    """
-
-    of_token: Mapping[str, str | None]
-    of_layer: Mapping[int, str]
-    present: tuple[str | None, ...]
-    mtp: tuple[str | None, ...]
-    spelled: Mapping[str, str | None]
-    because: Mapping[str, str]
-    faults: tuple[SeamsError, ...]
-
-    def why(self, position: int, token: str) -> str:
-        """How the recipe specialised one layer of the decoder; empty where it did not."""
-        if position in self.of_layer:
-            return f"the recipe makes it {self.of_layer[position]}"
-        return self.because.get(token, "")
-
+from megatron_seams.recipes.recipe import FeatureEntry, Recipe
 
 #: Upstream's switch for latent attention. In a hybrid model its symbols say the same, so that here
 #: it says what the attention layers are.
 _LATENT_KEY: Final = "multi_latent_attention"
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """A family that layers want.
+
+    Attributes:
+        family: Its name.
+        positions: The 1-based numbers of the decoder's layers that want it, ascending.
+        mtp: The 1-based numbers of the layers of one MTP depth that want it, ascending.
+    """
+
+    family: str
+    positions: tuple[int, ...] = ()
+    mtp: tuple[int, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Requests:
+    """All that a model wants built.
+
+    Attributes:
+        pattern: Its layers as they are spelled.
+        layers: Family -> its request, in the order of the first layer.
+        spelled: Token -> the family that it spells by itself; None where it spells none.
+        moved: Token -> how the recipe made its layers another family, where it did.
+        named: 1-based number of each layer that the recipe names -> the family that it makes it.
+        features: What attaches beside the layers, as the recipe lists it.
+        faults: Tokens without a family, and entries of the recipe that fit no layer.
+    """
+
+    pattern: Pattern
+    layers: Mapping[str, Request]
+    spelled: Mapping[str, str | None]
+    moved: Mapping[str, str] = attrs.field(factory=dict)
+    named: Mapping[int, str] = attrs.field(factory=dict)
+    features: tuple[FeatureEntry, ...] = ()
+    faults: tuple[SeamsError, ...] = ()
+
+    def because(self, position: int) -> str:
+        """How the recipe made a layer of the decoder another family; empty where it did not."""
+        if position in self.named:
+            return f"the recipe makes it {self.named[position]}"
+        return self.moved.get(self.pattern.tokens[position - 1], "")
 
 
 def read_pattern(recipe: Recipe) -> tuple[Pattern, Dialect]:
@@ -69,40 +84,55 @@ def read_pattern(recipe: Recipe) -> tuple[Pattern, Dialect]:
     return pattern, dialect
 
 
-def families_of(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Families:
-    """Give each layer its family; no token and no entry is guessed at or passed over."""
-    tokens = pattern.tokens + pattern.mtp
-    spelled: dict[str, str | None] = {
-        token: family for token, family in dialect.tokens.items() if token in tokens
+def read_requests(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Requests:
+    """Give each layer its family: the dialect first, then what the recipe says explicitly."""
+    spelled = _spelled(pattern, dialect)
+    meant, moved = _specialised(recipe, spelled)
+    named, entry_faults = _named(recipe, pattern, spelled)
+    decoder: dict[str, list[int]] = {}
+    for position, token in enumerate(pattern.tokens, start=1):
+        family = named.get(position, meant[token])
+        if family is not None:
+            decoder.setdefault(family, []).append(position)
+    mtp: dict[str, list[int]] = {}
+    for position, token in enumerate(pattern.mtp, start=1):
+        if (family := meant[token]) is not None:
+            mtp.setdefault(family, []).append(position)
+    layers = {
+        family: Request(
+            family=family, positions=tuple(decoder.get(family, ())), mtp=tuple(mtp.get(family, ()))
+        )
+        for family in {**decoder, **mtp}
     }
-    faults: list[SeamsError] = []
-    if strange := set(tokens).difference(spelled):
-        where = pattern.positions()
-        for token in sorted(strange, key=tokens.index):
-            spelled[token] = None
-            faults.append(dialect.unspelled(token, tuple(where.get(token, ()))))
-    if recipe.families:
-        faults.extend(_strangers(recipe, set(spelled.values())))
-    of_token, because = _specialised(recipe, spelled)
-    of_layer: dict[int, str] = {}
-    if recipe.layers:
-        of_layer, problems = _entries(recipe, pattern, spelled)
-        faults.extend(problems)
-    present: Iterable[str | None] = of_token.values()
-    if of_layer or pattern.mtp:  # then a token may have no layer in the decoder
-        present = pattern.spread(of_token, of_layer)
-    mtp = tuple([of_token[token] for token in pattern.mtp])
-    if _LATENT_KEY in recipe.megatron:
-        faults.extend(_contradiction(recipe, {*present, *mtp}))
-    return Families(
-        of_token=of_token,
-        of_layer=of_layer,
-        present=tuple(dict.fromkeys(present)),
-        mtp=mtp,
+    return Requests(
+        pattern=pattern,
+        layers=layers,
         spelled=spelled,
-        because=because,
-        faults=tuple(faults),
+        moved=moved,
+        named=named,
+        features=recipe.features,
+        faults=(
+            *_unspelled(pattern, dialect, spelled),
+            *_strangers(recipe, spelled),
+            *entry_faults,
+            *_contradiction(recipe, layers),
+        ),
     )
+
+
+def _spelled(pattern: Pattern, dialect: Dialect) -> dict[str, str | None]:
+    """Token of the pattern -> the family that it spells; None where it spells none."""
+    tokens = pattern.tokens + pattern.mtp
+    return {token: dialect.tokens.get(token) for token in dict.fromkeys(tokens)}
+
+
+def _unspelled(
+    pattern: Pattern, dialect: Dialect, spelled: Mapping[str, str | None]
+) -> Iterator[SeamsError]:
+    where = pattern.positions()
+    for token, family in spelled.items():
+        if family is None:
+            yield dialect.unspelled(token, tuple(where.get(token, ())))
 
 
 def _specialised(
@@ -112,8 +142,6 @@ def _specialised(
     targets = {family: (target, "the recipe") for family, target in recipe.families.items()}
     if recipe.megatron.get(_LATENT_KEY) is True:
         targets.setdefault("attention", ("mla", f"[megatron] {_LATENT_KEY}"))
-    if not targets:
-        return spelled, {}
     meant = dict(spelled)
     because: dict[str, str] = {}
     for token, family in spelled.items():
@@ -123,30 +151,30 @@ def _specialised(
     return meant, because
 
 
-def _contradiction(recipe: Recipe, families: Iterable[str | None]) -> list[SeamsError]:
-    """``multi_latent_attention`` must not say other than the layers, which decide it natively."""
-    value = recipe.megatron[_LATENT_KEY]
-    latent = sorted({"mla", "dsa"}.intersection(family for family in families if family))
-    if value is bool(latent):
-        return []
+def _contradiction(recipe: Recipe, layers: Mapping[str, Request]) -> Iterator[SeamsError]:
+    """``multi_latent_attention`` must not contradict the layers, which decide it natively."""
+    value = recipe.megatron.get(_LATENT_KEY)
+    latent = sorted(LATENT.intersection(layers))
+    if _LATENT_KEY not in recipe.megatron or value is bool(latent):
+        return
     found = f"the layers are {' and '.join(latent)}" if latent else "no layer is mla or dsa"
-    return [_invalid(f"[megatron] {_LATENT_KEY} = {value!r}", found, f"megatron.{_LATENT_KEY}")]
+    yield _invalid(f"[megatron] {_LATENT_KEY} = {value!r}", found, f"megatron.{_LATENT_KEY}")
 
 
-def _strangers(recipe: Recipe, spelled: Iterable[str | None]) -> list[SeamsError]:
-    present = sorted(family for family in spelled if family)
-    return [
-        _invalid(
-            f"[families] {family} = {target!r}",
-            f"no token of the pattern spells {family}; it spells {', '.join(present) or 'nothing'}",
-            f"families.{family}",
-        )
-        for family, target in recipe.families.items()
-        if family not in present
-    ]
+def _strangers(recipe: Recipe, spelled: Mapping[str, str | None]) -> Iterator[SeamsError]:
+    """A ``[families]`` entry for a family that no token spells."""
+    present = sorted({family for family in spelled.values() if family})
+    for family, target in recipe.families.items():
+        if family not in present:
+            yield _invalid(
+                f"[families] {family} = {target!r}",
+                f"no token of the pattern spells {family}; it spells "
+                f"{', '.join(present) or 'nothing'}",
+                f"families.{family}",
+            )
 
 
-def _entries(
+def _named(
     recipe: Recipe, pattern: Pattern, spelled: Mapping[str, str | None]
 ) -> tuple[dict[int, str], list[SeamsError]]:
     """1-based layer number -> family by the ``[[layers]]`` entries, and what is wrong with them."""
@@ -177,7 +205,7 @@ def _invalid(
     return SpecialisationInvalid(
         asked=asked,
         found=found,
-        next="mend the entry in the recipe",
+        next="correct the entry in the recipe",
         key=key,
         positions=positions,
     )

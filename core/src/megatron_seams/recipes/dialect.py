@@ -53,7 +53,7 @@ class Dialect:
             asked=f"the family of token {token!r} in dialect {self.name!r}",
             found=f"the dialect has {self.spelled()}",
             next=(
-                "correct the pattern, choose another --dialect, or give the token a family in the "
+                "correct the pattern, choose another dialect, or give the token a family in the "
                 f'recipe: [dialect.tokens] {_quoted(token)} = "<family>"'
             ),
             subject=token,
@@ -84,7 +84,7 @@ class Dialect:
                     DialectInvalid(
                         asked=f"token {token!r} for family {family!r}",
                         found=problem,
-                        next="mend [dialect.tokens] in the recipe; to build a family otherwise, "
+                        next="correct [dialect.tokens] in the recipe; to build a family otherwise, "
                         "specialise it in [families]",
                         subject=token,
                         key="dialect.tokens",

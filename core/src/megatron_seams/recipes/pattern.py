@@ -1,19 +1,15 @@
-"""Layer patterns: from text to one token for each layer. No token is given a meaning here."""
-
-from collections.abc import Mapping
-from typing import TypeVar
+"""Layer patterns: from text to one token for each layer. Dialects give tokens their meaning."""
 
 import attrs
 
 from megatron_seams.errors import PatternSyntax
 
-T = TypeVar("T")
-
 STAGE_BREAK = "|"
 MTP_SEPARATOR = "/"
 
-#: The largest depth that is taken for a model rather than for a slip of the keyboard.
-MAX_DEPTH = 10_000_000
+#: The largest depth that is taken for a model rather than for a typing error: a hundred times the
+#: deepest model that anybody has published.
+MAX_DEPTH = 100_000
 
 
 @attrs.frozen(kw_only=True)
@@ -37,24 +33,6 @@ class Pattern:
     stages: tuple[int, ...]
     mtp: str = ""
     mtp_depths: int = 0
-
-    def stage_numbers(self) -> list[int]:
-        """The 0-based stage of each layer."""
-        return [stage for stage, count in enumerate(self.stages) for _ in range(count)]
-
-    def spread(self, of_token: Mapping[str, T], of_layer: Mapping[int, T]) -> list[T]:
-        """One value for each decoder layer: its own, or its token's where it has none.
-
-        Args:
-            of_token: Token -> value.
-            of_layer: 1-based layer number -> value.
-        """
-        if not of_layer:
-            return [of_token[token] for token in self.tokens]
-        return [
-            of_layer[number] if number in of_layer else of_token[token]
-            for number, token in enumerate(self.tokens, start=1)
-        ]
 
     def positions(self) -> dict[str, list[int]]:
         """Token -> the 1-based numbers of its decoder layers, in the order of appearance."""

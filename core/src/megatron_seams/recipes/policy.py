@@ -1,13 +1,12 @@
-"""What a recipe says of who builds its families; said of none, it is what an audit goes by."""
+"""Choices between providers: what a recipe says about who builds its families."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import datetime
+from collections.abc import Collection, Mapping
 
 import attrs
 from attrs import field
 
-if TYPE_CHECKING:
-    from megatron_seams.recipes.recipe import Override
+from megatron_seams.base.validators import sentence
 
 
 @attrs.frozen(kw_only=True)
@@ -25,11 +24,36 @@ class Policy:
     allow: tuple[str, ...] | None = None
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.frozen(kw_only=True)
+class Override:
+    """``[[override]]``: a seam taken over native, for a reason and until a date."""
+
+    family: str
+    seam: str
+    reason: str = field(validator=sentence)
+    expires: datetime.date
+
+
+@attrs.frozen(kw_only=True)
 class Preferences:
-    """The preferences of no recipe: none; a :class:`Recipe` has the same."""
+    """All that decides between providers; the default is what an audit goes by.
+
+    Attributes:
+        policy: Experiments, pins and the allowlist.
+        overrides: Seams taken over native.
+        configured: Names of the seams that the recipe gives options.
+        install: Family -> the distribution to install where nothing builds it.
+    """
 
     policy: Policy = field(factory=Policy)
-    override: "tuple[Override, ...]" = ()
-    seams: Mapping[str, Any] = field(factory=dict)
+    overrides: tuple[Override, ...] = ()
+    configured: Collection[str] = ()
     install: Mapping[str, str] = field(factory=dict)
+
+    def accepts(self, experiment: str) -> bool:
+        """Whether the recipe names an experiment: it accepts, pins or takes it over native."""
+        return (
+            experiment in self.policy.experiments
+            or experiment in self.policy.pin.values()
+            or any(entry.seam == experiment for entry in self.overrides)
+        )

@@ -1,6 +1,5 @@
 """Recipes: a model as a TOML file. What the file may say, validated without coercion."""
 
-import datetime
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from megatron_seams.base.structure import structure
 from megatron_seams.base.validators import positive, schema, sentence
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.recipes.dialect import MEGATRON
-from megatron_seams.recipes.policy import Policy as Policy
+from megatron_seams.recipes.policy import Override, Policy, Preferences
 
 SCHEMA = 1
 
@@ -63,16 +62,6 @@ class FeatureEntry:
     family: str
     placement: str | None = None
     layers: tuple[int, ...] = ()
-
-
-@attrs.frozen(kw_only=True)
-class Override:
-    """``[[override]]``: a seam taken over native, for a reason and until a date."""
-
-    family: str
-    seam: str
-    reason: str = field(validator=sentence)
-    expires: datetime.date
 
 
 @attrs.frozen(kw_only=True)
@@ -141,6 +130,16 @@ class Recipe:
     install: dict[str, str] = field(factory=dict)
     smoke: Smoke = field(factory=Smoke)
 
+    @property
+    def preferences(self) -> Preferences:
+        """What it says about who builds its families."""
+        return Preferences(
+            policy=self.policy,
+            overrides=self.override,
+            configured=tuple(self.seams),
+            install=self.install,
+        )
+
     @classmethod
     def of_pattern(cls, pattern: str, *, dialect: str, depth: int | None) -> "Recipe":
         """The recipe that a bare pattern on the command line stands for."""
@@ -161,7 +160,7 @@ def load_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Refusal(
-            [RecipeInvalid(asked=asked, found=str(error), next="mend the file", file=str(path))]
+            [RecipeInvalid(asked=asked, found=str(error), next="correct the file", file=str(path))]
         ) from error
     recipe, faults = structure(Recipe, table)
     if recipe is None:
@@ -169,7 +168,7 @@ def load_recipe(path: Path) -> Recipe:
             RecipeInvalid(
                 asked="a valid recipe",
                 found=fault.message,
-                next="mend the key (docs/recipes.md lists them all)",
+                next="correct the key",
                 file=str(path),
                 key=fault.key or None,
             )

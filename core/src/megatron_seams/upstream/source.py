@@ -147,8 +147,8 @@ def unknown_shape(origin: str, what: str) -> SurfaceUnknown:
     return SurfaceUnknown(
         asked=f"the native surface of the megatron-core at {origin}",
         found=what,
-        next="use a megatron-core whose hybrid stack this version reads (`registry surface`), or a "
-        "newer megatron-seams; until then nothing is native",
+        next="use a megatron-core whose hybrid stack this version reads, or a newer "
+        "megatron-seams; until then nothing is native",
         subject=DISTRIBUTION,
         file=origin,
     )
@@ -177,8 +177,8 @@ def missing() -> MegatronMissing:
     return MegatronMissing(
         asked="the megatron-core in hand",
         found="`import megatron.core` would fail: nothing is native",
-        next="install it (pip install 'megatron-seams[megatron]'), or plan against one with "
-        "--megatron WHEEL|PATH",
+        next="install it (pip install 'megatron-seams[megatron]'), or plan against a wheel or a "
+        "folder that holds one",
         subject=DISTRIBUTION,
     )
 

@@ -42,7 +42,17 @@ class Native:
 
     @property
     def label(self) -> str:
-        """How tables name the provider."""
+        """How tables name the provider, ``native M``."""
+        return f"native {self.symbol}"
+
+    @property
+    def owner(self) -> str:
+        """Nobody here: upstream answers for what it builds."""
+        return "-"
+
+    @property
+    def state(self) -> str:
+        """``native``."""
         return "native"
 
 

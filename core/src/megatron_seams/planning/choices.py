@@ -1,0 +1,120 @@
+"""The providers of a whole model: each family that it requests, chosen once."""
+
+from collections.abc import Mapping
+
+import attrs
+
+from megatron_seams.errors import SeamInMtp, SeamsError
+from megatron_seams.families import BUILT_IN
+from megatron_seams.planning.choice import Choice, Chooser
+from megatron_seams.planning.requests import Request, Requests
+from megatron_seams.seams.seam import Seam
+from megatron_seams.upstream.surface import NativeSymbol
+
+
+@attrs.frozen(kw_only=True)
+class Choices:
+    """Who builds each family that was requested.
+
+    Attributes:
+        layers: Family -> choice, for the decoder's layers.
+        mtp: Family -> native symbol, for the layers of an MTP depth.
+        features: Family -> the seam that builds the feature, and why.
+        blocks: Families that the recipe lists as features and that are layers.
+        faults: A reason for each family without a provider, with the layers that it stops.
+    """
+
+    layers: Mapping[str, Choice]
+    mtp: Mapping[str, NativeSymbol]
+    features: Mapping[str, Choice]
+    blocks: frozenset[str] = frozenset()
+    faults: tuple[SeamsError, ...] = ()
+
+    @property
+    def native(self) -> tuple[NativeSymbol, ...]:
+        """The native symbols that the model uses."""
+        chosen = (choice.provider for choice in self.layers.values())
+        own = [provider for provider in chosen if isinstance(provider, NativeSymbol)]
+        return (*own, *self.mtp.values())
+
+    @property
+    def seams(self) -> Mapping[str, Seam]:
+        """The seams that build layers, by name."""
+        chosen = (choice.provider for choice in self.layers.values())
+        return {seam.name: seam for seam in chosen if isinstance(seam, Seam)}
+
+
+def choose(requests: Requests, chooser: Chooser) -> Choices:
+    """Choose a provider for every family that a model wants, each family once.
+
+    Args:
+        requests: The families and the places that want them.
+        chooser: Decides, by one environment and one recipe's preferences.
+    """
+    found = {family: chooser.choose(family, of_layer=True) for family in requests.layers}
+    faults: list[SeamsError] = []
+    for family, choice in found.items():
+        request = requests.layers[family]
+        if isinstance(choice, SeamsError):
+            faults.append(_at(choice, request, requests) if request.positions else choice)
+        elif request.mtp and isinstance(choice.provider, Seam):
+            faults.append(_seam_in_mtp(choice.provider, request, requests.pattern.mtp))
+    listed = dict.fromkeys(entry.family for entry in requests.features)
+    blocks = frozenset(family for family in listed if chooser.is_block(family))
+    features = {
+        family: chooser.choose(family, of_layer=False) for family in listed if family not in blocks
+    }
+    return Choices(
+        layers={
+            family: choice
+            for family, choice in found.items()
+            if isinstance(choice, Choice) and requests.layers[family].positions
+        },
+        mtp={
+            family: choice.provider
+            for family, choice in found.items()
+            if isinstance(choice, Choice)
+            and isinstance(choice.provider, NativeSymbol)
+            and requests.layers[family].mtp
+        },
+        features={
+            family: choice for family, choice in features.items() if isinstance(choice, Choice)
+        },
+        blocks=blocks,
+        faults=(
+            *faults,
+            *(choice for choice in features.values() if isinstance(choice, SeamsError)),
+        ),
+    )
+
+
+def _at(fault: SeamsError, request: Request, requests: Requests) -> SeamsError:
+    """The fault with the layers that it stops, and what their tokens say by themselves."""
+    tokens = dict.fromkeys(requests.pattern.tokens[at - 1] for at in request.positions)
+    count = f"{len(request.positions)} layer{'s' if len(request.positions) > 1 else ''}"
+    found = fault.found
+    others = {requests.spelled[token] for token in tokens} - {request.family, None}
+    if others:
+        spelled = " and ".join(sorted(_described(name) for name in others if name))
+        because = next(filter(None, map(requests.because, request.positions)))
+        found += f"; {because}, and {spelled} is not taken in its place"
+    return attrs.evolve(
+        fault,
+        asked=f"{fault.asked} (token {', '.join(map(repr, tokens))}, {count})",
+        found=found,
+        positions=request.positions,
+    )
+
+
+def _described(family: str) -> str:
+    known = BUILT_IN.get(family)
+    return f"{family} ({known.summary.rstrip('.')})" if known else family
+
+
+def _seam_in_mtp(seam: Seam, request: Request, part: str) -> SeamInMtp:
+    return SeamInMtp(
+        asked=f"{seam.claim} for token {part[request.mtp[0] - 1]!r} of MTP part {part!r}",
+        found="an MTP depth builds its layers from native parts only, with numbers of its own",
+        next="spell the MTP part with native families",
+        subject=request.family,
+    )
