@@ -13,7 +13,7 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.records.receipt import describe_plan
+from megatron_seams.records.plan_json import describe_plan
 
 pytestmark = pytest.mark.megatron
 

@@ -6,50 +6,48 @@ Nothing here imports torch, Megatron or a plugin; ``smoke`` does so when it is c
 import importlib
 import io
 import sys
-from collections import UserDict
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from megatron_seams import __version__
 from megatron_seams.errors import Refusal, SeamsError
 
-
-class _Commands(UserDict[str, Any]):
-    """Name -> command, whose module is imported when it is asked for.
-
-    What the other commands need would be most of the time that ``registry list`` takes.
-    """
-
-    def __getitem__(self, name: str) -> click.Command:
-        module, _, attribute = super().__getitem__(name).partition(":")
-        command: click.Command = getattr(
-            importlib.import_module(f"megatron_seams.cli.{module}"), attribute
-        )
-        return command
-
-
-_COMMANDS = _Commands(
-    {
-        "list": "list:list_families",
-        "resolve": "resolve:resolve_command",
-        "explain": "explain:explain",
-        "surface": "surface:surface",
-        "args": "args:args_command",
-        "check": "check:check_command",
-        "report": "report:report_command",
-        "new": "new:new_command",
-        "preview": "preview:preview_command",
-        "verify": "verify:verify_command",
-        "accept": "accept:accept_command",
-        "smoke": "smoke:smoke_command",
-        "graduate": "graduate:graduate_command",
-    }
-)
+#: Command -> module and attribute. A module is imported when its command is asked for: what the
+#: others need would be most of the time that `registry list` takes.
+_COMMANDS: Final = {
+    "accept": "accept:accept_command",
+    "args": "args:args_command",
+    "check": "check:check_command",
+    "explain": "explain:explain",
+    "graduate": "graduate:graduate_command",
+    "list": "list:list_families",
+    "new": "new:new_command",
+    "preview": "preview:preview_command",
+    "report": "report:report_command",
+    "resolve": "resolve:resolve_command",
+    "smoke": "smoke:smoke_command",
+    "surface": "surface:surface",
+    "verify": "verify:verify_command",
+}
 
 
 class _Registry(click.Group):
-    """Turns every refusal into its message and its exit code, in one place."""
+    """The commands, imported when asked for; a refusal becomes its message and its exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        found: click.Command = getattr(
+            importlib.import_module(f"megatron_seams.cli.{module}"), attribute
+        )
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -62,15 +60,20 @@ class _Registry(click.Group):
             ctx.exit(refusal.exit_code)
 
 
-@click.group(
-    cls=_Registry, commands=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=_Registry, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="registry")
 def cli() -> None:
     """Say what every block of a Megatron hybrid model is built by, and who answers for it.
 
     Exit codes: 0 fine, 1 findings, 2 refused or bad input, 3 the environment is broken.
     """
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command by name, all of them imported."""
+    context = click.Context(cli)
+    found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
 
 
 def main() -> None:

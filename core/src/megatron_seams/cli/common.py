@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from megatron_seams.cli.advice import advice_on
 from megatron_seams.errors import Refusal, SeamsError
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
     out = console(error=True)
     for fault in faults:
         head, _, rest = str(fault).partition("\n")
+        if advice := advice_on(fault):
+            rest += f"\n  {advice}"
         # Text, not markup: a message may hold brackets of its own.
         out.print(Text(head, style=style), soft_wrap=True)
         out.print(Text(rest), soft_wrap=True)

@@ -37,7 +37,9 @@ def explain(what: str, recipe_path: Path | None, megatron: Path | None) -> None:
     if not families:
         raise Refusal([_unknown(what, environment)], environment.findings)
     silent = recipe or Recipe.of_pattern("", dialect="megatron", depth=None)
-    chooser = Chooser(environment, silent, datetime.date.today())
+    chooser = Chooser(
+        environment=environment, preferences=silent.preferences, today=datetime.date.today()
+    )
     for family in families:
         for line in _story(family, environment, chooser):
             out.print(line, markup=False, soft_wrap=True)

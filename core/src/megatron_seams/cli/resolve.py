@@ -1,6 +1,6 @@
 """``registry resolve``: a pattern or recipe as a plan, or every reason against it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -20,10 +20,12 @@ from megatron_seams.cli.models import model_arguments, recipe_of
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.planning.plan import Layer, Plan, grouped
 from megatron_seams.planning.resolver import resolve
+from megatron_seams.recipes.pipeline import written_stages
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.records.receipt import SCHEMA, describe_plan, make_receipt
+from megatron_seams.records.plan_json import describe_plan
+from megatron_seams.records.receipt import SCHEMA, make_receipt
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
@@ -104,15 +106,15 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
         style="bold",
         markup=False,
     )
-    draw_strip(out, pattern.tokens, plan_states(plan), pattern.stage_numbers())
+    draw_strip(out, pattern.tokens, plan_states(plan), written_stages(pattern).stages)
     table = Table(box=None, pad_edge=False)
     for column in ("count", "layers", "token", "family", "provider", "owner"):
         table.add_column(column, no_wrap=column != "layers")
     table.add_column("why")
-    groups = [[layer] for layer in plan.layers] if every_layer else _grouped(plan.layers)
-    for group in groups:
+    group_of = _each if every_layer else grouped
+    for group in group_of(plan.layers):
         _row(table, group, str(len(group)))
-    for group in [[layer] for layer in plan.mtp] if every_layer else _grouped(plan.mtp):
+    for group in group_of(plan.mtp):
         _row(table, group, f"{len(group)} x {pattern.mtp_depths} MTP")
     for feature in plan.features:
         table.add_row(
@@ -127,25 +129,18 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
     out.print(table)
 
 
-def _grouped(layers: Iterable[Layer]) -> list[list[Layer]]:
-    """Layers alike in everything but their number, in the order of the first of each."""
-    groups: dict[tuple[str, str, str, str], list[Layer]] = {}
-    for layer in layers:
-        key = (layer.token, layer.family, layer.provider.label, layer.why)
-        groups.setdefault(key, []).append(layer)
-    return list(groups.values())
+def _each(layers: Iterable[Layer]) -> tuple[tuple[Layer, ...], ...]:
+    return tuple((layer,) for layer in layers)
 
 
-def _row(table: Table, group: list[Layer], count: str) -> None:
+def _row(table: Table, group: Sequence[Layer], count: str) -> None:
     first = group[0]
-    provider = first.provider
-    custom = isinstance(provider, Custom)
     table.add_row(
         count,
         ", ".join(str(layer.position) for layer in group),
         first.token,
         first.family,
-        f"{provider.label} on {provider.symbol}" if custom else f"native {provider.symbol}",
-        provider.seam.owner if isinstance(provider, Custom) else "-",
+        first.provider.label,
+        first.provider.owner,
         first.why,
     )

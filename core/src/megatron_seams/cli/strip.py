@@ -1,11 +1,11 @@
 """The layer strip: a model at a glance, one cell for each layer."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from megatron_seams.planning.plan import Custom, Plan
+from megatron_seams.planning.plan import Plan
 
 _STYLES = {
     "native": "black on green3",
@@ -20,12 +20,7 @@ _ROW = 60
 
 def plan_states(plan: Plan) -> list[str]:
     """The state of each layer of a plan."""
-    return [
-        ("experiment" if layer.provider.seam.manifest.experiment else "seam")
-        if isinstance(layer.provider, Custom)
-        else "native"
-        for layer in plan.layers
-    ]
+    return [layer.provider.state for layer in plan.layers]
 
 
 def refused_states(tokens: str, positions: Collection[int]) -> list[str]:
@@ -33,7 +28,7 @@ def refused_states(tokens: str, positions: Collection[int]) -> list[str]:
     return ["refused" if number in positions else "" for number in range(1, len(tokens) + 1)]
 
 
-def draw_strip(out: Console, tokens: str, states: list[str], stages: list[int]) -> None:
+def draw_strip(out: Console, tokens: str, states: list[str], stages: Sequence[int]) -> None:
     """Draw the strip, numbered at the start of each row, with a gap where a stage begins.
 
     Args:

@@ -9,7 +9,6 @@ from megatron_seams.errors import ExperimentNotNamed, NoProvider, OnlyBroken, Se
 from megatron_seams.families import Family
 from megatron_seams.planning.choice import Chooser
 from megatron_seams.planning.environment import Environment
-from megatron_seams.recipes.policy import Preferences
 from megatron_seams.seams.removal import retirement
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
@@ -17,9 +16,11 @@ from megatron_seams.upstream.surface import NativeSymbol
 SCHEMA = 1
 #: Who answers for what Megatron builds.
 UPSTREAM = "NVIDIA/Megatron-LM"
+#: Why a family has no provider -> its state; every other reason is a refusal.
+_STATES: dict[type[SeamsError], str] = {OnlyBroken: "broken", ExperimentNotNamed: "experiment"}
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.frozen(kw_only=True)
 class SeamRow:
     """One seam in the audit, installed and valid."""
 
@@ -27,7 +28,7 @@ class SeamRow:
     state: str
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.frozen(kw_only=True)
 class FamilyRow:
     """One family in the audit.
 
@@ -53,7 +54,7 @@ class FamilyRow:
         return ", ".join(dict.fromkeys(row.seam.owner for row in self.seams)) or "nobody"
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.frozen(kw_only=True)
 class Audit:
     """All rows, with the findings of the environment."""
 
@@ -119,7 +120,7 @@ def _family(row: FamilyRow) -> dict[str, Any]:
 
 def audit(environment: Environment, *, today: datetime.date | None = None) -> Audit:
     """Audit an environment: what each family would resolve to if a recipe said nothing about it."""
-    chooser = Chooser(environment, Preferences(), today or datetime.date.today())
+    chooser = Chooser(environment=environment, today=today or datetime.date.today())
     rows = tuple(_row(environment, chooser, family) for family in environment.discovery.families)
     return Audit(environment=environment, families=rows)
 
@@ -132,8 +133,7 @@ def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRo
         state = "refused"
         note = "nothing builds it here"
     elif isinstance(choice, SeamsError):
-        states = {OnlyBroken: "broken", ExperimentNotNamed: "experiment"}
-        state = states.get(type(choice), "refused")
+        state = _STATES.get(type(choice), "refused")
         note = choice.found
     elif isinstance(choice.provider, Seam):
         state = "seam"

@@ -154,7 +154,7 @@ def _unreadable(file: Path, found: str) -> Refusal:
     fault = CodeownersInvalid(
         asked="a CODEOWNERS file that can be read",
         found=found,
-        next="name another with --codeowners, or mend it",
+        next="name another, or correct it",
         subject=file.name,
         file=str(file),
     )

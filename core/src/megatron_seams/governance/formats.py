@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_seams import __version__
-from megatron_seams.governance.gate import Gate, Verdict
+from megatron_seams.governance.gate import Gate
+from megatron_seams.governance.rules import Verdict
 
 #: OASIS' published schema, which tests hold the output to.
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json"

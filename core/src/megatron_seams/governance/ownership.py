@@ -1,4 +1,4 @@
-"""Who answers for a seam: what its manifest says, held to CODEOWNERS and to the calendar."""
+"""Ownership: a manifest's owner and review date against CODEOWNERS and the day."""
 
 import datetime
 import tomllib
@@ -48,7 +48,7 @@ def source_of(seam: Seam, folders: Mapping[str, tuple[Path, ...]]) -> tuple[Path
 def ownership_faults(
     seam: Seam, codeowners: Codeowners, folders: Mapping[str, tuple[Path, ...]]
 ) -> Iterator[SeamsError]:
-    """What CODEOWNERS says of a seam's files that its manifest does not.
+    """The files of a seam that CODEOWNERS gives to others than its manifest.
 
     Every file of the seam's folder is asked for, one finding for each line that takes some away.
 
@@ -144,7 +144,7 @@ def review_due(seam: Seam, today: datetime.date) -> ReviewDue | None:
         asked=f"a review of {seam.claim} by {by}",
         found=when,
         next=f"{seam.owner} says why the seam is still here by a later [seam] review-by, or "
-        "deletes it (docs/delete-a-seam.md)",
+        "deletes it",
         subject=seam.name,
         file=str(seam.directory / MANIFEST),
         key="seam.review-by",

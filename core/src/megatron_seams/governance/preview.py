@@ -7,12 +7,12 @@ import attrs
 
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
-from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.planning.plan import Layer, Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.removal import retirement
 from megatron_seams.seams.seam import Carrier, Seam
-from megatron_seams.upstream.surface import NativeSymbol
+from megatron_seams.upstream.surface import Native, NativeSymbol
 
 SCHEMA: Final = 1
 
@@ -213,8 +213,8 @@ def _layer_changes(old: Plan | None, new: Plan) -> Iterator[LayerChange]:
 
 def _line(layer: Layer) -> str:
     provider = layer.provider
-    owner = f" of {provider.seam.owner}" if isinstance(provider, Custom) else ""
-    return f"{layer.family} by {provider.label}{owner} on {provider.slot} {provider.symbol}"
+    owner = "" if isinstance(provider, Native) else f" of {provider.owner}"
+    return f"{layer.family} by {provider.label} ({provider.slot}){owner}"
 
 
 def _breaks(seam: Seam, before: Environment, after: Environment) -> Iterator[str]:

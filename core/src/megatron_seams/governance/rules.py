@@ -1,20 +1,201 @@
-"""What a workspace has committed to: its recipes still resolve, its receipts still verify."""
+"""The rules of the gate: each takes a case and gives verdicts; :data:`RULES` lists them all."""
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Final, Literal
 
 import attrs
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
-from megatron_seams.errors import Refusal, SeamsError, WorkspaceInvalid
+from megatron_seams.errors import (
+    ClaimDiffers,
+    CodeownersInvalid,
+    NotAllowed,
+    OwnedElsewhere,
+    Refusal,
+    SeamsError,
+    Superseded,
+    WorkspaceInvalid,
+)
+from megatron_seams.governance.codeowners import LOCATIONS, Codeowners
+from megatron_seams.governance.ownership import ownership_faults, review_due, skipped_lines
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import load_recipe
 from megatron_seams.records.verify import verify
+from megatron_seams.seams.discovery import MANIFEST
+from megatron_seams.seams.removal import retirement
+from megatron_seams.seams.seam import Seam
+
+Severity = Literal["error", "warning"]
 
 
-def recipe_faults(
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """A finding and its weight.
+
+    Attributes:
+        severity: Whether it fails the gate.
+        finding: What was found.
+    """
+
+    severity: Severity
+    finding: SeamsError
+
+
+@attrs.frozen(kw_only=True)
+class Case:
+    """What is judged.
+
+    Attributes:
+        environment: The Megatron and the seams.
+        workspace: Whose policy holds.
+        codeowners: The file that says who owns which path; None without one.
+        folders: Seam name -> the folders of that file's tree that hold its source.
+        today: The day on which dates are judged.
+        whole: Whether the seams are all that the workspace's recipes may use.
+    """
+
+    environment: Environment
+    workspace: Workspace
+    codeowners: Codeowners | None
+    folders: Mapping[str, tuple[Path, ...]]
+    today: datetime.date
+    whole: bool
+
+
+def _findings(case: Case) -> Iterator[Verdict]:
+    """What is wrong in the environment; a seam that is superseded is in no wrong range."""
+    for finding in case.environment.findings:
+        noted = finding in case.environment.notes
+        yield Verdict(severity="warning" if noted else "error", finding=finding)
+
+
+def _superseded(case: Case) -> Iterator[Verdict]:
+    """A seam that native Megatron replaces is kept only for releases that still need it."""
+    policy = case.workspace.policy
+    for seam in case.environment.discovery.seams:
+        by = case.environment.superseded_by(seam)
+        version = case.environment.surface.version
+        if by is None or version is None:
+            continue
+        needed = _needed_on(seam, version, case.workspace)
+        goes = retirement(seam, case.environment.projects)
+        finding = Superseded(
+            asked=f"{seam.claim} on megatron-core {version}",
+            found=f"superseded: {by} in this Megatron; "
+            + (
+                f"kept for the releases of {policy.megatron_core} that need it"
+                if needed
+                else "no release that is used here needs it"
+                if policy.range
+                else "no [policy] megatron-core says that an older release is still used"
+            ),
+            next=f"{'once none of them does, ' if needed else ''}{goes}",
+            subject=seam.name,
+            file=str(seam.directory / MANIFEST),
+            key="upstream",
+        )
+        yield Verdict(severity="warning" if needed else "error", finding=finding)
+
+
+def _needed_on(seam: Seam, hand: Version, workspace: Workspace) -> bool:
+    """Whether the workspace's range has a release that the seam supports and upstream does not.
+
+    The manifest's ``native-since`` says where upstream begins; without it, the releases before the
+    one in hand are taken to be without.
+    """
+    if workspace.policy.range is None:
+        return False
+    since = seam.manifest.upstream.native_since or f"{hand.major}.{hand.minor}"
+    before = SpecifierSet(f"<{since}")
+    wanted = workspace.policy.range & seam.manifest.requires.range & before
+    return not wanted.is_unsatisfiable()
+
+
+def _claims(case: Case) -> Iterator[Verdict]:
+    """What a manifest says of upstream holds for the Megatron in hand."""
+    version = case.environment.surface.version
+    for seam in case.environment.discovery.seams:
+        since = seam.manifest.upstream.native_since
+        if since is None or version is None:
+            continue
+        shipped = case.environment.superseded_by(seam) is not None
+        claimed = SpecifierSet(f">={since}").contains(version, prereleases=True)
+        if shipped != claimed:
+            found = "builds it all the same" if shipped else "does not build it"
+            finding = ClaimDiffers(
+                asked=f"{seam.claim}: native since {since}",
+                found=f"megatron-core {version} {found}",
+                next=f"{seam.owner} corrects [upstream] native-since in seam.toml",
+                subject=seam.name,
+                file=str(seam.directory / MANIFEST),
+                key="upstream.native-since",
+            )
+            yield Verdict(severity="error", finding=finding)
+
+
+def _reviews(case: Case) -> Iterator[Verdict]:
+    """An owner says in time why a seam is still here."""
+    for seam in case.environment.discovery.seams:
+        finding = review_due(seam, case.today)
+        if finding is not None:
+            passed = seam.manifest.seam.review_by < case.today
+            yield Verdict(severity="error" if passed else "warning", finding=finding)
+
+
+def _owners(case: Case) -> Iterator[Verdict]:
+    """The owner in a manifest owns the seam's files in CODEOWNERS."""
+    required = case.workspace.policy.require_codeowners
+    strict: Severity = "error" if required else "warning"
+    if case.codeowners is None:
+        if required or (case.workspace.root and case.environment.discovery.seams):
+            finding = CodeownersInvalid(
+                asked="the file that says who owns which seam",
+                found=f"there is no {', '.join(LOCATIONS[:-1])} or {LOCATIONS[-1]}",
+                next="write one, or name where it is",
+                file=str(case.workspace.file) if case.workspace.file else None,
+                key=f"tool.{TABLE}.policy.require-codeowners" if required else None,
+            )
+            yield Verdict(severity=strict, finding=finding)
+        return
+    for skipped in skipped_lines(case.codeowners):
+        yield Verdict(severity="warning", finding=skipped)
+    for seam in case.environment.discovery.seams:
+        for fault in ownership_faults(seam, case.codeowners, case.folders):
+            elsewhere = isinstance(fault, OwnedElsewhere)
+            yield Verdict(severity=strict if elsewhere else "error", finding=fault)
+
+
+def _allowed(case: Case) -> Iterator[Verdict]:
+    """A seam that is installed and may not be used is no candidate, and is said to be none."""
+    for seam in case.environment.discovery.seams:
+        against = case.environment.allowlist.against(seam.name)
+        if against is not None:
+            finding = NotAllowed(
+                asked=f"{seam.claim} as a candidate",
+                found=against,
+                next="uninstall it, or allow it there",
+                subject=seam.name,
+                file=str(seam.directory / MANIFEST),
+                key="seam.name",
+            )
+            yield Verdict(severity="warning", finding=finding)
+
+
+def _committed(case: Case) -> Iterator[Verdict]:
+    """Every recipe still resolves and every receipt still verifies."""
+    if not case.whole or case.environment.faults:
+        return  # without a Megatron that can be read no plan can be made, which is said already
+    for find in (_recipe_faults, _receipt_faults):
+        for finding in find(case.environment, case.workspace, case.today):
+            yield Verdict(severity="error", finding=finding)
+
+
+def _recipe_faults(
     environment: Environment, workspace: Workspace, today: datetime.date
 ) -> Iterator[SeamsError]:
     """Why recipes do not resolve, and which of those known to be refused do."""
@@ -50,7 +231,7 @@ def _refusals(file: Path, environment: Environment, today: datetime.date) -> Ite
             yield attrs.evolve(reason, asked=asked, file=reason.file or str(file), key=key)
 
 
-def receipt_faults(
+def _receipt_faults(
     environment: Environment, workspace: Workspace, today: datetime.date
 ) -> Iterator[SeamsError]:
     """Every difference between a committed receipt and this environment."""
@@ -66,3 +247,14 @@ def receipt_faults(
             differences = (unreadable,)
         for difference in differences:
             yield attrs.evolve(difference, file=difference.file or str(file))
+
+
+RULES: Final[tuple[Callable[[Case], Iterator[Verdict]], ...]] = (
+    _findings,
+    _superseded,
+    _claims,
+    _reviews,
+    _owners,
+    _allowed,
+    _committed,
+)

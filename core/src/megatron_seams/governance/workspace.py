@@ -1,4 +1,4 @@
-"""What a workspace says of itself: ``[tool.megatron-seams]`` in its root ``pyproject.toml``."""
+"""A workspace's settings: ``[tool.megatron-seams]`` in its root ``pyproject.toml``."""
 
 import tomllib
 from collections.abc import Iterator
@@ -141,7 +141,7 @@ def _invalid(file: Path, found: str, key: str | None) -> WorkspaceInvalid:
     return WorkspaceInvalid(
         asked=f"a valid [tool.{TABLE}] table",
         found=found,
-        next="mend the key (docs/check.md lists them all)",
+        next="correct the key",
         file=str(file),
         key=key,
     )

@@ -17,7 +17,8 @@ from megatron_seams.base.validators import sentence
 from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.records.receipt import describe_plan, read_receipt, receipt_text
+from megatron_seams.records.plan_json import describe_plan
+from megatron_seams.records.receipt import read_receipt, receipt_text
 from megatron_seams.records.verify import differences
 
 

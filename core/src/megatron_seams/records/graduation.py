@@ -1,4 +1,4 @@
-"""What a graduation compared, and what follows from it."""
+"""Graduations: what was compared, and whether the seam can be deleted."""
 
 import datetime
 import json
@@ -180,7 +180,7 @@ def find_candidate(name: str, proof: Proof, environment: Environment) -> Candida
             asked="a proof and its receipt of one Megatron",
             found=f"the proof was made on {proof.megatron_core}, its receipt on "
             f"{old['megatron_core']['version']}",
-            next="make it anew: registry smoke RECIPE --save DIR",
+            next="make it anew by a smoke run of the recipe that saves its proof",
             subject=str(proof.folder),
         )
     layers = {
@@ -220,8 +220,8 @@ def _not_graduated(name: str, found: str, positions: tuple[int, ...] = ()) -> No
     return NotGraduated(
         asked=f"native layers in the place of seam {name!r}",
         found=found,
-        next="run this where native Megatron builds the family (registry list), on a proof that "
-        "registry smoke --save made where it does not",
+        next="run this where native Megatron builds the family, on the proof of a smoke run where "
+        "it does not",
         subject=name,
         positions=positions,
     )

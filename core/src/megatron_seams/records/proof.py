@@ -76,8 +76,7 @@ def read_proof(folder: Path) -> Proof:
         return ProofUnreadable(
             asked="the proof of a smoke run",
             found=found,
-            next="make it anew, on the Megatron that needs the seam: registry smoke RECIPE --save "
-            "DIR",
+            next="make it anew by a smoke run on the Megatron that needs the seam",
             subject=str(folder),
             file=str(folder / INDEX),
         )

@@ -1,4 +1,4 @@
-"""Receipts: a plan on disk with the versions and digests that produced it, byte for byte the same.
+"""Receipts: a plan on disk with the versions and digests that produced it.
 
 A receipt holds the recipe that was asked, so that an environment can be held to it
 (:mod:`megatron_seams.records.verify`).
@@ -16,97 +16,13 @@ import attrs
 from megatron_seams import __version__
 from megatron_seams.base.structure import key_of, structure
 from megatron_seams.errors import ReceiptUnreadable
-from megatron_seams.planning.lowering import lowered_pattern
-from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.seams.seam import Seam
+from megatron_seams.records.plan_json import describe_plan, layer_line
 
 SCHEMA = 1
 KIND = "megatron-seams receipt"
 _MAX_BYTES = 256 * 1024 * 1024
-
-
-def describe_plan(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values; what a receipt holds and what ``resolve --json`` prints."""
-    return {
-        "name": plan.name,
-        "pattern": {
-            "text": plan.pattern.text,
-            "dialect": plan.pattern.dialect,
-            "depth": plan.pattern.depth,
-            "stages": list(plan.pattern.stages),
-            "mtp": plan.pattern.mtp,
-            "mtp_depths": plan.pattern.mtp_depths,
-        },
-        "lowered_pattern": lowered_pattern(plan),
-        "megatron_core": {
-            "version": str(plan.surface.version),
-            "surface_digest": plan.surface.digest,
-        },
-        "layers": [_layer(layer) for layer in plan.layers],
-        "mtp_layers": [_layer(layer) for layer in plan.mtp],
-        "features": [
-            {
-                "family": feature.family,
-                "placement": feature.placement,
-                "layers": list(feature.layers),
-                "stages": list(feature.stages),
-                "seam": feature.seam.name,
-                "owner": feature.seam.owner,
-                "upstream_fallback": feature.seam.manifest.upstream.fallback,
-                "why": feature.why,
-            }
-            for feature in plan.features
-        ],
-        "seams": {seam.name: describe_seam(seam) for seam in plan.seams},
-    }
-
-
-def describe_seam(seam: Seam) -> dict[str, Any]:
-    """A chosen seam, with what ties the plan to exactly this code."""
-    return {
-        "family": seam.family,
-        "status": seam.manifest.seam.status,
-        "owner": seam.owner,
-        "upstream_fallback": seam.manifest.upstream.fallback,
-        "distribution": seam.distribution,
-        "version": seam.version,
-        "manifest_digest": seam.manifest_digest,
-        "code_digest": code_digest(seam),
-    }
-
-
-def _layer(layer: Layer) -> dict[str, Any]:
-    custom = layer.provider if isinstance(layer.provider, Custom) else None
-    return {
-        "position": layer.position,
-        "token": layer.token,
-        "family": layer.family,
-        "stage": layer.stage,
-        "provider": "native" if custom is None else "seam",
-        "seam": custom.seam.name if custom else None,
-        "owner": custom.seam.owner if custom else None,
-        "symbol": layer.provider.symbol,
-        "slot": layer.provider.slot,
-        "why": layer.why,
-    }
-
-
-def code_digest(seam: Seam) -> str:
-    """SHA-256 over the names and contents of every file of the seam's top-level package.
-
-    The whole package and not the seam's own folder: what a sibling module computes, the seam
-    computes. Byte code is left out, since it depends on who imported what.
-    """
-    digest = hashlib.sha256()
-    top = seam.directory
-    for _ in seam.package.split(".")[1:]:
-        top = top.parent
-    for file in sorted(top.rglob("*"), key=lambda file: file.relative_to(top).as_posix()):
-        if file.is_file() and file.suffix != ".pyc":
-            digest.update(f"{file.relative_to(top).as_posix()}\0".encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def make_receipt(plan: Plan, recipe: Recipe) -> str:
@@ -172,7 +88,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
             asked="a receipt that can be read", found=found, next=advice, file=str(path)
         )
 
-    advice = "write it anew: registry resolve RECIPE --receipt FILE"
+    advice = "write it anew from its recipe"
     try:
         data = path.read_bytes()
         if len(data) > _MAX_BYTES:
@@ -225,12 +141,3 @@ def _dated(request: dict[str, Any]) -> dict[str, Any]:
             {**entry, "expires": datetime.date.fromisoformat(entry["expires"])} for entry in entries
         ],
     }
-
-
-def layer_line(layer: dict[str, Any]) -> str:
-    """One described layer in a line: what is compared, and how differences name it."""
-    provider = "native" if layer["seam"] is None else f"seam {layer['seam']} ({layer['owner']})"
-    stage = f", stage {layer['stage']}"
-    return (
-        f"{layer['token']} {layer['family']}: {provider}, {layer['slot']} {layer['symbol']}{stage}"
-    )

@@ -1,4 +1,4 @@
-"""Holding an environment to a receipt: its recipe is resolved again and everything is compared."""
+"""Verification: a receipt's recipe is resolved again and everything is compared."""
 
 import datetime
 import json
@@ -9,19 +9,20 @@ from typing import Any
 from megatron_seams.errors import ReceiptDiffers, Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.records.receipt import describe_plan, describe_seam, layer_line, read_receipt
+from megatron_seams.records.plan_json import describe_plan, describe_seam, layer_line
+from megatron_seams.records.receipt import read_receipt
 
 
 def verify(
     path: Path, environment: Environment, *, today: datetime.date | None = None
 ) -> tuple[SeamsError, ...]:
-    """Hold an environment to a receipt.
+    """Compare the plan that an environment makes now with a receipt.
 
     Returns:
         Every difference, none if the environment still makes exactly this plan.
 
     Raises:
-        ReceiptUnreadable: It cannot be held to anything.
+        ReceiptUnreadable: It is no receipt, or was edited.
     """
     body, recipe = read_receipt(path)
     old = body["plan"]
@@ -35,7 +36,7 @@ def verify(
 def _environment_differences(
     old: dict[str, Any], environment: Environment
 ) -> Iterator[ReceiptDiffers]:
-    """What can be compared where no plan can be made any more."""
+    """The differences of environments, for a recipe that no longer resolves."""
     surface = environment.surface
     megatron = {"version": str(surface.version), "surface_digest": surface.digest}
     installed = {seam.name: seam for seam in environment.discovery.seams}
@@ -88,8 +89,8 @@ def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> 
     return ReceiptDiffers(
         asked=f"{path}: {said(old)}",
         found=said(new),
-        next="restore what the receipt was made with; or, the change reviewed, registry accept "
-        "RECEIPT --reason TEXT",
+        next="restore what the receipt was made with; or, the change reviewed, accept it on the "
+        "record",
         key=path,
         positions=positions,
     )

@@ -8,7 +8,7 @@ import attrs
 
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
-from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.planning.plan import Layer, Plan, grouped
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
 
@@ -123,14 +123,11 @@ def _cells(plan: Plan) -> Iterable[Cell]:
     stage = 0
     for layer in plan.layers:
         provider = layer.provider
-        state = "native"
-        if isinstance(provider, Custom):
-            state = "experiment" if provider.seam.manifest.experiment else "seam"
         yield Cell(
             number=layer.position,
             token=layer.token,
-            state=state,
-            head=f"{layer.family}: {_provider(layer)}, {_owner(layer)}".removesuffix(", -"),
+            state=provider.state,
+            head=f"{layer.family}: {_provider(layer)}, {provider.owner}".removesuffix(", -"),
             why=layer.why,
             begins=layer.stage != stage,
         )
@@ -138,29 +135,18 @@ def _cells(plan: Plan) -> Iterable[Cell]:
 
 
 def _provider(layer: Layer) -> str:
-    provider = layer.provider
-    if isinstance(provider, Custom):
-        return f"{provider.label} on {provider.symbol} ({provider.slot})"
-    return f"native {provider.symbol} ({provider.slot})"
-
-
-def _owner(layer: Layer) -> str:
-    return layer.provider.seam.owner if isinstance(layer.provider, Custom) else "-"
+    return f"{layer.provider.label} ({layer.provider.slot})"
 
 
 def _rows(layers: Iterable[Layer], prefix: str = "") -> Iterable[Row]:
-    groups: dict[tuple[str, str, str, str], list[Layer]] = {}
-    for layer in layers:
-        key = (layer.token, layer.family, layer.provider.label, layer.why)
-        groups.setdefault(key, []).append(layer)
-    for group in groups.values():
+    for group in grouped(layers):
         yield Row(
             count=len(group),
             layers=prefix + ", ".join(str(layer.position) for layer in group),
             token=group[0].token,
             family=group[0].family,
             provider=_provider(group[0]),
-            owner=_owner(group[0]),
+            owner=group[0].provider.owner,
             why=group[0].why,
         )
 

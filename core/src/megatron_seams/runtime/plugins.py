@@ -53,7 +53,7 @@ class LoadedSeams:
             raise HookMissing(
                 asked=f"what hook {seam.manifest.hook!r} of {seam.claim} builds",
                 found="it returned None",
-                next=f"ask {seam.owner}: the hook must return what docs/write-a-seam.md says",
+                next=f"ask {seam.owner}: the hook returns what its specification says",
                 subject=seam.name,
             )
         return result
@@ -173,7 +173,7 @@ def _hook_missing(seam: Seam, module: ModuleType, found: str) -> HookMissing:
     return HookMissing(
         asked=f"hook {seam.manifest.hook!r}, which the manifest of {seam.claim} declares",
         found=f"{module.__name__} {found}",
-        next=f"implement it with @hookimpl (docs/write-a-seam.md); ask {seam.owner}",
+        next=f"implement it with @hookimpl; ask {seam.owner}",
         subject=seam.name,
     )
 
@@ -199,7 +199,7 @@ def _options(
         OptionsInvalid(
             asked=f"valid options for {seam.claim}",
             found=fault.message,
-            next="mend the key in the recipe",
+            next="correct the key in the recipe",
             subject=seam.name,
             key=f"seams.{seam.name}.{fault.key}".rstrip("."),
         )

@@ -347,7 +347,7 @@ def _invalid(fault: KeyFault, file: str) -> ManifestInvalid:
     return ManifestInvalid(
         asked="a valid seam manifest",
         found=fault.message,
-        next="mend the key (docs/write-a-seam.md lists them all) and reinstall the plugin",
+        next="correct the key and reinstall the plugin",
         file=file,
         key=fault.key or None,
     )

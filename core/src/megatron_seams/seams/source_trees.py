@@ -198,7 +198,7 @@ def _project_fault(claim: Claim, file: Path, found: str, key: str | None) -> Ent
     return EntryPointInvalid(
         asked=f"the seams of {file}",
         found=found,
-        next=f"mend [project.entry-points.{GROUP}] (docs/write-a-seam.md)",
+        next=f"correct [project.entry-points.{GROUP}]",
         subject=claim.name,
         file=str(file),
         key=key,

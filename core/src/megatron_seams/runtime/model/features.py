@@ -138,7 +138,7 @@ def _module(loaded: LoadedSeams, feature: PlannedFeature, context: FeatureContex
             asked=f"a torch Module from hook {feature.seam.manifest.hook!r} of "
             f"{feature.seam.claim}",
             found=f"it returned {type(module).__name__}",
-            next=f"ask {feature.seam.owner}: the hook must return what docs/write-a-seam.md says",
+            next=f"ask {feature.seam.owner}: the hook returns a torch module",
             subject=feature.seam.name,
         )
     return module

@@ -82,7 +82,7 @@ class SeamLayers:
             raise HookMissing(
                 asked=f"a ModuleSpec from hook {seam.manifest.hook!r} of {seam.claim}",
                 found=f"it returned {type(given).__name__}",
-                next=f"ask {seam.owner}: the hook must return what docs/write-a-seam.md says",
+                next=f"ask {seam.owner}: the hook returns a ModuleSpec",
                 subject=seam.name,
             )
         carrier = seam.manifest.carrier

@@ -148,7 +148,7 @@ def run_smoke(
 def on_one_rank(plan: Plan) -> Plan:
     """The plan with neither ranks nor stages, which a single process could not all build."""
     pattern = attrs.evolve(plan.pattern, stages=(plan.pattern.depth,))
-    layers = attrs.evolve(plan.layers, pattern=pattern)
+    layers = tuple(attrs.evolve(layer, stage=0) for layer in plan.layers)
     return attrs.evolve(plan, layers=layers, pattern=pattern, parallelism=Parallelism())
 
 

@@ -111,7 +111,7 @@ def _no_text(path: Path | None, found: str) -> DataInvalid:
     return DataInvalid(
         asked=f"text to train on from {path or 'the standard library'}",
         found=found,
-        next="name a longer text file: registry smoke RECIPE --data FILE",
+        next="name a longer text file",
         subject=str(path or "standard library"),
     )
 

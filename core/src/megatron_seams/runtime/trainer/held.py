@@ -105,7 +105,7 @@ def _hold(receipt: str | None) -> Held:
                 LaunchInvalid(
                     asked="the receipt that this run is held to",
                     found=f"{RECEIPT} is not set",
-                    next="write one with `registry args RECIPE --receipt FILE` and export "
+                    next="write the recipe's receipt to a file, and export "
                     f"{RECEIPT}=FILE on every rank",
                     subject=RECEIPT,
                 )
@@ -188,8 +188,8 @@ def _differences(
         LaunchInvalid(
             asked=f"{what}: {wanted}, as receipt {held.receipt} has it",
             found=f"this run's arguments say {found}",
-            next="start the run with the arguments that `registry args` prints for the receipt's "
-            f"recipe (its pattern is {lowered_pattern(plan)!r})",
+            next="start the run with the native arguments of the receipt's recipe (its pattern is "
+            f"{lowered_pattern(plan)!r})",
             subject=held.receipt,
         )
         for what, (wanted, found) in compared.items()

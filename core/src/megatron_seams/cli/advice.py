@@ -1,0 +1,40 @@
+"""The command or page that does what a fault's ``next`` says.
+
+The library's faults are true without a shell; this is where a reader of the command line gets the
+words to type, or the page to read.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from megatron_seams import errors
+from megatron_seams.errors import SeamsError
+
+#: Cause -> what to type, or the page to read.
+ADVICE: Final[Mapping[type[SeamsError], str]] = {
+    errors.UnknownToken: "see: registry resolve PATTERN --dialect NAME",
+    errors.RecipeInvalid: "see: docs/recipes.md",
+    errors.NoArgument: "see: registry args RECIPE --megatron CHECKOUT",
+    errors.EntryPointInvalid: "see: docs/write-a-seam.md",
+    errors.ManifestInvalid: "see: docs/manifest.md",
+    errors.Superseded: "see: docs/delete-a-seam.md",
+    errors.ReviewDue: "see: docs/delete-a-seam.md",
+    errors.WorkspaceInvalid: "see: docs/check.md",
+    errors.CodeownersInvalid: "see: registry check --codeowners FILE",
+    errors.MegatronMissing: "see: --megatron WHEEL|PATH",
+    errors.SurfaceUnknown: "see: registry surface WHEEL|PATH",
+    errors.NoProvider: "see: docs/write-a-seam.md",
+    errors.OnlyBroken: "see: registry list",
+    errors.HookMissing: "see: docs/write-a-seam.md",
+    errors.DataInvalid: "see: registry smoke RECIPE --data FILE",
+    errors.LaunchInvalid: "see: registry args RECIPE --receipt FILE",
+    errors.ReceiptUnreadable: "see: registry resolve RECIPE --receipt FILE",
+    errors.ReceiptDiffers: "see: registry accept RECEIPT --reason TEXT",
+    errors.ProofUnreadable: "see: registry smoke RECIPE --save DIR",
+    errors.NotGraduated: "see: registry smoke RECIPE --save DIR",
+}
+
+
+def advice_on(fault: SeamsError) -> str:
+    """A line for the end of a fault's message; empty where its ``next`` says it all."""
+    return ADVICE.get(type(fault), "")
