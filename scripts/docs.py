@@ -15,6 +15,7 @@ import attrs
 import click
 
 import megatron_seams
+from megatron_seams.base.files import replace_text
 from megatron_seams.base.structure import key_of
 from megatron_seams.cli import commands
 from megatron_seams.errors import causes
@@ -231,7 +232,7 @@ def main() -> int:
             sys.stderr.write(f"docs/{name} is not current: run `python scripts/docs.py`\n")
             stale = 1
         elif not check:
-            file.write_text(text, encoding="utf-8")
+            replace_text(file, text)
     return stale
 
 

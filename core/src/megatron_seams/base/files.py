@@ -1,37 +1,106 @@
-"""Reading small files: of an environment's thousands, what ``open`` does beside it would count."""
+"""Files: replaced as a whole, read up to a limit, and found in a source tree."""
 
+import contextlib
 import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
 
-_CHUNK = 64 * 1024
+_NOT_SOURCE = frozenset({"__pycache__", "node_modules", "site-packages"})
 
 
-def read_bytes(path: str, most: int | None = None) -> bytes:
-    """The contents of a file.
+def replace_text(path: Path, text: str) -> None:
+    """Give a file a new content in UTF-8, whole or not at all.
+
+    The text is written to a temporary file in the same folder, which then takes the file's place:
+    whoever reads the file, and whatever interrupts the writing, there is always the old content or
+    the new one. An existing file keeps its mode; of a symbolic link the target is replaced. What is
+    no regular file (a pipe, ``/dev/stdout``) has no content to keep and is written directly.
 
     Args:
-        path: The file.
-        most: Read no more bytes than this.
+        path: The file; its folder must exist.
+        text: The new content.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be written, and is what it was. No temporary file is left.
+        UnicodeEncodeError: The text cannot be written in UTF-8; likewise.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    data = text.encode("utf-8")
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode):
+        path.write_bytes(data)
+        return
+    target = path.resolve()
+    if mode is not None:
+        # Who may write the folder could replace the file without being allowed to write it.
+        os.close(os.open(target, os.O_WRONLY))
+    temporary = target.with_name(f".megatron-seams-{secrets.token_hex(8)}.tmp")
+    # 0o666, less what the umask takes away, is what a new file gets from open().
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        data = os.read(descriptor, _CHUNK if most is None else most)
-        # A read may stop short of the end; only one that gives nothing is at it.
-        while (most is None or len(data) < most) and (part := os.read(descriptor, _CHUNK)):
-            data += part
-        return data[:most]
-    finally:
-        os.close(descriptor)
+        with os.fdopen(handle, "wb") as stream:
+            if mode is not None:
+                os.fchmod(handle, stat.S_IMODE(mode))
+            stream.write(data)
+            stream.flush()
+            os.fsync(handle)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
 
 
-def read_text(path: str) -> str:
-    """The contents of a file in UTF-8, each line ending in one newline however it was written.
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder durable, where the operating system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """The first ``most`` bytes of a file, or all of it if it has fewer.
 
     Raises:
         OSError: It cannot be read.
-        UnicodeDecodeError: It is not UTF-8.
     """
-    text = read_bytes(path).decode("utf-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    with path.open("rb") as stream:
+        return stream.read(most)
+
+
+def files_named(root: Path, name: str) -> Iterator[Path]:
+    """Every file of that name below ``root`` (see :func:`files_below`), sorted by path."""
+    return (file for file in files_below(root) if file.name == name)
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Every source file below ``root``, sorted by path.
+
+    Left out is what was installed, built or hidden in the tree: virtual environments, metadata of
+    distributions, byte code, build folders of projects, folders whose name begins with a dot. No
+    link to a folder is followed.
+    """
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(name for name in inner if _is_source(Path(folder) / name))
+        yield from (Path(folder) / name for name in sorted(names))
+
+
+def _is_source(folder: Path) -> bool:
+    name = folder.name
+    if name.startswith(".") or name.endswith((".egg-info", ".dist-info")) or name in _NOT_SOURCE:
+        return False
+    # Inside a package they are names like any other.
+    if name in ("build", "dist") and (folder.parent / "pyproject.toml").is_file():
+        return False
+    return not (folder / "pyvenv.cfg").is_file()

@@ -1,7 +1,7 @@
-"""The line of a TOML file on which a key is set.
+"""Reading TOML, and finding the line on which a key is set.
 
-No kept reader of TOML gives positions for Python. The standard library's parser says it all the
-same: a key is set by the statement whose end is the first place at which the text so far holds it.
+No TOML reader for Python gives positions. The standard library's finds them all the same: a key is
+set by the statement at whose end the text so far holds it for the first time.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from megatron_seams.base.files import read_at_most
 from megatron_seams.errors import SeamsError
 
 #: A file with more lines is searched no further: each line costs a reading of those before it.
@@ -18,13 +19,31 @@ _MAX_LINES = 400
 _MAX_BYTES = 64 * 1024
 
 
+class TomlError(ValueError):
+    """A file that cannot be read, or a text that is no TOML; its message says why."""
+
+
+def read_toml(source: Path | bytes) -> dict[str, Any]:
+    """The table that a TOML file, or the bytes of one, spells.
+
+    Raises:
+        TomlError: The file cannot be read, is not UTF-8, or is no TOML.
+    """
+    try:
+        if isinstance(source, Path):
+            return tomllib.loads(source.read_text(encoding="utf-8"))
+        return tomllib.loads(source.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        # Not only the parser's own error: Python's limits on digits and depth come through it.
+        raise TomlError(str(error)) from error
+
+
 def with_line(fault: SeamsError) -> SeamsError:
     """``fault`` with the line of its key, where it names a TOML file that can be read."""
     if fault.file is None or fault.line is not None or not fault.file.endswith(".toml"):
         return fault
     try:
-        with Path(fault.file).open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
+        data = read_at_most(Path(fault.file), _MAX_BYTES + 1)
     except OSError:
         return fault
     return attrs.evolve(fault, line=line_of(data, fault.key or ""))
@@ -33,7 +52,7 @@ def with_line(fault: SeamsError) -> SeamsError:
 def line_of(data: bytes, key: str) -> int:
     """The 1-based line of ``key``, else of the nearest table above it that is there, else 1.
 
-    In a text that is no TOML, the line on which reading it stops.
+    In a text that is no TOML it is the line on which reading stops.
 
     Args:
         data: The file.
@@ -62,6 +81,7 @@ def line_of(data: bytes, key: str) -> int:
 
 
 def _first(lines: list[str], path: list[str | int]) -> int:
+    """The line on which the statement begins that sets ``path``."""
     before = 0  # lines of the longest text so far that is whole and does not hold the key
     for count in range(1, len(lines) + 1):
         try:
@@ -75,6 +95,7 @@ def _first(lines: list[str], path: list[str | int]) -> int:
 
 
 def _holds(table: Any, path: list[str | int]) -> bool:
+    """Whether a table has a value at ``path``."""
     for part in path:
         if isinstance(part, int):
             if not isinstance(table, list) or len(table) <= part:

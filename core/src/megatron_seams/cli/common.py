@@ -3,7 +3,6 @@
 What draws is imported where something is drawn: a program that asks for JSON does not wait for it.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from megatron_seams.base.canonical_json import json_text
+from megatron_seams.base.files import replace_text
 from megatron_seams.cli.advice import advice_on
 from megatron_seams.errors import Refusal, SeamsError
 
@@ -56,7 +57,7 @@ def write_receipt(file: Path | None, text: str) -> None:
     if file is None:
         return
     try:
-        file.write_text(text, encoding="utf-8")
+        replace_text(file, text)
     except OSError as error:
         raise click.BadParameter(str(error), param_hint="--receipt") from error
     console(error=True).print(f"receipt: {file}", markup=False)
@@ -74,7 +75,7 @@ def console(*, error: bool = False) -> "Console":
 
 def print_json(value: Any) -> None:
     """Print a JSON document, keys in the order in which they were put."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value, sort_keys=False))
 
 
 def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from megatron_seams.base.files import replace_text
 from megatron_seams.cli.common import console, megatron_option
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.governance.workspace import read_workspace
@@ -35,7 +36,7 @@ def report_command(models: tuple[str, ...], out: Path, megatron: Path | None) ->
     recipes = [(Path(model).name, recipe_of(model, None, None)) for model in models]
     page = render(read_environment(megatron), recipes)
     try:
-        out.write_text(page, encoding="utf-8")
+        replace_text(out, page)
     except OSError as error:
         raise click.BadParameter(str(error), param_hint="--out") from error
     console().print(f"report: {out}", markup=False)

@@ -1,11 +1,11 @@
 """Ownership: a manifest's owner and review date against CODEOWNERS and the day."""
 
 import datetime
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from megatron_seams.base.tree import files_below, files_named
+from megatron_seams.base.files import files_below, files_named, read_at_most
+from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.errors import (
     CodeownersInvalid,
     OwnedElsewhere,
@@ -28,10 +28,8 @@ def seam_folders(root: Path) -> Mapping[str, tuple[Path, ...]]:
     found: dict[str, tuple[Path, ...]] = {}
     for file in files_named(root, MANIFEST):
         try:
-            with file.open("rb") as stream:
-                table = tomllib.loads(stream.read(MAX_BYTES).decode("utf-8"))
-            name = table["seam"]["name"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            name = read_toml(read_at_most(file, MAX_BYTES))["seam"]["name"]
+        except (OSError, TomlError, KeyError, TypeError):
             continue  # what is wrong with it is said where it is discovered
         if isinstance(name, str):
             found[name] = (*found.get(name, ()), file.parent)

@@ -1,6 +1,5 @@
 """A workspace's settings: ``[tool.megatron-seams]`` in its root ``pyproject.toml``."""
 
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from attrs import field, validators
 from packaging.specifiers import SpecifierSet
 
 from megatron_seams.base.structure import structure
+from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.base.validators import specifier
 from megatron_seams.errors import Refusal, WorkspaceInvalid
 
@@ -119,8 +119,8 @@ def read_workspace(folder: Path) -> Workspace:
 
 def _table(file: Path) -> dict[str, Any] | None:
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_toml(file)
+    except TomlError as error:
         raise Refusal([_invalid(file, str(error), None)]) from error
     tools = found.get("tool", {})
     table = tools.get(TABLE) if isinstance(tools, dict) else None

@@ -1,6 +1,5 @@
 """Recipes: a model as a TOML file. What the file may say, validated without coercion."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import attrs
 from attrs import field, validators
 
 from megatron_seams.base.structure import structure
+from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.base.validators import positive, schema, sentence
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.recipes.dialect import MEGATRON
@@ -157,8 +157,8 @@ def load_recipe(path: Path) -> Recipe:
     """
     asked = "a recipe that can be read"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = read_toml(path)
+    except TomlError as error:
         raise Refusal(
             [RecipeInvalid(asked=asked, found=str(error), next="correct the file", file=str(path))]
         ) from error

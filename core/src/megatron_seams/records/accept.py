@@ -5,14 +5,13 @@ fits, and stays refused until a person has looked at the differences and says so
 """
 
 import datetime
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import attrs
 from attrs import field
 
+from megatron_seams.base.files import replace_text
 from megatron_seams.base.validators import sentence
 from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
 from megatron_seams.planning.environment import Environment
@@ -69,7 +68,7 @@ def accept(
             "differences": [_described(difference) for difference in accepted],
         }
         history = [*body.get("accepted", []), entry]
-        _replace(path, receipt_text(plan, body["request"], history))
+        _write(path, receipt_text(plan, body["request"], history))
     return accepted
 
 
@@ -83,18 +82,9 @@ def _described(difference: ReceiptDiffers) -> dict[str, Any]:
     }
 
 
-def _replace(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            made = Path(name)
-            made.chmod(path.stat().st_mode & 0o777)
-            made.replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_text(path, text)
     except OSError as error:
         raise AcceptanceInvalid(
             asked=f"the receipt {path} with the new plan",

@@ -1,13 +1,14 @@
 """Graduations: what was compared, and whether the seam can be deleted."""
 
 import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
+from megatron_seams.base.canonical_json import json_text
+from megatron_seams.base.files import replace_text
 from megatron_seams.errors import (
     CheckpointDiffers,
     NotGraduated,
@@ -212,8 +213,7 @@ def find_candidate(name: str, proof: Proof, environment: Environment) -> Candida
 
 def write_report(graduation: Graduation, file: Path, today: datetime.date) -> None:
     """Write what was compared, for the record of a deletion."""
-    text = json.dumps(graduation.to_dict(today), indent=2, sort_keys=True, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
+    replace_text(file, json_text(graduation.to_dict(today)))
 
 
 def _not_graduated(name: str, found: str, positions: tuple[int, ...] = ()) -> NotGraduated:

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import attrs
 
+from megatron_seams.base.canonical_json import json_text
+from megatron_seams.base.files import replace_text
 from megatron_seams.errors import ProofUnreadable
 from megatron_seams.records.receipt import receipt_digest
 
@@ -61,8 +63,7 @@ def write_index(proof: Proof) -> None:
         "files": _digests(proof.folder),
     }
     body["digest"] = receipt_digest(body)
-    text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (proof.folder / INDEX).write_text(text, encoding="utf-8")
+    replace_text(proof.folder / INDEX, json_text(body))
 
 
 def read_proof(folder: Path) -> Proof:

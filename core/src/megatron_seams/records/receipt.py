@@ -5,7 +5,6 @@ A receipt holds the recipe that was asked, so that an environment can be held to
 """
 
 import datetime
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import attrs
 
 from megatron_seams import __version__
+from megatron_seams.base.canonical_json import json_digest, json_text
 from megatron_seams.base.structure import key_of, structure
 from megatron_seams.errors import ReceiptUnreadable
 from megatron_seams.planning.plan import Plan
@@ -50,18 +50,12 @@ def receipt_text(
     if accepted:
         body["accepted"] = list(accepted)
     body["digest"] = receipt_digest(body)
-    return _text(body)
-
-
-def _text(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json_text(body)
 
 
 def receipt_digest(body: Mapping[str, Any]) -> str:
     """SHA-256 of a receipt without its own digest, in canonical JSON."""
-    rest = {key: value for key, value in body.items() if key != "digest"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_digest({key: value for key, value in body.items() if key != "digest"})
 
 
 def _plain(value: Any) -> Any:
@@ -104,7 +98,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
             f"its schema is {body.get('schema')!r}, and this version reads {SCHEMA}", advice
         )
     # The digest covers the values; that a value has one spelling here covers every other byte.
-    if body.get("digest") != receipt_digest(body) or text != _text(body):
+    if body.get("digest") != receipt_digest(body) or text != json_text(body):
         raise unreadable(
             "its contents do not have the digest that it states: it was edited once written",
             "restore it from version control, or write it anew",

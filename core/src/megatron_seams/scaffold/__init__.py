@@ -14,6 +14,7 @@ import jinja2
 from packaging.requirements import Requirement
 
 from megatron_seams import __version__
+from megatron_seams.base.files import replace_text
 from megatron_seams.errors import Refusal
 from megatron_seams.families import BUILT_IN, Kind
 from megatron_seams.seams.seam import parse_manifest
@@ -123,7 +124,7 @@ class NewSeam:
         project.mkdir(parents=True)
         for path, text in files.items():
             (project / path).parent.mkdir(parents=True, exist_ok=True)
-            (project / path).write_text(text, encoding="utf-8")
+            replace_text(project / path, text)
         return project
 
 

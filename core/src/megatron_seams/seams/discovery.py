@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 
 from megatron_seams.base.distributions import Installed, installed, normalized
-from megatron_seams.base.files import read_bytes
+from megatron_seams.base.files import read_at_most
 from megatron_seams.errors import (
     DuplicateName,
     EntryPointInvalid,
@@ -211,7 +211,7 @@ def _read(claim: Claim, project: Installed) -> Seam | BrokenSeam:
         return broken_seam(claim, [located])
     try:
         # One byte more than allowed is enough to know that it is too large.
-        data = read_bytes(f"{located}/{MANIFEST}", MAX_BYTES + 1)
+        data = read_at_most(Path(located, MANIFEST), MAX_BYTES + 1)
     except OSError as error:
         return broken_seam(claim, [unreadable(claim, Path(located, MANIFEST), str(error))])
     return read_seam(claim, data, located)

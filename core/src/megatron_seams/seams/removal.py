@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import tomli
-
 from megatron_seams.base.distributions import Installed, installed, named
+from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.seams.discovery import GROUP
 from megatron_seams.seams.seam import Seam
 
@@ -43,8 +42,8 @@ def _in_workspace(folder: Path) -> str:
     """The folder as it is called from the root of its workspace; as it is without one."""
     for parent in folder.parents:
         try:
-            root = tomli.loads((parent / "pyproject.toml").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            root = read_toml(parent / "pyproject.toml")
+        except TomlError:
             continue
         if "workspace" in root.get("tool", {}).get("uv", {}):
             return folder.relative_to(parent).as_posix()

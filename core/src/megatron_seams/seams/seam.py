@@ -6,16 +6,15 @@ an audit never runs what it audits.
 
 import datetime
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
-import tomli
 from attrs import field, validators
 from packaging.specifiers import SpecifierSet
 
 from megatron_seams.base.structure import KeyFault, structure
+from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.base.validators import one_of, schema, sentence, specifier, version
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
@@ -332,9 +331,8 @@ def parse_manifest(data: bytes, *, file: str) -> tuple[Manifest | None, tuple[Se
         )
         return None, (fault,)
     try:
-        table: Mapping[str, Any] = tomli.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        # Not only its own two errors: tomli lets Python's limits on digits and depth through.
+        table = read_toml(data)
+    except TomlError as error:
         fault = ManifestUnreadable(
             asked=asked, found=str(error), next="mend the file and reinstall the plugin", file=file
         )

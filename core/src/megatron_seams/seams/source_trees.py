@@ -4,7 +4,6 @@ Only text is read: nothing is built, installed, unpacked or imported.
 """
 
 import re
-import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,8 @@ import attrs
 import importlib_metadata
 
 from megatron_seams.base.distributions import Installed, normalized
-from megatron_seams.base.tree import files_below
+from megatron_seams.base.files import files_below, read_at_most
+from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.errors import EntryPointInvalid, ManifestMissing, SeamsError
 from megatron_seams.seams.discovery import (
     GROUP,
@@ -160,8 +160,8 @@ def _project(file: Path, lost: list[BrokenSeam]) -> dict[str, Any]:
     data = b""
     try:
         data = file.read_bytes()
-        return tomllib.loads(data.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_toml(data)
+    except (OSError, TomlError) as error:
         if not data or GROUP.encode() in data:
             claim = Claim(name=file.parent.name, package="", distribution=str(file), version="")
             lost.append(broken_seam(claim, [_project_fault(claim, file, str(error), None)]))
@@ -224,8 +224,7 @@ def _in_tree(claim: Claim, folder: Path, project: dict[str, Any]) -> Seam | Brok
         found = f"it is a link to {file.resolve()}, outside its package"
         return broken_seam(claim, [_unread(claim, file, found)])
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+        data = read_at_most(file, MAX_BYTES + 1)
     except OSError as error:
         return broken_seam(claim, [_unread(claim, file, str(error))])
     return read_seam(claim, data, package)

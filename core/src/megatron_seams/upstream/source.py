@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import attrs
-import tomli
 from packaging.version import InvalidVersion, Version
 
 from megatron_seams.base.distributions import Installed, installed, named
+from megatron_seams.base.toml import read_toml
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
 from megatron_seams.upstream.ast_queries import bindings, walk
 
@@ -96,7 +96,7 @@ class MegatronSource:
         for name, data in self.about().items():
             try:
                 if name == PROJECT:
-                    said = tomli.loads(data.decode()).get("project", {}).get("requires-python")
+                    said = read_toml(data).get("project", {}).get("requires-python")
                 else:
                     said = email.message_from_bytes(data)["Requires-Python"]
             except (ValueError, AttributeError):  # not TOML, not UTF-8, or another table

@@ -1,7 +1,6 @@
 """The seam under test and the small models that it is tested in. Nothing here imports torch."""
 
 import datetime
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +8,7 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.base.structure import structure
+from megatron_seams.base.toml import read_toml
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.plan import Plan
@@ -173,10 +173,7 @@ def read_fragment(file: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]
     Raises:
         ValueError: The file cannot be read, or holds other tables.
     """
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    table = read_toml(file)
     others = set(table) - {"seams", "megatron"} | set(table.get("seams", {})) - {name}
     if others:
         message = f"{file} may hold [seams.{name}] and [megatron]; found {sorted(others)}"

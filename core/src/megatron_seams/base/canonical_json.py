@@ -1,0 +1,31 @@
+"""JSON in two fixed forms: the one that digests are taken over, and the one that files have."""
+
+import hashlib
+import json
+from typing import Any
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256, in hexadecimal digits, of a JSON value in canonical form.
+
+    Canonical is: keys sorted, no white space, text not escaped, UTF-8. The same value has the same
+    digest whatever the order of its keys.
+
+    Raises:
+        TypeError: It is no JSON value.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def json_text(value: Any, *, sort_keys: bool = True) -> str:
+    """A JSON value as files and outputs have it: indented by two, ending in a newline.
+
+    Args:
+        value: The value.
+        sort_keys: Whether keys are sorted; else they stay in the order of the value.
+
+    Raises:
+        TypeError: It is no JSON value.
+    """
+    return json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n"
