@@ -1,6 +1,6 @@
 # Two commands on a bare machine: `make demo` and `make test`. Each sets up everything it needs.
 
-.PHONY: demo test lint setup wheels clean
+.PHONY: demo test lint rooms setup wheels clean
 
 demo: setup  ## The tour: audit, resolution, a refusal, a small hybrid learning text
 	@bash scripts/demo.sh
@@ -17,6 +17,11 @@ lint: setup
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
 	@bash scripts/types.sh
+	@.venv/bin/lint-imports --no-cache --config pyproject.toml >.tools/imports.log || { cat .tools/imports.log; exit 1; }
+	@.venv/bin/python scripts/rooms.py >.tools/rooms.log || { cat .tools/rooms.log; exit 1; }
+
+rooms: setup  ## The rooms of the source, the arrows between them, and any circle
+	@.venv/bin/python scripts/rooms.py
 
 setup:
 	@bash scripts/setup.sh

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from megatron_seams import __version__
+from megatron_seams._version import __version__
 from megatron_seams.errors import Refusal, SeamsError
 
 #: Command -> module and attribute. A module is imported when its command is asked for: what the

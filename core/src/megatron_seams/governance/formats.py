@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from megatron_seams import __version__
+from megatron_seams._version import __version__
 from megatron_seams.governance.gate import Gate
 from megatron_seams.governance.rules import Verdict
 

@@ -96,7 +96,7 @@ class Environment:
 
 
 def read_environment(
-    megatron: Path | None = None, *, discovery: Discovery | None = None
+    megatron: Path | str | None = None, *, discovery: Discovery | None = None
 ) -> Environment:
     """Read the Megatron in hand, or the one at ``megatron``, and the installed seams.
 
@@ -111,7 +111,7 @@ def read_environment(
     source: MegatronSource | None
     projects = tuple(installed())
     if megatron is not None:
-        source = open_source(megatron)
+        source = open_source(Path(megatron))
     else:
         source, notes = in_hand(projects)
     found = Environment(

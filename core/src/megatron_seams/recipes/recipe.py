@@ -149,7 +149,7 @@ class Recipe:
         return cls(schema=SCHEMA, model=model)
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path | str) -> Recipe:
     """Read a recipe file.
 
     Raises:
@@ -157,7 +157,7 @@ def load_recipe(path: Path) -> Recipe:
     """
     asked = "a recipe that can be read"
     try:
-        table = read_toml(path)
+        table = read_toml(Path(path))
     except TomlError as error:
         raise Refusal(
             [RecipeInvalid(asked=asked, found=str(error), next="correct the file", file=str(path))]

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from megatron_seams import __version__
+from megatron_seams._version import __version__
 from megatron_seams.base.canonical_json import json_digest, json_text
 from megatron_seams.base.structure import key_of, structure
 from megatron_seams.errors import ReceiptUnreadable

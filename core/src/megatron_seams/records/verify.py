@@ -14,7 +14,7 @@ from megatron_seams.records.receipt import read_receipt
 
 
 def verify(
-    path: Path, environment: Environment, *, today: datetime.date | None = None
+    path: Path | str, environment: Environment, *, today: datetime.date | None = None
 ) -> tuple[SeamsError, ...]:
     """Compare the plan that an environment makes now with a receipt.
 
@@ -24,7 +24,7 @@ def verify(
     Raises:
         ReceiptUnreadable: It is no receipt, or was edited.
     """
-    body, recipe = read_receipt(path)
+    body, recipe = read_receipt(Path(path))
     old = body["plan"]
     try:
         plan = resolve(recipe, environment, today=today)

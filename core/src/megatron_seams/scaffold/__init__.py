@@ -13,7 +13,7 @@ import attrs
 import jinja2
 from packaging.requirements import Requirement
 
-from megatron_seams import __version__
+from megatron_seams._version import __version__
 from megatron_seams.base.files import replace_text
 from megatron_seams.errors import Refusal
 from megatron_seams.families import BUILT_IN, Kind
