@@ -19,14 +19,14 @@ class Choices:
     Attributes:
         layers: Family -> choice, for the decoder's layers.
         mtp: Family -> native symbol, for the layers of an MTP depth.
-        features: Family -> the seam that builds the feature, and why.
+        features: Family -> the seam that builds the feature, or the reason that none does.
         blocks: Families that the recipe lists as features and that are layers.
         faults: A reason for each family without a provider, with the layers that it stops.
     """
 
     layers: Mapping[str, Choice]
     mtp: Mapping[str, NativeSymbol]
-    features: Mapping[str, Choice]
+    features: Mapping[str, Choice | SeamsError]
     blocks: frozenset[str] = frozenset()
     faults: tuple[SeamsError, ...] = ()
 
@@ -54,9 +54,12 @@ def choose(requests: Requests, chooser: Chooser) -> Choices:
     found = {family: chooser.choose(family, of_layer=True) for family in requests.layers}
     faults: list[SeamsError] = []
     for family, choice in found.items():
-        request = requests.layers[family]
+        if isinstance(choice, SeamsError) and requests.layers[family].positions:
+            faults.append(_at(choice, requests.layers[family], requests))
+    for request in sorted(requests.layers.values(), key=lambda it: it.mtp):
+        choice = found[request.family]
         if isinstance(choice, SeamsError):
-            faults.append(_at(choice, request, requests) if request.positions else choice)
+            faults += [] if request.positions else [choice]
         elif request.mtp and isinstance(choice.provider, Seam):
             faults.append(_seam_in_mtp(choice.provider, request, requests.pattern.mtp))
     listed = dict.fromkeys(entry.family for entry in requests.features)
@@ -77,14 +80,9 @@ def choose(requests: Requests, chooser: Chooser) -> Choices:
             and isinstance(choice.provider, NativeSymbol)
             and requests.layers[family].mtp
         },
-        features={
-            family: choice for family, choice in features.items() if isinstance(choice, Choice)
-        },
+        features=features,
         blocks=blocks,
-        faults=(
-            *faults,
-            *(choice for choice in features.values() if isinstance(choice, SeamsError)),
-        ),
+        faults=tuple(faults),
     )
 
 

@@ -26,7 +26,7 @@ class Placements:
 
     Attributes:
         features: Those that can be placed, as the recipe lists them.
-        faults: A reason for each of the others.
+        faults: A reason for each of the others, their families without a provider included.
     """
 
     features: tuple[PlannedFeature, ...] = ()
@@ -35,8 +35,6 @@ class Placements:
 
 def place_features(requests: Requests, choices: Choices, pipeline: Pipeline) -> Placements:
     """Give every feature of a recipe its place.
-
-    A feature whose family has no provider is among the faults of ``choices``, not here.
 
     Args:
         requests: The pattern and the features that the recipe lists.
@@ -52,6 +50,8 @@ def place_features(requests: Requests, choices: Choices, pipeline: Pipeline) -> 
             faults.append(_fault(entry.family, f"{entry.family} is a block", advice=advice))
         elif entry.family in planned:
             faults.append(_fault(entry.family, "the recipe has it twice", advice="keep one entry"))
+        elif isinstance(choice, SeamsError):
+            faults.append(choice)
         elif choice is not None and isinstance(choice.provider, Seam):
             placed = _placed(entry, choice.provider, requests.pattern, pipeline)
             if isinstance(placed, SeamsError):
