@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from megatron_seams.runtime.documents import document_positions
 from megatron_seams_m2rnn.layer.convolution import causal_convolution
-from megatron_seams_m2rnn.ops.documents import document_spans, positions
 
-POSITION = positions(document_spans(torch.tensor([0, 1, 6, 6, 11]), 11))
+POSITION = document_positions(torch.tensor([0, 1, 6, 6, 11]), 11)
 
 
 def by_hand(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -121,7 +121,7 @@ def test_multipliers_follow_from_seed_and_layer_and_are_one_set_for_all_orders()
         st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=4
     ),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_indices_equal_the_reference_for_every_order_head_and_boundary(
     orders: tuple[int, ...],
     heads: int,

@@ -61,7 +61,7 @@ def test_the_cpp_has_the_indices_of_torch_where_there_are_enough_for_several_thr
         ]
     ),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_the_cpp_has_the_bits_of_torch_for_any_part_type_and_number_of_threads(
     first: int, rows: int, threads: int, types: tuple[torch.dtype, torch.dtype]
 ) -> None:

@@ -8,6 +8,7 @@ import attrs
 from torch import Tensor, nn
 
 from megatron_seams.errors import FeatureInvalid
+from megatron_seams.runtime.documents import packed_cu_seqlens
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -42,7 +43,7 @@ class Batch:
         given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
         if given.get("inference_context") is None and given.get("inference_params") is None:
             self.input_ids = given.get("input_ids")
-            self.cu_seqlens = _boundaries(given.get("packed_seq_params"))
+            self.cu_seqlens = packed_cu_seqlens(given.get("packed_seq_params"))
             return
         names = ", ".join(self.features)
         raise FeatureInvalid(
@@ -56,12 +57,3 @@ class Batch:
         """Forget the batch, so that no later call can take it for its own."""
         del model, args, output
         self.input_ids = self.cu_seqlens = None
-
-
-def _boundaries(packed: Any) -> Tensor | None:
-    if packed is None:
-        return None
-    # The padded boundaries are where the documents lie in input_ids.
-    padded: Tensor | None = packed.cu_seqlens_q_padded
-    unpadded: Tensor | None = packed.cu_seqlens_q
-    return unpadded if padded is None else padded

@@ -6,8 +6,13 @@ import attrs
 import torch
 from torch import Tensor
 
+from megatron_seams.runtime.documents import (
+    Spans,
+    document_positions,
+    document_spans,
+    packed_cu_seqlens,
+)
 from megatron_seams_m2rnn.layer.refusal import unsupported
-from megatron_seams_m2rnn.ops.documents import document_spans, positions
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -24,7 +29,7 @@ class Row:
             tokens; None where nothing is packed.
     """
 
-    spans: tuple[tuple[int, int], ...]
+    spans: Spans
     cu_seqlens: Tensor | None = None
     position: Tensor | None = None
 
@@ -37,10 +42,9 @@ class Row:
         batch: int,
         device: torch.device,
     ) -> "Row":
-        """Read Megatron's description of a packed row, as Megatron's own mixer does.
+        """Read Megatron's description of a packed row.
 
-        Padded boundaries win over real ones, since they say where the tokens lie. Tokens after the
-        last boundary are padding: a document of their own.
+        Tokens after the last boundary are padding, and one document more.
 
         Args:
             packed: The description; None where nothing is packed.
@@ -55,8 +59,7 @@ class Row:
         """
         if packed is None:
             return cls(spans=((0, tokens),))
-        padded = packed.cu_seqlens_q_padded
-        found = packed.cu_seqlens_q if padded is None else padded
+        found = packed_cu_seqlens(packed)
         if found is None:
             raise unsupported(
                 "packed-sequences",
@@ -77,4 +80,5 @@ class Row:
         bounds: list[int] = found.tolist()
         cu_seqlens = torch.tensor(bounds if bounds[-1] >= tokens else [*bounds, tokens])
         spans = document_spans(cu_seqlens, tokens)
-        return cls(spans=spans, cu_seqlens=cu_seqlens, position=positions(spans).to(device))
+        position = document_positions(cu_seqlens, tokens).to(device)
+        return cls(spans=spans, cu_seqlens=cu_seqlens, position=position)

@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
+from megatron_seams.runtime.documents import Spans
 from megatron_seams_m2rnn.ops.heads import HeadCounts
-
-#: The ``(start, stop)`` of each document of a row, in steps, one after the other.
-Spans = tuple[tuple[int, int], ...]
 
 
 def state_dtype(q: Tensor, f: Tensor, W: Tensor, h0: Tensor | None) -> torch.dtype:

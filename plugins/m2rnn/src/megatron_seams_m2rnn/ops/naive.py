@@ -8,7 +8,8 @@ compare with.
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.ops.contract import Spans, state_dtype, state_heads
+from megatron_seams.runtime.documents import Spans
+from megatron_seams_m2rnn.ops.contract import state_dtype, state_heads
 
 
 def recurrence(

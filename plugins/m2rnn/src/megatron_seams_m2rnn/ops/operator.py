@@ -22,15 +22,14 @@ trained. Their torch path clamps the sum instead, which gives other gradients.
 import torch
 from torch import Tensor
 
+from megatron_seams.runtime.documents import Spans, document_spans
 from megatron_seams_m2rnn.ops.contract import (
-    Spans,
     check_devices,
     check_dtypes,
     check_settings,
     check_shapes,
 )
 from megatron_seams_m2rnn.ops.dispatch import choose
-from megatron_seams_m2rnn.ops.documents import document_spans
 
 
 def m2rnn(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_seams_m2rnn.ops.contract import Spans, kept_states, state_dtype, state_heads
+from megatron_seams.runtime.documents import Spans
+from megatron_seams_m2rnn.ops.contract import kept_states, state_dtype, state_heads
 
 
 def recurrence(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from megatron_seams_ngram.boundaries import Boundaries
+from megatron_seams.runtime.documents import DocumentBoundaries
 from megatron_seams_ngram.engram.compression import read_table
 from megatron_seams_ngram.engram.convolution import causal_convolution
 from megatron_seams_ngram.engram.options import Options
@@ -74,7 +74,7 @@ class Engram(nn.Module):
         tp_group: "ProcessGroup | None",
     ) -> None:
         super().__init__()
-        self.boundaries = Boundaries(
+        self.boundaries = DocumentBoundaries(
             seam="engram",
             end_of_document_id=options.end_of_document_id,
             packed_sequences=packed_sequences,
@@ -140,7 +140,7 @@ class Engram(nn.Module):
             As ``hidden_states``, to be added to them.
 
         Raises:
-            FeatureInvalid: As :meth:`Boundaries.starts`.
+            FeatureInvalid: As :meth:`DocumentBoundaries.starts`.
         """
         starts = self.boundaries.starts(input_ids, cu_seqlens)
         rows = self.tables(self._compressed(input_ids), starts).transpose(0, 1).contiguous()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from megatron_seams_ngram.boundaries import Boundaries
+from megatron_seams.runtime.documents import DocumentBoundaries
 from megatron_seams_ngram.hash.options import Options
 from megatron_seams_ngram.ngram_tables import NgramTables, sharded
 from megatron_seams_ngram.parallel import summed, summed_and_scattered
@@ -62,7 +62,7 @@ class HashedNgramEmbedding(nn.Module):
         reduce_scatter_embeddings: bool,
     ) -> None:
         super().__init__()
-        self.boundaries = Boundaries(
+        self.boundaries = DocumentBoundaries(
             seam="ngram_hash",
             end_of_document_id=options.end_of_document_id,
             packed_sequences=packed_sequences,
@@ -107,7 +107,7 @@ class HashedNgramEmbedding(nn.Module):
             ``reduce_scatter_embeddings``.
 
         Raises:
-            FeatureInvalid: As :meth:`Boundaries.starts`.
+            FeatureInvalid: As :meth:`DocumentBoundaries.starts`.
         """
         rows = self.tables(input_ids, self.boundaries.starts(input_ids, cu_seqlens))
         if self.reduce_scatter_embeddings:

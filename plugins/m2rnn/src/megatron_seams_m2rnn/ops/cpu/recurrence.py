@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_seams.runtime.documents import Spans
 from megatron_seams_m2rnn.ops.contract import (
-    Spans,
     kept_states,
     side_by_side,
     state_dtype,

@@ -14,7 +14,8 @@ import triton.language as tl  # type: ignore[import-untyped]  # likewise
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_seams_m2rnn.ops.contract import Spans, side_by_side, state_dtype, state_heads
+from megatron_seams.runtime.documents import Spans
+from megatron_seams_m2rnn.ops.contract import side_by_side, state_dtype, state_heads
 from megatron_seams_m2rnn.ops.triton import kernels as triton_kernels
 
 #: The largest K and V: a state is held in the registers of one block of threads.
