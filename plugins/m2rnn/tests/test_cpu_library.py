@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from megatron_seams.errors import CannotRunHere
-from megatron_seams.runtime import extensions
+from megatron_seams.runtime import extensions, kernels
 from megatron_seams.runtime.extensions import SlowBackend
 from megatron_seams_m2rnn.ops import dispatch as backends
 from megatron_seams_m2rnn.ops import torch_loop
@@ -35,7 +35,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _forget() -> None:
-    for remembered in (library, extensions.build_fault, extensions.warn_of_stand_in):
+    for remembered in (library, extensions.build_fault, kernels._warn_of_stand_in):
         remembered.cache_clear()
 
 

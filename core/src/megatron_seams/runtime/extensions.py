@@ -14,7 +14,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +39,7 @@ class NotBuilt(Exception):
 
 
 class SlowBackend(UserWarning):
-    """A seam's C++ is missing, and torch, which is slower, took its place."""
+    """A kernel cannot run here, and a slower one took its place (:mod:`.kernels`)."""
 
 
 def build(
@@ -113,18 +112,6 @@ def build_fault(library: Callable[[], object]) -> str | None:
     except NotBuilt as error:
         return str(error)
     return None
-
-
-@functools.cache
-def warn_of_stand_in(seam: str, fault: str) -> None:
-    """Warn, once for each process, that torch does the work of a seam's C++.
-
-    Args:
-        seam: Whose C++ it is.
-        fault: Why it is not there.
-    """
-    message = f"seam {seam!r} has no backend 'cpu' here, and the slower 'torch' stands in: {fault}"
-    warnings.warn(message, SlowBackend, stacklevel=4)  # who called what chose the backend
 
 
 def _root() -> Path:

@@ -1,12 +1,12 @@
-"""Who works on the tables: C++ on a CPU, torch anywhere; the same numbers either way."""
+"""The kernels of the tables: C++ on a CPU, torch anywhere, with the same numbers."""
 
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from megatron_seams.errors import CannotRunHere
-from megatron_seams.runtime.extensions import build_fault, warn_of_stand_in
+from megatron_seams.runtime.extensions import build_fault
+from megatron_seams.runtime.kernels import Kernel, choose_kernel
 from megatron_seams_ngram.ops import cpu_kernels, torch_kernels
 from megatron_seams_ngram.ops.indices import Constants
 
@@ -26,36 +26,36 @@ class Kernels(Protocol):
         """Add their gradients to the table's."""
 
 
-_TORCH = cast(Kernels, torch_kernels)
-_CPU = cast(Kernels, cpu_kernels)
-
-
 def choose(backend: str | None, device: torch.device) -> Kernels:
-    """Find the kernels for tensors on ``device``.
+    """Pick the kernels for tensors on ``device``.
 
     Args:
         backend: ``cpu`` (C++), ``torch``, or None for the device's own: ``cpu`` on a CPU, where
-            torch takes its place if no compiler is at hand and a ``SlowBackend`` warning says so,
-            once; ``torch`` elsewhere.
+            without a compiler ``torch`` stands in, with a ``SlowBackend`` warning; ``torch``
+            elsewhere.
         device: Where tables and token ids are.
 
     Raises:
         CannotRunHere: ``cpu`` was named and cannot run here, or its build is locked.
     """
-    if backend == "torch" or (backend is None and device.type != "cpu"):
-        return _TORCH
-    fault = (
-        f"the tables are on {device}" if device.type != "cpu" else build_fault(cpu_kernels.library)
+    return choose_kernel(
+        backend,
+        device,
+        seam="ngram",
+        kernels=_KERNELS,
+        preferred=("cpu", "torch") if device.type == "cpu" else ("torch",),
+        advice="install what is missing (a C++ compiler and ninja), or choose backend 'torch', "
+        "which gives the same numbers, slower on a CPU",
     )
-    if fault is None:
-        return _CPU
-    if backend is None:
-        warn_of_stand_in("ngram", fault)
-        return _TORCH
-    raise CannotRunHere(
-        asked="backend 'cpu' of the n-gram tables",
-        found=fault,
-        next="install what is missing (a C++ compiler and ninja), or choose backend 'torch', which "
-        "gives the same numbers, slower on a CPU",
-        subject="ngram",
-    )
+
+
+def _cpu_fault(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"the tables are on {device}"
+    return build_fault(cpu_kernels.library)
+
+
+_KERNELS: Final = {
+    "cpu": Kernel(load=lambda: cast(Kernels, cpu_kernels), fault=_cpu_fault),
+    "torch": Kernel(load=lambda: cast(Kernels, torch_kernels)),
+}
