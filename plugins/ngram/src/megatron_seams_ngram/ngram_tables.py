@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from megatron_seams.runtime.collectives import rank_in, size_of
+from megatron_seams.runtime.sharding import Offsets, sharded_state
 from megatron_seams_ngram.ops import huge_pages
 from megatron_seams_ngram.ops.dispatch import choose
 from megatron_seams_ngram.ops.indices import Constants
 from megatron_seams_ngram.ops.lookup import look_up
-from megatron_seams_ngram.parallel import rank_in, size_of
 from megatron_seams_ngram.tables.hash_tables import HashTables
 from megatron_seams_ngram.tables.splitmix64 import nth
 
@@ -124,17 +125,20 @@ class NgramTables(nn.Module):
         return kernels.hash_indices(input_ids.long(), starts, constants)
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+        self,
+        prefix: str = "",
+        sharded_offsets: Offsets = (),
+        metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The state for Megatron's distributed checkpoints: rows divided, constants on every rank.
-
-        Args:
-            prefix: Of the keys.
-            sharded_offsets: Dimensions that lie before the tensors' own.
-            metadata: As upstream passes it.
-        """
-        state: dict[str, Any] = sharded(self, {"weight": 0}, prefix, sharded_offsets, metadata)
-        return state
+        """Describe the state to Megatron's checkpoints: rows divided, constants on every rank."""
+        return sharded_state(
+            self,
+            {"weight": 0},
+            tp_group=self.tp_group,
+            prefix=prefix,
+            sharded_offsets=sharded_offsets,
+            metadata=metadata,
+        )
 
     def extra_repr(self) -> str:
         """Show the sizes where torch prints the module."""
@@ -143,46 +147,6 @@ class NgramTables(nn.Module):
 
 
 _NAMES = ("multipliers", "biases", "hash_of", "primes", "offsets", "pad_id")
-
-
-def sharded(
-    module: "nn.Module",
-    axes: dict[str, int],
-    prefix: str,
-    sharded_offsets: Any,
-    metadata: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """The sharded state of a module that has a ``tp_group``, and of its children.
-
-    Args:
-        module: The module.
-        axes: Its own parameters that are divided over tensor-parallel ranks -> along which axis.
-        prefix: Of the keys.
-        sharded_offsets: Dimensions that lie before the tensors' own.
-        metadata: As upstream passes it.
-    """
-    from megatron.core.transformer.utils import (
-        ensure_metadata_has_dp_cp_group,
-        make_sharded_tensors_for_checkpoint,
-        sharded_state_dict_default,
-    )
-
-    metadata = ensure_metadata_has_dp_cp_group(metadata)
-    own: dict[str, Any] = {}
-    module._save_to_state_dict(own, "", keep_vars=True)
-    state: dict[str, Any] = make_sharded_tensors_for_checkpoint(
-        own,
-        prefix,
-        axes,
-        sharded_offsets,
-        tp_group=module.tp_group,
-        dp_cp_group=metadata["dp_cp_group"],
-    )
-    for name, child in module.named_children():
-        state |= sharded_state_dict_default(
-            child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=module.tp_group
-        )
-    return state
 
 
 @torch.no_grad()

@@ -3,11 +3,8 @@
 import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import (
-    ensure_metadata_has_dp_cp_group,
-    make_sharded_tensors_for_checkpoint,
-    sharded_state_dict_default,
-)
+
+from megatron_seams.runtime.sharding import sharded_state
 
 
 class DecayMixer(MegatronModule):
@@ -56,17 +53,11 @@ class DecayMixer(MegatronModule):
         return self.out_proj(torch.stack(states))
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
-        metadata = ensure_metadata_has_dp_cp_group(metadata)
-        sharded = make_sharded_tensors_for_checkpoint(
-            {"rate": self.rate},
-            prefix,
+        return sharded_state(
+            self,
             {"rate": 0},
-            sharded_offsets,
             tp_group=self.tp_group,
-            dp_cp_group=metadata["dp_cp_group"],
+            prefix=prefix,
+            sharded_offsets=sharded_offsets,
+            metadata=metadata,
         )
-        for name, child in self.named_children():
-            sharded |= sharded_state_dict_default(
-                child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=self.tp_group
-            )
-        return sharded

@@ -21,19 +21,14 @@ import attrs
 import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import (
-    ensure_metadata_has_dp_cp_group,
-    make_sharded_tensors_for_checkpoint,
-    sharded_state_dict_default,
-)
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megatron_seams.runtime.collectives import gathered, replicated
+from megatron_seams.runtime.sharding import Offsets, own_rows, sharded_parts, sharded_state
 from megatron_seams_m2rnn.layer.cache import kept
-from megatron_seams_m2rnn.layer.collectives import gathered, replicated
 from megatron_seams_m2rnn.layer.context_parallel import held_tokens, to_heads, to_tokens
 from megatron_seams_m2rnn.layer.convolution import causal_convolution
-from megatron_seams_m2rnn.layer.fused import own_rows, sharded_parts
 from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay, initial_dt_bias
 from megatron_seams_m2rnn.layer.norm import SplitRMSNorm
 from megatron_seams_m2rnn.layer.refusal import unsupported
@@ -292,27 +287,23 @@ class M2RNNMixer(MegatronModule):  # type: ignore[misc]  # Megatron ships no typ
     def sharded_state_dict(
         self,
         prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        sharded_offsets: Offsets = (),
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Describe the parameters to Megatron's checkpoints, to be read at any parallel size."""
-        metadata = ensure_metadata_has_dp_cp_group(metadata)
-        own: dict[str, Tensor] = {}
-        self._save_to_state_dict(own, "", keep_vars=True)
-        sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(
-            own,
-            prefix,
+        own = (name for name, _ in self.named_parameters(recurse=False))
+        sharded = sharded_state(
+            self,
             {name: 0 for name in own if name != "W" or self.W_is_split},
-            sharded_offsets,
             tp_group=self.tp_group,
-            dp_cp_group=metadata["dp_cp_group"],
+            prefix=prefix,
+            sharded_offsets=sharded_offsets,
+            metadata=metadata,
         )
-        for name, child in self.named_children():
-            sharded |= sharded_state_dict_default(
-                child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=self.tp_group
-            )
         mixed = {name: self.widths[name] for name in "qkv"}
         for name, widths in (("in_proj.weight", self.widths), ("conv_weight", mixed)):
             key = f"{prefix}{name}"
-            sharded[key] = sharded_parts(sharded[key], widths, sharded_offsets, self.tp_group)
+            sharded[key] = sharded_parts(
+                sharded[key], widths, tp_group=self.tp_group, sharded_offsets=sharded_offsets
+            )
         return sharded

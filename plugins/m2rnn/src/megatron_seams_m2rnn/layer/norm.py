@@ -4,14 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.transformer.utils import (
-    ensure_metadata_has_dp_cp_group,
-    make_sharded_tensors_for_checkpoint,
-)
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megatron_seams_m2rnn.layer.collectives import summed
+from megatron_seams.runtime.collectives import replicated, summed
+from megatron_seams.runtime.sharding import Offsets, sharded_state
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,21 +50,22 @@ class SplitRMSNorm(nn.Module):
             return functional.rms_norm(x, (self.size,), self.weight, self.eps)
         wide = x.to(torch.promote_types(torch.float32, x.dtype))
         squares = summed(wide.square().sum(-1, keepdim=True), self.tp_group)
+        # Each rank divides channels of its own by it.
+        squares = replicated(squares, self.tp_group)
         return (wide * torch.rsqrt(squares / self.size + self.eps)).to(x.dtype) * self.weight
 
     def sharded_state_dict(
         self,
         prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        sharded_offsets: Offsets = (),
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Describe the weight to Megatron's checkpoints: each rank has its rows of it."""
-        sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(
-            self.state_dict(keep_vars=True),
-            prefix,
+        return sharded_state(
+            self,
             {"weight": 0},
-            sharded_offsets,
             tp_group=self.tp_group,
-            dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
+            prefix=prefix,
+            sharded_offsets=sharded_offsets,
+            metadata=metadata,
         )
-        return sharded

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from megatron_seams_ngram.parallel import preceding, rank_in
+from megatron_seams.runtime.collectives import preceding, rank_in
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from megatron_seams.runtime.collectives import summed, summed_and_scattered
 from megatron_seams.runtime.documents import DocumentBoundaries
+from megatron_seams.runtime.sharding import Offsets, sharded_state
 from megatron_seams_ngram.engram.compression import read_table
 from megatron_seams_ngram.engram.convolution import causal_convolution
 from megatron_seams_ngram.engram.options import Options
-from megatron_seams_ngram.ngram_tables import NgramTables, sharded
-from megatron_seams_ngram.parallel import summed, summed_and_scattered
+from megatron_seams_ngram.ngram_tables import NgramTables
 from megatron_seams_ngram.tables.hash_tables import make_layer_tables
 from megatron_seams_ngram.tables.splitmix64 import nth
 
@@ -175,10 +176,20 @@ class Engram(nn.Module):
         return input_ids if self.compression is None else self.compression[input_ids]
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+        self,
+        prefix: str = "",
+        sharded_offsets: Offsets = (),
+        metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The state for Megatron's distributed checkpoints; as :meth:`NgramTables`'s."""
-        return sharded(self, {}, prefix, sharded_offsets, metadata)
+        """Describe the state to Megatron's checkpoints: the tables divided, all else whole."""
+        return sharded_state(
+            self,
+            {},
+            tp_group=self.tp_group,
+            prefix=prefix,
+            sharded_offsets=sharded_offsets,
+            metadata=metadata,
+        )
 
 
 def _compression(options: Options, vocab_size: int) -> Tensor | None:

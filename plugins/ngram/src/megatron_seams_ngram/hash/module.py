@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from megatron_seams.runtime.collectives import summed, summed_and_scattered
 from megatron_seams.runtime.documents import DocumentBoundaries
+from megatron_seams.runtime.sharding import Offsets, sharded_state
 from megatron_seams_ngram.hash.options import Options
-from megatron_seams_ngram.ngram_tables import NgramTables, sharded
-from megatron_seams_ngram.parallel import summed, summed_and_scattered
+from megatron_seams_ngram.ngram_tables import NgramTables
 from megatron_seams_ngram.tables.hash_tables import make_tables
 
 if TYPE_CHECKING:
@@ -132,7 +133,17 @@ class HashedNgramEmbedding(nn.Module):
         return self.tables.indices(input_ids, self.boundaries.starts(input_ids, cu_seqlens))
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+        self,
+        prefix: str = "",
+        sharded_offsets: Offsets = (),
+        metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The state for Megatron's distributed checkpoints; as :meth:`NgramTables`'s."""
-        return sharded(self, {}, prefix, sharded_offsets, metadata)
+        """Describe the state to Megatron's checkpoints: the tables divided, all else whole."""
+        return sharded_state(
+            self,
+            {},
+            tp_group=self.tp_group,
+            prefix=prefix,
+            sharded_offsets=sharded_offsets,
+            metadata=metadata,
+        )
