@@ -1,8 +1,8 @@
-"""The process of a command: ``registry``, and ``python -m megatron_seams``.
+"""Start a command: ``registry``, and ``python -m megatron_seams``.
 
-``registry list`` is asked often and answers in about the time of ``pytest --version``: a library
-that few commands need (rich, jinja2, pathspec, the readers of archives) is loaded by those alone.
-tests/test_light.py holds which are not loaded, and benchmarks/registry.py measures.
+``registry list`` runs often and answers in about the time of ``pytest --version``: a library that
+few commands need (rich, jinja2, pathspec, the readers of archives) is loaded by those alone.
+tests/test_light.py lists the modules that must not be loaded, and benchmarks/registry.py measures.
 """
 
 import gc
@@ -11,15 +11,16 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    # A command is short and keeps nearly all that it makes: looking for cycles in it meanwhile, and
-    # once more at its end, would be an eighth of the time of a listing, and half of a long plan's.
+    # A command is short and keeps nearly every object that it makes. Python's cycle collector,
+    # during it and once more at its end, would take an eighth of a listing's time, and half of a
+    # long plan's.
     gc.set_threshold(100_000)
     try:
-        from megatron_seams import cli  # after that: it makes a good part of it
+        from megatron_seams import cli  # after the threshold: its imports make many objects
 
         cli.main()
     finally:
-        # torch and its like count what of them is left at the end, and complain of it.
+        # torch counts its objects that are left at exit, and reports frozen ones as leaks.
         if "torch" not in sys.modules:
             gc.freeze()
 

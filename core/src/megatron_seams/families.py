@@ -1,4 +1,4 @@
-"""Block families: what a layer *is*. A token of a pattern is only a spelling of one."""
+"""Families: the kinds of layer and feature. A token of a pattern is only a spelling of one."""
 
 import re
 from types import MappingProxyType
@@ -14,12 +14,12 @@ NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 @attrs.frozen(kw_only=True)
 class Family:
-    """One family.
+    """A kind of layer, or of feature.
 
     Attributes:
-        name: What the key of everything is; matches ``[a-z][a-z0-9_]*``.
+        name: The key by which everything else names it; matches ``[a-z][a-z0-9_]*``.
         summary: One sentence.
-        kind: ``block`` for a layer of the pattern, ``feature`` for what attaches beside them.
+        kind: ``block`` for a layer of the pattern, ``feature`` for a module attached beside them.
         constant: The name that upstream's ``Symbols`` class gives this family, where it has one.
             The *letter* behind the constant is read from each Megatron's source.
     """

@@ -1,4 +1,4 @@
-"""The contract between core and a seam's plugin: pluggy hooks, and the context each one gets.
+"""The contract between core and a seam's plugin: pluggy hooks, and the context that each receives.
 
 A plugin module implements exactly the hook that its manifest declares: ``<family>_layer`` for a
 layer, ``<feature>_feature`` for a feature, and beside it ``<family>_options`` if it takes options.
@@ -26,7 +26,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Backend(Protocol):
-    """Where a seam takes its linears and norms from.
+    """The provider of the linears and norms that a seam builds with.
 
     Upstream's own ``BackendSpecProvider`` (``megatron.core.models.backends``) has this shape, so
     that a seam gets Transformer Engine's modules where it is installed and plain ones elsewhere.
@@ -47,7 +47,7 @@ class Backend(Protocol):
 
 @attrs.frozen(kw_only=True)
 class LayerContext:
-    """What a ``<family>_layer`` hook is given.
+    """The argument of a ``<family>_layer`` hook.
 
     Attributes:
         config: The model's configuration, complete.
@@ -71,7 +71,7 @@ class LayerContext:
 
 @attrs.frozen(kw_only=True)
 class FeatureContext:
-    """What a ``<feature>_feature`` hook is given.
+    """The argument of a ``<feature>_feature`` hook.
 
     Attributes:
         config: The model's configuration, complete.
@@ -82,10 +82,10 @@ class FeatureContext:
         placement: Where the module attaches, ``embedding`` or ``residual``.
         vocab_size: Rows of the model's word embedding; token ids are below it.
         packed_sequences: Whether several documents share one row of the batch. The feature then
-            needs a boundary source and refuses without one.
-        reduce_scatter_embeddings: Upstream's word for a word embedding that is [s / tp, b, h], each
-            tensor-parallel rank's piece of the sequence, and not [b, s, h]. At ``embedding``, the
-            module's output has the same form.
+            needs to know where each begins, and refuses where nothing tells it.
+        reduce_scatter_embeddings: Whether the word embedding is [s / tp, b, h], each
+            tensor-parallel rank's piece of the sequence, instead of [b, s, h] (upstream's name for
+            it). At ``embedding``, the module's output has the same form.
         layer_number: At ``residual``, the 1-based global number of the layer; the hook is called
             for each. 0 at ``embedding``.
         layer_numbers: At ``residual``, the numbers of all layers that have the feature, on all

@@ -1,6 +1,7 @@
-"""``pytest --seam NAME``: the conformance kit for an installed seam. Without the option, nothing.
+"""``pytest --seam NAME`` runs the conformance kit on an installed seam.
 
-pytest imports this wherever megatron-seams is installed, so it imports nothing itself.
+pytest imports this module wherever megatron-seams is installed: without the option it does nothing,
+and it imports no other module of the package before it must.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ _TESTS = Path(__file__).parent / "runtime" / "conformance" / "seam_tests.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the kit."""
+    """Add the kit's options."""
     group = parser.getgroup("megatron-seams", "conformance of a seam")
     group.addoption("--seam", metavar="NAME", help="Test the installed seam NAME, and only it.")
     group.addoption(
@@ -29,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect the kit in the place of what would be collected without arguments."""
+    """Collect the kit; with no path on the command line, the kit alone."""
     if config.getoption("--seam") is None:
         return
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -38,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the kit's class for the other kind of seam."""
+    """Deselect the kit's class for the other kind of seam: layers for a feature, and vice versa."""
     name = config.getoption("--seam")
     if name is None:
         return

@@ -21,10 +21,10 @@ class SeamsError(Exception):
     """The base of every cause: what was asked, what was found, what to do next.
 
     Attributes:
-        asked: What the user, the recipe or the manifest wanted.
-        found: What is there instead; both claimants where two contend.
-        next: What to do about it, true without a shell; the command line adds the command.
-        subject: The seam, token, family or file that it is about.
+        asked: The thing that the user, the recipe or the manifest wanted.
+        found: The thing that is there instead; both claimants where two contend.
+        next: The next step, true without a shell; the command line adds the command to type.
+        subject: The seam, token, family or file that the fault is about.
         file: The file that is at fault, where there is one.
         key: The key inside that file, dotted.
         line: The 1-based line of that file, where it is known.
@@ -79,7 +79,7 @@ class SeamsError(Exception):
 class Refusal(Exception):
     """A plan that could not be made, with every reason at once.
 
-    Not a :class:`SeamsError` itself: those are values with one cause each, and this carries many.
+    It is no :class:`SeamsError`: each of those has one cause, and a refusal carries many.
 
     Attributes:
         reasons: The faults, in the order of the first layer that each concerns.
@@ -128,7 +128,7 @@ def _notes(error: BaseException) -> tuple[str, ...]:
 
 
 def causes() -> tuple[type[SeamsError], ...]:
-    """All causes, ordered by code; the documentation's table is generated from this."""
+    """All causes, ordered by code; docs/errors.md is generated from them."""
     found = (cause for cause in _below(SeamsError) if "code" in vars(cause))
     return tuple(sorted(found, key=lambda cause: cause.code))
 

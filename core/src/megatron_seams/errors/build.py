@@ -1,4 +1,4 @@
-"""A plan that cannot become a running model."""
+"""Faults of building and running a plan."""
 
 from megatron_seams.errors.base import ExitCode, SeamsError
 
@@ -32,7 +32,7 @@ class OptionsInvalid(BuildError):
 
 
 class CannotRunHere(BuildError):
-    """A plan that is fine, on a machine that cannot run it."""
+    """A valid plan, on a machine that cannot run it."""
 
     code = "SEAM-B05"
 
@@ -51,7 +51,7 @@ class SettingsInvalid(BuildError):
 
 
 class DataInvalid(BuildError):
-    """A text that the smoke run cannot learn from."""
+    """A text that the smoke run cannot train on."""
 
     code = "SEAM-B08"
 

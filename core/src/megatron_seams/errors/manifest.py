@@ -1,4 +1,4 @@
-"""Manifests, claims, owners and the workspace: what seams and their keepers declare."""
+"""Faults of what is declared: manifests, owners, the workspace."""
 
 from megatron_seams.errors.base import SeamsError
 
@@ -8,7 +8,7 @@ class ManifestError(SeamsError):
 
 
 class EntryPointInvalid(ManifestError):
-    """An entry point that does not name a package, or names it other than its seam is named."""
+    """An entry point that does not name a package, or whose name is not the seam's own."""
 
     code = "SEAM-D01"
 
@@ -32,7 +32,7 @@ class ManifestInvalid(ManifestError):
 
 
 class Shadowed(ManifestError):
-    """A package that would be imported from elsewhere than the distribution that claims it."""
+    """A package that Python would import from elsewhere than the distribution that claims it."""
 
     code = "SEAM-D05"
 
@@ -50,25 +50,25 @@ class FamilyConflict(ManifestError):
 
 
 class WrongMegatron(ManifestError):
-    """A seam that does not support the Megatron in hand."""
+    """A seam that does not support this Megatron."""
 
     code = "SEAM-D08"
 
 
 class Superseded(ManifestError):
-    """A seam whose block the Megatron in hand builds by itself: it is to be deleted."""
+    """A seam whose block this Megatron builds by itself: the seam is to be deleted."""
 
     code = "SEAM-D09"
 
 
 class ClaimDiffers(ManifestError):
-    """A manifest that says otherwise of upstream than the Megatron in hand shows."""
+    """A manifest's statement about upstream that is not true of this Megatron."""
 
     code = "SEAM-D10"
 
 
 class WorkspaceInvalid(ManifestError):
-    """A workspace's ``[tool.megatron-seams]`` with a wrong key or value, or that does not hold."""
+    """A ``[tool.megatron-seams]`` table with a wrong key or value, or one that is not true here."""
 
     code = "SEAM-W01"
 
@@ -80,7 +80,7 @@ class OwnerMissing(ManifestError):
 
 
 class OwnerShadowed(ManifestError):
-    """A seam whose owner is named for its files, by a line that a later one overrules."""
+    """A seam whose owner has a line in CODEOWNERS for its files, which a later line overrules."""
 
     code = "SEAM-O02"
 
@@ -92,7 +92,7 @@ class OwnerDiffers(ManifestError):
 
 
 class OwnedElsewhere(ManifestError):
-    """A seam whose source is not in the tree that CODEOWNERS speaks of."""
+    """A seam whose source is not in the tree that CODEOWNERS covers."""
 
     code = "SEAM-O04"
 

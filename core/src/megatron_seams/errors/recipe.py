@@ -1,10 +1,10 @@
-"""Patterns, recipes, and the arguments that a plan is printed as."""
+"""Faults of patterns and recipes, and of the arguments that a plan is printed as."""
 
 from megatron_seams.errors.base import SeamsError
 
 
 class RecipeError(SeamsError):
-    """A pattern, a recipe or a setting in it that cannot be taken as it is written."""
+    """A pattern, a recipe, or a setting in one, that is invalid as it is written."""
 
 
 class PatternSyntax(RecipeError):
@@ -56,6 +56,6 @@ class UnknownNativeKey(RecipeError):
 
 
 class NoArgument(RecipeError):
-    """A part of a plan that no flag of this Megatron's command line says."""
+    """A part of a plan that no flag of this Megatron's command line expresses."""
 
     code = "SEAM-A01"

@@ -8,42 +8,42 @@ class RecordError(SeamsError):
 
 
 class ReceiptUnreadable(RecordError):
-    """A receipt that is not one, of another schema, or whose bytes were edited."""
+    """A file that is no receipt, a receipt of another schema, or one that was edited."""
 
     code = "SEAM-V01"
 
 
 class ReceiptDiffers(RecordError):
-    """One difference between a receipt and the environment that it is held against."""
+    """One difference between a receipt and the environment that it is compared with."""
 
     code = "SEAM-V02"
 
 
 class AcceptanceInvalid(RecordError):
-    """An acceptance without a reason, or of a receipt that cannot be written."""
+    """An acceptance without a reason, or one whose receipt cannot be written."""
 
     code = "SEAM-V03"
 
 
 class ProofUnreadable(RecordError):
-    """A folder that is no proof of a smoke run, or one of whose files is not as it was written."""
+    """A folder that is no proof of a smoke run, or a proof with a file that was changed since."""
 
     code = "SEAM-G01"
 
 
 class NotGraduated(RecordError):
-    """A seam whose layers this Megatron does not all build natively, or that built none."""
+    """A seam that built no layer of the proof, or whose layers this Megatron does not build."""
 
     code = "SEAM-G02"
 
 
 class CheckpointDiffers(RecordError):
-    """A key of the seam's checkpoint that the native model does not have, or the other way."""
+    """A checkpoint key that only the seam's model or only the native model has."""
 
     code = "SEAM-G03"
 
 
 class NumbersDiffer(RecordError):
-    """A native model that computes other numbers from the seam's checkpoint."""
+    """A native model that computes other numbers than the seam did from the same checkpoint."""
 
     code = "SEAM-G04"

@@ -1,10 +1,10 @@
-"""Why a family has no single provider, or a layout is not accepted."""
+"""Faults of resolution: a family without a single provider, or a layout that is not accepted."""
 
 from megatron_seams.errors.base import SeamsError
 
 
 class ResolutionError(SeamsError):
-    """A layer or feature that cannot be given exactly one provider, or a layout that is refused."""
+    """A layer or feature without exactly one provider, or a layout that is refused."""
 
 
 class NoProvider(ResolutionError):
@@ -26,7 +26,7 @@ class NativeContested(ResolutionError):
 
 
 class OnlyBroken(ResolutionError):
-    """The only seams for the family are broken, or the one that the recipe pins is."""
+    """Every seam for the family is broken, or the seam that the recipe pins is broken."""
 
     code = "SEAM-R04"
 
@@ -38,7 +38,7 @@ class ExperimentNotNamed(ResolutionError):
 
 
 class Unsupported(ResolutionError):
-    """A parallelism or runtime setting that a chosen seam does not say it supports."""
+    """A parallelism or runtime setting that a chosen seam does not declare under [supports]."""
 
     code = "SEAM-R06"
 
@@ -68,18 +68,18 @@ class SeamInMtp(ResolutionError):
 
 
 class FeatureInvalid(ResolutionError):
-    """A feature that cannot be placed where the recipe wants it."""
+    """A feature that cannot be attached where the recipe asks for it."""
 
     code = "SEAM-R11"
 
 
 class NativeOption(ResolutionError):
-    """Megatron ships the family as an option, which no token of a pattern can spell."""
+    """Megatron has the family as a configuration option, which no token of a pattern can spell."""
 
     code = "SEAM-R12"
 
 
 class NotAllowed(ResolutionError):
-    """An installed seam that the allowlist leaves out, where it would be taken."""
+    """An installed seam that would be chosen, were it not left out of the allowlist."""
 
     code = "SEAM-R13"

@@ -1,4 +1,4 @@
-"""The Megatron that a plan is made against."""
+"""Faults of the Megatron that a plan is made against."""
 
 from megatron_seams.errors.base import ExitCode, SeamsError
 
@@ -15,7 +15,7 @@ class MegatronMissing(UpstreamError):
 
 
 class SurfaceUnknown(UpstreamError):
-    """A Megatron source of a shape that the reader does not know: nothing is native."""
+    """A Megatron whose source the reader does not understand: nothing is native."""
 
     code = "SEAM-S02"
     exit_code = ExitCode.ENVIRONMENT

@@ -1,1 +1,1 @@
-"""What is asked for: patterns, their dialects, and recipe files."""
+"""Models as a user writes them: patterns, their dialects, and recipe files."""

@@ -1,4 +1,4 @@
-"""Dialects: which family each token of a pattern spells."""
+"""Dialects: the family of each token of a pattern."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import attrs
 from megatron_seams.errors import AmbiguousToken, DialectInvalid, SeamsError, UnknownToken
 from megatron_seams.families import NAME
 
-#: Characters that structure a pattern and so can be no one's token.
+#: Characters that structure a pattern, and so cannot be tokens.
 RESERVED: Final = frozenset("|/")
 
 
@@ -19,9 +19,9 @@ class Dialect:
     """A map token -> family.
 
     Attributes:
-        name: How recipes and messages call it.
+        name: The name that recipes and messages use.
         tokens: Single character -> family.
-        ambiguous: Single character -> why it has no one meaning here.
+        ambiguous: Single character -> why it has no single meaning here.
     """
 
     name: str
@@ -29,18 +29,18 @@ class Dialect:
     ambiguous: Mapping[str, str] = MappingProxyType({})
 
     def family_of(self, token: str, positions: tuple[int, ...]) -> str | SeamsError:
-        """The family that ``token`` spells, or the fault that it spells none.
+        """The family of ``token``, or the fault that it has none.
 
         Args:
             token: One character.
-            positions: The layers that carry it, for the message.
+            positions: The 1-based numbers of its layers, for the message.
         """
         if token in self.tokens:
             return self.tokens[token]
         return self.unspelled(token, positions)
 
     def unspelled(self, token: str, positions: tuple[int, ...]) -> SeamsError:
-        """The fault that a token spells no family; arguments as for :meth:`family_of`."""
+        """The fault that a token has no family; arguments as for :meth:`family_of`."""
         if token in self.ambiguous:
             return AmbiguousToken(
                 asked=f"the family of token {token!r} in dialect {self.name!r}",
@@ -67,11 +67,11 @@ class Dialect:
     def extended(self, tokens: Mapping[str, str]) -> tuple["Dialect", tuple[SeamsError, ...]]:
         """This dialect with a recipe's tokens added.
 
-        An ambiguous token may be settled and a new one added; a token that already has a meaning
-        may not be given another, since every reader of the pattern would misread it.
+        A recipe may settle an ambiguous token and add a new one. It may not give another meaning to
+        a token that has one, since every reader of the pattern would misread it.
 
         Returns:
-            The extended dialect, and the faults of the entries that could not be taken.
+            The extended dialect, and a fault for each entry that is not valid.
         """
         if not tokens:
             return self, ()
@@ -108,8 +108,8 @@ class Dialect:
 
 
 def _quoted(token: str) -> str:
-    # A bare TOML key is alphanumeric; every other token must be quoted in the advice we give.
-    # JSON's strings are TOML's: a quote is escaped, and so is what would move a terminal's cursor.
+    # A bare TOML key is alphanumeric; the advice must quote every other token. JSON's strings are
+    # valid in TOML: quotes are escaped, and so are characters that would move a terminal's cursor.
     bare = token.isascii() and token.isalnum()
     return token if bare else json.dumps(token, ensure_ascii=not token.isprintable())
 

@@ -1,4 +1,4 @@
-"""Layer patterns: from text to one token for each layer. Dialects give tokens their meaning."""
+"""Layer patterns: from text to one token for each layer. A dialect gives the tokens' families."""
 
 import attrs
 
@@ -7,8 +7,8 @@ from megatron_seams.errors import PatternSyntax
 STAGE_BREAK = "|"
 MTP_SEPARATOR = "/"
 
-#: The largest depth that is taken for a model rather than for a typing error: a hundred times the
-#: deepest model that anybody has published.
+#: The largest depth that is accepted, a hundred times that of the deepest published model; a larger
+#: one is a typing error.
 MAX_DEPTH = 100_000
 
 
@@ -17,7 +17,7 @@ class Pattern:
     """A pattern as upstream writes it, read and expanded.
 
     Attributes:
-        text: What was given, unchanged.
+        text: The pattern as the user wrote it.
         dialect: The dialect's name.
         depth: The number of decoder layers.
         tokens: One character for each decoder layer, ``len(tokens) == depth``.
@@ -50,11 +50,12 @@ def parse_pattern(text: str, *, dialect: str, depth: int | None = None) -> Patte
     Args:
         text: The pattern.
         dialect: The dialect's name, kept with the pattern.
-        depth: Decoder layers; the pattern's own length if None. With ``|`` in the pattern the two
-            must agree, since a repeated stage layout is not one that anybody wrote.
+        depth: The number of decoder layers; the pattern's own length if None. With ``|`` in the
+            pattern the two must agree: a pattern with stages is never repeated, since nobody wrote
+            stages for the repeated part.
 
     Raises:
-        PatternSyntax: With what is wrong.
+        PatternSyntax: The text is no such pattern, or does not fit ``depth``.
     """
     main, *suffixes = text.split(MTP_SEPARATOR)
     segments = main.split(STAGE_BREAK)

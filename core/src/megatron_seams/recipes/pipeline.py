@@ -1,4 +1,4 @@
-"""How the decoder's layers are cut into pipeline stages."""
+"""Pipeline stages: how the decoder's layers are cut into them."""
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -29,7 +29,7 @@ class Pipeline:
         return tuple(chain.from_iterable(each))
 
     def slices(self) -> Iterator[slice]:
-        """The layers of each stage, as a slice of what has one entry for each layer."""
+        """The layers of each stage, as a slice of a sequence with one entry for each layer."""
         start = 0
         for size in self.sizes:
             yield slice(start, start + size)
@@ -42,10 +42,10 @@ def written_stages(pattern: Pattern) -> Pipeline:
 
 
 def pipeline_of(recipe: Recipe, pattern: Pattern) -> Pipeline:
-    """The stages that the model runs on, also where the pattern leaves the cut to upstream.
+    """The stages that the model runs on, also where the pattern has no ``|``.
 
-    Without a ``|`` upstream cuts evenly, but for a first and a last stage whose sizes the
-    configuration may give. A cut that does not divide evenly is :func:`uneven_stages`' to refuse.
+    Without a ``|`` upstream cuts evenly, except for a first and a last stage whose sizes the
+    configuration may give. :func:`uneven_stages` refuses layers that do not divide evenly.
     """
     ranks = recipe.parallelism.pipeline_parallel
     if len(pattern.stages) > 1 or ranks == 1:
@@ -67,9 +67,10 @@ def _end(settings: Mapping[str, Any], end: str) -> list[int]:
 
 
 def uneven_stages(recipe: Recipe, pattern: Pattern) -> UpstreamForbids | None:
-    """The fault of stages that pipeline ranks cannot share; upstream's own rule.
+    """The fault that the stages do not divide evenly over the pipeline ranks; None if they do.
 
-    Segments of the pattern divide evenly over the ranks, or layers where it has no segments.
+    Upstream's own rule: the pattern's segments must divide evenly, or its layers where it has no
+    segments.
     """
     ranks = recipe.parallelism.pipeline_parallel
     count, unit = len(pattern.stages), "stages in the pattern"

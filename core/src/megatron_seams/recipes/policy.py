@@ -1,4 +1,4 @@
-"""Choices between providers: what a recipe says about who builds its families."""
+"""A recipe's choices between providers: experiments, pins, an allowlist, overrides."""
 
 import datetime
 from collections.abc import Collection, Mapping
@@ -36,12 +36,12 @@ class Override:
 
 @attrs.frozen(kw_only=True)
 class Preferences:
-    """All that decides between providers; the default is what an audit goes by.
+    """Everything that decides between providers; an audit, which has no recipe, uses the default.
 
     Attributes:
         policy: Experiments, pins and the allowlist.
         overrides: Seams taken over native.
-        configured: Names of the seams that the recipe gives options.
+        configured: Names of the seams for which the recipe has options.
         install: Family -> the distribution to install where nothing builds it.
     """
 
@@ -51,7 +51,7 @@ class Preferences:
     install: Mapping[str, str] = field(factory=dict)
 
     def accepts(self, experiment: str) -> bool:
-        """Whether the recipe names an experiment: it accepts, pins or takes it over native."""
+        """Whether the recipe names an experiment: among those it accepts, its pins or overrides."""
         return (
             experiment in self.policy.experiments
             or experiment in self.policy.pin.values()

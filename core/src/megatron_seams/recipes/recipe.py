@@ -1,4 +1,4 @@
-"""Recipes: a model as a TOML file. What the file may say, validated without coercion."""
+"""Recipes: the tables and keys of a model's TOML file, validated without coercion."""
 
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,13 @@ class DialectTable:
 
 @attrs.frozen(kw_only=True)
 class LayersEntry:
-    """``[[layers]]``: layers that are of another family than their token says.
+    """``[[layers]]``: layers of another family than their token's.
 
     Attributes:
         positions: 1-based global layer numbers.
-        family: What they are.
-        of: The family that the token spells; if given, an entry that hits another one is refused,
-            so that an edited pattern cannot quietly move the specialisation to other layers.
+        family: Their family.
+        of: The family of their token. If given, an entry for layers of any other is refused, so
+            that an edited pattern cannot quietly move the specialisation to other layers.
     """
 
     positions: tuple[int, ...] = field(validator=validators.min_len(1))
@@ -55,7 +55,7 @@ class FeatureEntry:
 
     Attributes:
         family: The feature family.
-        placement: The seam's own if left out.
+        placement: ``embedding`` or ``residual``; the seam's own if left out.
         layers: At ``residual``, the 1-based global numbers of the layers.
     """
 
@@ -92,8 +92,8 @@ class Smoke:
         batch: Sequences in a step.
         sequence: Tokens in a sequence.
         learning_rate: Adam's, at its peak.
-        seed: Of the weights and of the order of the text.
-        megatron: Native settings for the toy model, over those that it derives itself.
+        seed: The seed of the weights and of the order of the text.
+        megatron: Native settings for the toy model, over those that are derived for it.
     """
 
     steps: int = field(default=150, validator=positive)
@@ -109,7 +109,7 @@ class Recipe:
     """A whole recipe file.
 
     Attributes:
-        families: Family -> the family that all its layers are instead.
+        families: Family -> the family that all its layers are made instead.
         seams: Seam name -> options, which the seam's own class validates when the plan is built.
         megatron: Upstream's own configuration fields, by upstream's names.
         install: Family -> the distribution to install where nothing builds it; a refusal names it.
@@ -132,7 +132,7 @@ class Recipe:
 
     @property
     def preferences(self) -> Preferences:
-        """What it says about who builds its families."""
+        """The parts of the recipe that decide between providers."""
         return Preferences(
             policy=self.policy,
             overrides=self.override,
@@ -153,7 +153,7 @@ def load_recipe(path: Path | str) -> Recipe:
     """Read a recipe file.
 
     Raises:
-        Refusal: With every fault of the file.
+        Refusal: The file cannot be read or is not valid; with every fault.
     """
     asked = "a recipe that can be read"
     try:
