@@ -20,7 +20,7 @@ from megatron_seams.base.structure import key_of
 from megatron_seams.cli import commands
 from megatron_seams.errors import causes
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
-from megatron_seams.seams.seam import Manifest
+from megatron_seams.seams.manifest import Manifest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _SOURCE = Path(megatron_seams.__file__).parent

@@ -22,8 +22,9 @@ from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.seams.discovery import BrokenSeam, Discovery
-from megatron_seams.seams.seam import CAPABILITIES, Seam, parse_manifest
+from megatron_seams.seams.discovery import Discovery
+from megatron_seams.seams.manifest import CAPABILITIES, parse_manifest
+from megatron_seams.seams.seam import BrokenSeam, Seam
 from megatron_seams.upstream.source import MegatronSource
 from megatron_seams.upstream.surface import Exclusion, NativeSurface, NativeSymbol
 

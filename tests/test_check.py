@@ -20,7 +20,8 @@ from megatron_seams.errors import (
 from megatron_seams.governance.gate import Gate, check
 from megatron_seams.governance.workspace import Workspace, WorkspacePolicy, read_workspace
 from megatron_seams.planning.environment import Environment
-from megatron_seams.seams.seam import Seam, parse_manifest
+from megatron_seams.seams.manifest import parse_manifest
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.source import missing
 from megatron_seams.upstream.surface import NativeSurface
 from seam_support import environment, make_seam, manifest_table, registry, surface, toml

@@ -13,7 +13,7 @@ from megatron_seams.base.toml import line_of, with_line
 from megatron_seams.errors import ManifestInvalid, SeamsError, causes
 from megatron_seams.governance.formats import SARIF_SCHEMA, github, sarif
 from megatron_seams.governance.gate import Gate, Verdict
-from megatron_seams.seams.seam import parse_manifest
+from megatron_seams.seams.manifest import parse_manifest
 from seam_support import install_plugin, manifest_table, registry, source_plugin, toml
 
 

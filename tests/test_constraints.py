@@ -14,7 +14,7 @@ from megatron_seams.errors import (
 )
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.lowering import lowered_pattern
-from megatron_seams.seams.seam import CAPABILITIES
+from megatron_seams.seams.manifest import CAPABILITIES
 from megatron_seams.upstream.surface import NativeSurface
 from seam_support import (
     Table,

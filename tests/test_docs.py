@@ -17,7 +17,7 @@ from megatron_seams.governance.workspace import Holds, WorkspacePolicy
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.runtime.conformance import rules
-from megatron_seams.seams.seam import CAPABILITIES, Manifest
+from megatron_seams.seams.manifest import CAPABILITIES, Manifest
 from seam_support import run_python
 
 

@@ -21,7 +21,7 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import load_recipe
 from megatron_seams.runtime.plugins import load_plugins
-from megatron_seams.seams.seam import CAPABILITIES, MAX_BYTES
+from megatron_seams.seams.manifest import CAPABILITIES, MAX_BYTES
 from seam_support import Table, install_plugin, manifest_table, toml, write_record
 
 NOON = datetime.datetime(2026, 11, 23, 12, 0)

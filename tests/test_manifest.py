@@ -8,7 +8,13 @@ import pytest
 
 from megatron_seams.base.structure import key_of
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
-from megatron_seams.seams.seam import CAPABILITIES, MAX_BYTES, Manifest, Supports, parse_manifest
+from megatron_seams.seams.manifest import (
+    CAPABILITIES,
+    MAX_BYTES,
+    Manifest,
+    Supports,
+    parse_manifest,
+)
 from seam_support import Table, manifest_table, toml
 
 NOON = datetime.datetime(2026, 11, 23, 12, 0)

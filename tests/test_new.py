@@ -15,7 +15,7 @@ from megatron_seams.governance.workspace import Workspace
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.scaffold import NewSeam
-from megatron_seams.seams.seam import CAPABILITIES
+from megatron_seams.seams.manifest import CAPABILITIES
 from megatron_seams.seams.source_trees import discover_in
 from seam_support import environment, recipe, registry
 

@@ -18,7 +18,8 @@ from megatron_seams.errors import (
     Shadowed,
 )
 from megatron_seams.runtime.plugins import load_plugins
-from megatron_seams.seams.seam import About, Carrier, Introduces, Manifest, Requires, Seam, Upstream
+from megatron_seams.seams.manifest import About, Carrier, Introduces, Manifest, Requires, Upstream
+from megatron_seams.seams.seam import Seam
 
 GOOD = """
 from megatron_seams.hookspecs import hookimpl

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from megatron_seams.errors import ManifestMissing
 from megatron_seams.report import render
-from megatron_seams.seams.discovery import BrokenSeam
+from megatron_seams.seams.seam import BrokenSeam
 from megatron_seams.upstream.source import missing
 from megatron_seams.upstream.surface import NativeSurface
 from seam_support import TODAY, environment, make_seam, recipe, registry

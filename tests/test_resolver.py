@@ -21,7 +21,7 @@ from megatron_seams.errors import (
 )
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Custom
-from megatron_seams.seams.discovery import BrokenSeam
+from megatron_seams.seams.seam import BrokenSeam
 from megatron_seams.upstream.source import missing
 from megatron_seams.upstream.surface import Native, NativeSurface
 from seam_support import (

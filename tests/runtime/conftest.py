@@ -14,7 +14,8 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import FeatureEntry, Model, Parallelism, Recipe
 from megatron_seams.seams.discovery import Discovery
-from megatron_seams.seams.seam import Seam, parse_manifest
+from megatron_seams.seams.manifest import parse_manifest
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.source import in_hand
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 

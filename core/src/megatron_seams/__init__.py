@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from megatron_seams.recipes.recipe import Recipe, load_recipe
     from megatron_seams.records.receipt import make_receipt
     from megatron_seams.records.verify import verify
-    from megatron_seams.seams.seam import Manifest, Seam
+    from megatron_seams.seams.manifest import Manifest
+    from megatron_seams.seams.seam import Seam
     from megatron_seams.upstream.surface import Native, NativeSurface
 
 #: Public name -> the module that defines it.
@@ -29,7 +30,7 @@ _HOMES: Final = {
     "Custom": "planning.plan",
     "Environment": "planning.environment",
     "Layer": "planning.plan",
-    "Manifest": "seams.seam",
+    "Manifest": "seams.manifest",
     "Native": "upstream.surface",
     "NativeSurface": "upstream.surface",
     "Plan": "planning.plan",

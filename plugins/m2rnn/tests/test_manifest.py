@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_seams.base.structure import structure
-from megatron_seams.seams.seam import CAPABILITIES, parse_manifest
+from megatron_seams.seams.manifest import CAPABILITIES, parse_manifest
 from megatron_seams_m2rnn.options import Options, default_heads
 
 

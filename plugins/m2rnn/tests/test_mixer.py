@@ -27,7 +27,8 @@ from megatron_seams.errors import OptionsInvalid, Unsupported
 from megatron_seams.hookspecs import LayerContext
 from megatron_seams.runtime.cpu.world import gloo_world
 from megatron_seams.runtime.plugins import load_plugins
-from megatron_seams.seams.seam import Seam, parse_manifest
+from megatron_seams.seams.manifest import parse_manifest
+from megatron_seams.seams.seam import Seam
 from megatron_seams_m2rnn.layer.mixer import M2RNNMixer
 from megatron_seams_m2rnn.ops.operator import m2rnn
 from megatron_seams_m2rnn.options import Options

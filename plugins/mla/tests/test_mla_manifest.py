@@ -6,7 +6,8 @@ from pathlib import Path
 
 import megatron_seams_mla
 from megatron_seams.runtime.plugins import load_plugins
-from megatron_seams.seams.seam import CAPABILITIES, Seam, parse_manifest
+from megatron_seams.seams.manifest import CAPABILITIES, parse_manifest
+from megatron_seams.seams.seam import Seam
 
 PACKAGE = Path(megatron_seams_mla.__file__).parent
 

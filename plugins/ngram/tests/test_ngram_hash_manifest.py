@@ -10,7 +10,8 @@ import pytest
 import megatron_seams_ngram.hash
 from megatron_seams.base.structure import structure
 from megatron_seams.runtime.plugins import load_plugins
-from megatron_seams.seams.seam import CAPABILITIES, Seam, parse_manifest
+from megatron_seams.seams.manifest import CAPABILITIES, parse_manifest
+from megatron_seams.seams.seam import Seam
 from megatron_seams_ngram.engram.options import Options as MemoryOptions
 from megatron_seams_ngram.hash.options import Options
 

@@ -19,7 +19,7 @@ from megatron_seams.records.graduation import (
     write_report,
 )
 from megatron_seams.records.proof import read_proof
-from megatron_seams.seams.removal import retirement
+from megatron_seams.seams.removal import how_to_remove
 
 
 @click.command("graduate")
@@ -98,5 +98,7 @@ def _print(graduation: Graduation, file: Path) -> None:
 def _print_next(graduation: Graduation, environment: Environment) -> None:
     name = graduation.candidate.name
     seam = next((seam for seam in environment.discovery.seams if seam.name == name), None)
-    advice = retirement(seam, environment.projects) if seam else "it is not installed here any more"
+    advice = (
+        how_to_remove(seam, environment.projects) if seam else "it is not installed here any more"
+    )
     console().print(f"seam {name} is deletable: {advice}", style="bold green", markup=False)

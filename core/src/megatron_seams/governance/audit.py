@@ -9,7 +9,7 @@ from megatron_seams.errors import ExperimentNotNamed, NoProvider, OnlyBroken, Se
 from megatron_seams.families import Family
 from megatron_seams.planning.choice import Chooser
 from megatron_seams.planning.environment import Environment
-from megatron_seams.seams.removal import retirement
+from megatron_seams.seams.removal import how_to_remove
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
 
@@ -145,7 +145,7 @@ def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRo
         note = family.summary
         if retired:
             gone = " and ".join(
-                dict.fromkeys(retirement(seam, environment.projects) for seam in retired)
+                dict.fromkeys(how_to_remove(seam, environment.projects) for seam in retired)
             )
             note = f"superseded: native {symbol.symbol!r} in this Megatron; {gone}"
     return FamilyRow(

@@ -13,7 +13,7 @@ from megatron_seams.governance.ownership import seam_folders, source_of
 from megatron_seams.governance.rules import RULES, Case, Verdict
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
-from megatron_seams.seams.discovery import MANIFEST
+from megatron_seams.seams.manifest import MANIFEST
 
 SCHEMA: Final = 1
 

@@ -16,8 +16,8 @@ from megatron_seams.errors import (
     SeamsError,
 )
 from megatron_seams.governance.codeowners import Codeowners, Rule
-from megatron_seams.seams.discovery import MANIFEST
-from megatron_seams.seams.seam import MAX_BYTES, Seam
+from megatron_seams.seams.manifest import MANIFEST, MAX_BYTES
+from megatron_seams.seams.seam import Seam
 
 #: So long before its review date a seam's owner is reminded.
 NOTICE = datetime.timedelta(days=60)

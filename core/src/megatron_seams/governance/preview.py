@@ -10,8 +10,9 @@ from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.plan import Layer, Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.seams.removal import retirement
-from megatron_seams.seams.seam import Carrier, Seam
+from megatron_seams.seams.manifest import Carrier
+from megatron_seams.seams.removal import how_to_remove
+from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import Native, NativeSymbol
 
 SCHEMA: Final = 1
@@ -164,7 +165,7 @@ def seam_change(seam: Seam, before: Environment, after: Environment) -> SeamChan
             built += f" ({symbol.constant}, slot {symbol.slot})"
         state = "superseded" if was_retired else "graduates"
         return SeamChange(
-            seam=seam, state=state, why=(f"{built}; {retirement(seam, before.projects)}",)
+            seam=seam, state=state, why=(f"{built}; {how_to_remove(seam, before.projects)}",)
         )
     broken = tuple(_breaks(seam, before, after))
     if broken:

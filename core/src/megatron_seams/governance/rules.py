@@ -26,8 +26,8 @@ from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import load_recipe
 from megatron_seams.records.verify import verify
-from megatron_seams.seams.discovery import MANIFEST
-from megatron_seams.seams.removal import retirement
+from megatron_seams.seams.manifest import MANIFEST
+from megatron_seams.seams.removal import how_to_remove
 from megatron_seams.seams.seam import Seam
 
 Severity = Literal["error", "warning"]
@@ -83,7 +83,7 @@ def _superseded(case: Case) -> Iterator[Verdict]:
         if by is None or version is None:
             continue
         needed = _needed_on(seam, version, case.workspace)
-        goes = retirement(seam, case.environment.projects)
+        goes = how_to_remove(seam, case.environment.projects)
         finding = Superseded(
             asked=f"{seam.claim} on megatron-core {version}",
             found=f"superseded: {by} in this Megatron; "

@@ -11,7 +11,8 @@ from megatron_seams.base.versions import contains
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
 from megatron_seams.seams.allowlist import Allowlist, operators_allowlist
-from megatron_seams.seams.discovery import MANIFEST, Discovery, discover
+from megatron_seams.seams.discovery import Discovery, discover
+from megatron_seams.seams.manifest import MANIFEST
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.settings import NativeSettings, read_settings
 from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source

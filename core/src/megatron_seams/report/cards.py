@@ -8,8 +8,9 @@ from megatron_seams.errors import SeamsError
 from megatron_seams.governance.audit import Audit
 from megatron_seams.governance.ownership import review_due
 from megatron_seams.planning.environment import Environment
-from megatron_seams.seams.removal import retirement
-from megatron_seams.seams.seam import CAPABILITIES, Manifest, Seam
+from megatron_seams.seams.manifest import CAPABILITIES, Manifest
+from megatron_seams.seams.removal import how_to_remove
+from megatron_seams.seams.seam import Seam
 
 
 @attrs.frozen(kw_only=True)
@@ -85,6 +86,6 @@ def _sound(seam: Seam, state: str, environment: Environment, today: datetime.dat
         manifest=seam.manifest,
         review=due.found if due else "",
         overdue=seam.manifest.seam.review_by < today,
-        goes=retirement(seam, environment.projects) if environment.superseded_by(seam) else "",
+        goes=how_to_remove(seam, environment.projects) if environment.superseded_by(seam) else "",
         faults=(range_fault,) if range_fault else (),
     )

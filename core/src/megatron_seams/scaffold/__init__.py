@@ -17,7 +17,7 @@ from megatron_seams._version import __version__
 from megatron_seams.base.files import replace_text
 from megatron_seams.errors import Refusal
 from megatron_seams.families import BUILT_IN, Kind
-from megatron_seams.seams.seam import parse_manifest
+from megatron_seams.seams.manifest import parse_manifest
 
 _HERE = Path(__file__).parent
 #: How long a new seam is left before its owner says why it is still here.

@@ -1,4 +1,4 @@
-"""Which seams may be used at all: what operators, a workspace and a recipe allow."""
+"""Allowlists: which seams operators, a workspace and a recipe allow."""
 
 import os
 import re
@@ -6,28 +6,29 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-#: Names of seams, apart by spaces or commas. Set and empty, it allows none.
+#: The environment variable of operators: names of seams, separated by spaces or commas. Set and
+#: empty, it allows none.
 VARIABLE = "MEGATRON_SEAMS_ALLOW"
 
 
 @attrs.frozen(kw_only=True)
 class Allowlist:
-    """Every list that is set; a seam is allowed if all of them name it.
+    """The lists that are set; a seam is allowed if each of them names it.
 
     Attributes:
-        lists: Who says so -> the names.
+        lists: Who set the list -> the names in it.
     """
 
     lists: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
 
     def narrowed(self, by: str, names: Iterable[str] | None) -> "Allowlist":
-        """This one with one list more; None is no list."""
+        """The lists and one more, set by ``by``; with None there is no further list."""
         if names is None:
             return self
         return Allowlist(lists={**self.lists, by: frozenset(names)})
 
     def against(self, name: str) -> str | None:
-        """Which list leaves the seam ``name`` out, in words; None if it is allowed."""
+        """Why the seam ``name`` is not allowed, in words; None if it is."""
         for by, names in self.lists.items():
             if name not in names:
                 return f"{by} allows only {', '.join(sorted(names)) or 'native Megatron'}"
@@ -35,7 +36,7 @@ class Allowlist:
 
 
 def operators_allowlist() -> Allowlist:
-    """What the environment variable says."""
-    said = os.environ.get(VARIABLE)
-    names = None if said is None else [name for name in re.split(r"[\s,]+", said) if name]
+    """The allowlist that the environment variable sets."""
+    value = os.environ.get(VARIABLE)
+    names = None if value is None else [name for name in re.split(r"[\s,]+", value) if name]
     return Allowlist().narrowed(VARIABLE, names)

@@ -1,31 +1,30 @@
-"""How a seam goes: the folder to delete in a workspace, or the distribution to uninstall."""
+"""Removing a seam: the folder to delete in a workspace, or the distribution to uninstall."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_seams.base.distributions import Installed, installed, named
 from megatron_seams.base.toml import TomlError, read_toml
-from megatron_seams.seams.discovery import GROUP
+from megatron_seams.seams.claims import GROUP
 from megatron_seams.seams.seam import Seam
 
 
-def retirement(seam: Seam, projects: Iterable[Installed] | None = None) -> str:
-    """What to do once native Megatron builds what ``seam`` builds, as a command to a person.
+def how_to_remove(seam: Seam, projects: Iterable[Installed] | None = None) -> str:
+    """What removes a seam, in words: ``delete plugins/kda`` or ``uninstall acme-kda``.
 
-    ``delete plugins/kda`` where the seam is a project of a workspace, ``uninstall acme-kda`` where
-    it was installed from a wheel. A distribution with further seams is kept, and only the seam's
-    own package goes.
+    The folder of a project in a workspace is deleted, a distribution from a wheel is uninstalled.
+    One that has further seams is kept, and only the seam's own package goes.
 
     Args:
         seam: The seam.
-        projects: What is installed, where that was listed before.
+        projects: The installed distributions, where the caller has listed them.
     """
     own = list(named(seam.distribution, installed() if projects is None else projects))
     if not own and seam.directory.is_dir():  # read from its source
         return f"delete {_in_workspace(seam.directory)} and its entry point"
     for project in own:
         roots = project.editable_roots()
-        if not _alone(project):
+        if not _has_one_seam(project):
             folder = _in_workspace(seam.directory) if roots else seam.directory.as_posix()
             return f"delete {folder} and its entry point in {seam.distribution}"
         if roots:
@@ -33,13 +32,14 @@ def retirement(seam: Seam, projects: Iterable[Installed] | None = None) -> str:
     return f"uninstall {seam.distribution}"
 
 
-def _alone(project: Installed) -> bool:
+def _has_one_seam(project: Installed) -> bool:
+    """Whether a distribution has one seam only."""
     points = project.entry_points(GROUP)
     return not isinstance(points, str) and len(points) == 1
 
 
 def _in_workspace(folder: Path) -> str:
-    """The folder as it is called from the root of its workspace; as it is without one."""
+    """The folder, relative to the root of its workspace where it is in one."""
     for parent in folder.parents:
         try:
             root = read_toml(parent / "pyproject.toml")

@@ -1,278 +1,16 @@
-"""A seam's manifest: what ``seam.toml`` may say, validated and frozen.
+"""A seam that was found: installed, in a source tree or in a wheel."""
 
-A seam declares itself in data. Reading a manifest runs no code of the package that carries it, so
-an audit never runs what it audits.
-"""
-
-import datetime
-import re
 from pathlib import Path
-from typing import Any, Literal
 
 import attrs
-from attrs import field, validators
-from packaging.specifiers import SpecifierSet
 
-from megatron_seams.base.structure import KeyFault, structure
-from megatron_seams.base.toml import TomlError, read_toml
-from megatron_seams.base.validators import one_of, schema, sentence, specifier, version
-from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
-from megatron_seams.families import NAME, Kind
-
-SCHEMA = 1
-#: A manifest is a page of text; something larger is not a manifest.
-MAX_BYTES = 64 * 1024
-
-_OWNER = re.compile(r"@[A-Za-z0-9][A-Za-z0-9-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")
-
-#: What `[supports]` may say, and which recipe setting is held against it.
-CAPABILITIES = (
-    "tensor-parallel",
-    "sequence-parallel",
-    "pipeline-parallel",
-    "expert-parallel",
-    "context-parallel",
-    "packed-sequences",
-    "inference",
-)
-
-
-def _name(_: Any, __: Any, value: str) -> None:
-    if not NAME.match(value):
-        message = f"expected a name like [a-z][a-z0-9_]*, found {value!r}"
-        raise ValueError(message)
-
-
-def _owner(_: Any, __: Any, value: str) -> None:
-    if not _OWNER.match(value):
-        message = f"expected a team handle like @organisation/team, found {value!r}"
-        raise ValueError(message)
-
-
-@attrs.frozen(kw_only=True)
-class About:
-    """``[seam]``: who and what.
-
-    Attributes:
-        name: The seam's own name, and its entry point's; ``[a-z][a-z0-9_]*``.
-        family: What it builds.
-        summary: One sentence: what it computes, and the paper.
-        owner: The team that answers for it, ``@organisation/team``; it owns the folder in
-            CODEOWNERS.
-        status: ``seam``, or ``experiment``: then no recipe takes it that does not name it.
-        introduced: When it was made.
-        review_by: By this day its owner says why it is still here, or ``registry check`` fails.
-    """
-
-    name: str = field(validator=_name)
-    family: str = field(validator=_name)
-    summary: str = field(validator=sentence)
-    owner: str = field(validator=_owner)
-    status: str = field(default="seam", validator=one_of("seam", "experiment"))
-    introduced: datetime.date
-    review_by: datetime.date
-
-
-@attrs.frozen(kw_only=True)
-class Upstream:
-    """``[upstream]``: what retires the seam.
-
-    Attributes:
-        fallback: ``native`` accepts the named upstream surface as the equivalent; ``refuse``
-            accepts nothing.
-        symbol_name: Upstream's constant for the layer (``MLA``).
-        config_field: A field of upstream's configuration that ships the family as an option.
-        flag: A command-line flag that does.
-        native_since: The first release that has it, as far as the owner knows; ``registry check``
-            holds the Megatron in hand to it.
-        tracking: Where the upstream work can be followed.
-    """
-
-    fallback: str = field(validator=one_of("native", "refuse"))
-    symbol_name: str | None = None
-    config_field: str | None = None
-    flag: str | None = None
-    native_since: str | None = field(default=None, validator=validators.optional(version))
-    tracking: str = ""
-
-    def __attrs_post_init__(self) -> None:
-        """A fallback names what it waits for, and only then."""
-        named = [name for name in (self.symbol_name, self.config_field, self.flag) if name]
-        if self.fallback == "native" and len(named) != 1:
-            message = (
-                'with fallback = "native" exactly one of symbol-name, config-field and flag says '
-                f"what retires the seam; found {len(named)}"
-            )
-            raise ValueError(message)
-        if self.fallback == "refuse" and (named or self.native_since):
-            message = 'with fallback = "refuse" nothing upstream is accepted, so nothing is named'
-            raise ValueError(message)
-
-    @property
-    def accepts(self) -> str | None:
-        """The upstream name that is accepted as the equivalent, or None."""
-        return self.symbol_name or self.config_field or self.flag
-
-
-@attrs.frozen(kw_only=True)
-class Carrier:
-    """``[carrier]``: the native slots that may carry the seam's layers, the best first.
-
-    Attributes:
-        slots: Fields of upstream's ``HybridStackSubmodules``.
-        part: ``mixer`` if the hook gives the mixer of upstream's own ``MambaLayer``, ``layer`` if
-            it gives the whole layer. Left out, it is the mixer in ``mamba_layer`` and the whole
-            layer everywhere else.
-        needs: Keywords of upstream's loop without which the layer cannot be built.
-        takes: Further keywords that it takes, or is known to do without. With either key an
-            upgrade can be judged before it is made (``registry preview``).
-    """
-
-    slots: tuple[str, ...] = field(validator=validators.min_len(1))
-    part: str | None = field(default=None, validator=validators.optional(one_of("mixer", "layer")))
-    needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
-
-    @property
-    def declares_keywords(self) -> bool:
-        """Whether the manifest says which keywords the layer takes."""
-        return bool(self.needs or self.takes)
-
-    def part_in(self, slot: str) -> Literal["mixer", "layer"]:
-        """What the seam's hook provides when ``slot`` carries it."""
-        if self.part == "layer" or (self.part is None and slot != "mamba_layer"):
-            return "layer"
-        return "mixer"
-
-
-@attrs.frozen(kw_only=True)
-class Placement:
-    """``[feature]``: where a feature attaches.
-
-    Attributes:
-        placement: ``embedding``: what it returns is added to the word embedding.
-    """
-
-    placement: str = field(validator=one_of("embedding", "residual"))
-
-
-@attrs.frozen(kw_only=True)
-class Introduces:
-    """``[family]``: a family that core has never heard of.
-
-    Attributes:
-        name: Its name, the same as the seam's ``family``.
-        summary: One sentence: what these layers are. Every seam that introduces the family says the
-            same.
-    """
-
-    name: str = field(validator=_name)
-    summary: str = field(validator=sentence)
-
-
-@attrs.frozen(kw_only=True)
-class Requires:
-    """``[requires]``: the Megatron releases that the seam was written for.
-
-    Attributes:
-        megatron_core: Their range, ``>=0.17,<0.20``.
-    """
-
-    megatron_core: str = field(validator=specifier)
-
-    @property
-    def range(self) -> SpecifierSet:
-        """The range as packaging compares it."""
-        return SpecifierSet(self.megatron_core)
-
-
-@attrs.frozen(kw_only=True)
-class Supports:
-    """``[supports]``: what the seam does under each setting; unlisted is False, and refused.
-
-    Attributes:
-        tensor_parallel: Its weights are cut over tensor-parallel ranks.
-        sequence_parallel: It takes and returns a piece of the sequence on each of them.
-        pipeline_parallel: Its layers may lie on any stage.
-        expert_parallel: It stands beside experts that are cut over ranks.
-        context_parallel: It mixes a sequence whose pieces lie on several ranks.
-        packed_sequences: It keeps documents apart that share a row (``packed_seq_params``).
-        inference: It decodes token by token (``inference_context``).
-    """
-
-    tensor_parallel: bool = False
-    sequence_parallel: bool = False
-    pipeline_parallel: bool = False
-    expert_parallel: bool = False
-    context_parallel: bool = False
-    packed_sequences: bool = False
-    inference: bool = False
-
-    def __getitem__(self, capability: str) -> bool:
-        """Look up one of :data:`CAPABILITIES` by its dashed name."""
-        return bool(getattr(self, capability.replace("-", "_")))
-
-
-@attrs.frozen(kw_only=True)
-class Manifest:
-    """A whole ``seam.toml``.
-
-    Attributes:
-        schema: The version of the format: 1.
-        seam: Who and what.
-        upstream: What retires it.
-        requires: The Megatron that it needs.
-        carrier: For a layer: what carries it. Either this or ``feature``.
-        feature: For a feature: where it attaches.
-        family: Only for a family that core does not list.
-        supports: The settings that it supports.
-    """
-
-    schema: int = field(validator=schema(SCHEMA))
-    seam: About
-    upstream: Upstream
-    requires: Requires
-    carrier: Carrier | None = None
-    feature: Placement | None = None
-    family: Introduces | None = None
-    supports: Supports = field(factory=Supports)
-
-    def __attrs_post_init__(self) -> None:
-        """What no single key can be checked for."""
-        if (self.carrier is None) == (self.feature is None):
-            message = "exactly one of [carrier] (a layer) and [feature] (a feature) is required"
-            raise ValueError(message)
-        if self.family is not None and self.family.name != self.seam.family:
-            message = (
-                f"[family] introduces {self.family.name!r} but the seam builds {self.seam.family!r}"
-            )
-            raise ValueError(message)
-
-    @property
-    def kind(self) -> Kind:
-        """Whether the seam builds layers or a feature."""
-        return "block" if self.feature is None else "feature"
-
-    @property
-    def experiment(self) -> bool:
-        """Whether it is still on trial."""
-        return self.seam.status == "experiment"
-
-    @property
-    def hook(self) -> str:
-        """The hook that the plugin must implement."""
-        suffix = "layer" if self.kind == "block" else "feature"
-        return f"{self.seam.family}_{suffix}"
-
-    @property
-    def options_hook(self) -> str:
-        """The hook that a plugin with options implements beside it."""
-        return f"{self.seam.family}_options"
+from megatron_seams.errors import SeamsError
+from megatron_seams.seams.manifest import Manifest
 
 
 @attrs.frozen(kw_only=True)
 class Seam:
-    """An installed (or unpacked) seam: its manifest and where it was found.
+    """A usable seam: its manifest and where it was found.
 
     Attributes:
         manifest: The validated manifest.
@@ -288,7 +26,7 @@ class Seam:
     distribution: str
     version: str
     directory: Path
-    manifest_digest: str = field(repr=False)
+    manifest_digest: str = attrs.field(repr=False)
 
     @property
     def name(self) -> str:
@@ -311,41 +49,23 @@ class Seam:
         return f"seam {self.name!r} of {self.distribution} {self.version} (owner {self.owner})"
 
 
-def parse_manifest(data: bytes, *, file: str) -> tuple[Manifest | None, tuple[SeamsError, ...]]:
-    """Read the bytes of a ``seam.toml``.
+@attrs.frozen(kw_only=True)
+class BrokenSeam:
+    """A seam that cannot be used.
 
-    Args:
-        data: The file's contents.
-        file: Its name, for the messages.
-
-    Returns:
-        The manifest and no fault, or None and every fault.
+    Attributes:
+        name: The name of its entry point, or of what it was looked for in.
+        package: The package that its entry point names; None where the entry point itself is
+            damaged, which then claims no name that another seam could have.
+        distribution: The distribution that it is of.
+        version: That distribution's version.
+        faults: Everything that is wrong with it.
+        manifest: Its manifest, where that could be read.
     """
-    asked = "a seam manifest that can be read"
-    if len(data) > MAX_BYTES:
-        fault: SeamsError = ManifestUnreadable(
-            asked=asked,
-            found=f"{len(data)} bytes; a manifest has at most {MAX_BYTES}",
-            next="check what was packaged as seam.toml",
-            file=file,
-        )
-        return None, (fault,)
-    try:
-        table = read_toml(data)
-    except TomlError as error:
-        fault = ManifestUnreadable(
-            asked=asked, found=str(error), next="mend the file and reinstall the plugin", file=file
-        )
-        return None, (fault,)
-    manifest, faults = structure(Manifest, table)
-    return manifest, tuple(_invalid(fault, file) for fault in faults)
 
-
-def _invalid(fault: KeyFault, file: str) -> ManifestInvalid:
-    return ManifestInvalid(
-        asked="a valid seam manifest",
-        found=fault.message,
-        next="correct the key and reinstall the plugin",
-        file=file,
-        key=fault.key or None,
-    )
+    name: str
+    package: str | None = None
+    distribution: str
+    version: str
+    faults: tuple[SeamsError, ...]
+    manifest: Manifest | None = None

@@ -15,7 +15,8 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Parallelism, Recipe
 from megatron_seams.runtime.conformance.rules import BUILDS, FOUND
-from megatron_seams.seams.seam import CAPABILITIES, Seam
+from megatron_seams.seams.manifest import CAPABILITIES
+from megatron_seams.seams.seam import Seam
 
 #: How the seam's layers are spelled here, whatever spells their family elsewhere.
 LAYER: Final = "X"

@@ -16,7 +16,7 @@ from megatron_seams.planning.resolver import resolve
 from megatron_seams.runtime.conformance import rules
 from megatron_seams.runtime.conformance.subject import Subject, find_subject, read_fragment
 from megatron_seams.runtime.plugins import load_plugins
-from megatron_seams.seams.seam import CAPABILITIES
+from megatron_seams.seams.manifest import CAPABILITIES
 from megatron_seams.upstream.source import open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 

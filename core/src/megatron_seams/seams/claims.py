@@ -1,0 +1,267 @@
+"""Claims: the entry points that say which package is a seam, read without importing it.
+
+An entry point of the group ``megatron_seams`` only names a package. Its manifest is looked up on
+disk, and must lie in the distribution that made the claim: a package of the same name in the
+working directory would otherwise win an import, and the audit would describe code that does not
+run.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from megatron_seams.base.distributions import Installed
+from megatron_seams.base.files import read_at_most
+from megatron_seams.errors import (
+    EntryPointInvalid,
+    ManifestMissing,
+    ManifestUnreadable,
+    SeamsError,
+    Shadowed,
+)
+from megatron_seams.seams.manifest import MANIFEST, MAX_BYTES, Manifest, parse_manifest
+from megatron_seams.seams.seam import BrokenSeam, Seam
+
+#: The group of entry points.
+GROUP = "megatron_seams"
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """An entry point.
+
+    Attributes:
+        name: Its name, which is the seam's.
+        package: The package that it names.
+        distribution: The distribution that has it.
+        version: That distribution's version; empty where it is not known.
+    """
+
+    name: str
+    package: str
+    distribution: str
+    version: str
+
+    @property
+    def by(self) -> str:
+        """The claimant, as messages name it."""
+        return f"{self.distribution} {self.version}".strip()
+
+    def broken(self, *faults: SeamsError, manifest: Manifest | None = None) -> BrokenSeam:
+        """The seam that it names, which cannot be used."""
+        return BrokenSeam(
+            name=self.name,
+            package=self.package,
+            distribution=self.distribution,
+            version=self.version,
+            faults=faults,
+            manifest=manifest,
+        )
+
+
+def claims_of(project: Installed) -> Iterator[Claim | BrokenSeam]:
+    """The claims of a distribution, those that its damaged metadata leaves unclear as broken."""
+    entries = project.entry_points(GROUP)
+    if not entries:
+        return
+    name, version = project.identity or (project.record, "")
+    if isinstance(entries, str):
+        found = f"its entry_points.txt cannot be read: {entries}"
+        yield _damaged(name, name, version, found)
+        return
+    for seam, package in entries:
+        if version:
+            yield Claim(name=seam, package=package, distribution=name, version=version)
+        else:
+            yield _damaged(seam, name, "", f"{name} has no METADATA that says what it is")
+
+
+def _damaged(name: str, distribution: str, version: str, found: str) -> BrokenSeam:
+    fault = EntryPointInvalid(
+        asked=f"the seams of {distribution} {version}".strip(),
+        found=found,
+        next="reinstall the distribution, or delete what is left of it",
+        subject=name,
+    )
+    return BrokenSeam(name=name, distribution=distribution, version=version, faults=(fault,))
+
+
+def read_installed(claim: Claim, project: Installed) -> Seam | BrokenSeam:
+    """The seam that a claim of an installed distribution names, or what is wrong with it."""
+    try:
+        folder = _locate(claim, project)
+    except SeamsError as fault:
+        return claim.broken(fault)
+    file = folder / MANIFEST
+    try:
+        # One byte more than allowed is enough to know that it is too large.
+        data = read_at_most(file, MAX_BYTES + 1)
+    except OSError as error:
+        return claim.broken(unreadable(claim, file, str(error)))
+    return read_seam(claim, data, folder)
+
+
+def read_seam(claim: Claim, data: bytes, folder: Path) -> Seam | BrokenSeam:
+    """The seam that a manifest declares, or what is wrong with it.
+
+    Args:
+        claim: The entry point that led to it.
+        data: The manifest.
+        folder: The package that it lies in.
+    """
+    file = str(folder / MANIFEST)
+    manifest, faults = parse_manifest(data, file=file)
+    if manifest is None:
+        asked = f"of seam {claim.name!r} ({claim.by})"
+        return claim.broken(
+            *(attrs.evolve(it, asked=f"{it.asked}, {asked}", subject=claim.name) for it in faults)
+        )
+    if manifest.seam.name != claim.name:
+        fault = EntryPointInvalid(
+            asked=f"seam {claim.name!r}, as {claim.by} names it",
+            found=f"its manifest calls itself {manifest.seam.name!r}",
+            next="use one name in [project.entry-points.megatron_seams] and in seam.toml; "
+            f"ask {manifest.seam.owner}",
+            subject=claim.name,
+            file=file,
+            key="seam.name",
+        )
+        return claim.broken(fault, manifest=manifest)
+    return Seam(
+        manifest=manifest,
+        package=claim.package,
+        distribution=claim.distribution,
+        version=claim.version,
+        directory=folder,
+        manifest_digest=hashlib.sha256(data).hexdigest(),
+    )
+
+
+# --- where the package is ---------------------------------------------------------------------
+
+
+def parts_of(claim: Claim) -> list[str]:
+    """The parts of the claimed package's dotted name.
+
+    Raises:
+        EntryPointInvalid: It is no dotted name.
+    """
+    parts = claim.package.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise EntryPointInvalid(
+            asked=f"the package of seam {claim.name!r} ({claim.by})",
+            found=f"the entry point names {claim.package!r}, which is not a package",
+            next="name the package that holds seam.toml, without an attribute",
+            subject=claim.name,
+        )
+    return parts
+
+
+def _locate(claim: Claim, project: Installed) -> Path:
+    """The folder of the claimed package, as an import would find it.
+
+    Raises:
+        EntryPointInvalid: The claim names no package.
+        ManifestMissing: The package is not there, or has no manifest.
+        ManifestUnreadable: The manifest is a link out of its package.
+        Shadowed: An import would find a package that is not the distribution's.
+    """
+    top, *inner = parts_of(claim)
+    # Only the top-level name is asked for: find_spec of a dotted one imports its parent.
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ValueError, ImportError):
+        spec = None
+    if spec is None:
+        raise missing(claim, f"there is no package {top!r}")
+    if not spec.submodule_search_locations:
+        if project.file(top).is_dir():
+            raise _shadowed(claim, Path(spec.origin or top))
+        found = f"{top!r} is a module and not a package"
+        raise missing(claim, found)
+    # A namespace package has several folders; an import takes the first that holds the package.
+    folders = [Path(it, *inner) for it in spec.submodule_search_locations]
+    folder = next((it for it in folders if (it / "__init__.py").is_file()), folders[0])
+    file = folder / MANIFEST
+    present = file.is_file()
+    if not _belongs(folder, present, project, "/".join([top, *inner])):
+        if not folder.is_dir():
+            found = f"there is no package {claim.package!r}"
+            raise missing(claim, found)
+        raise _shadowed(claim, folder)
+    if not present:
+        found = f"{folder} holds no {MANIFEST}"
+        raise missing(claim, found)
+    check_inside(claim, file)
+    return folder
+
+
+def _belongs(folder: Path, present: bool, project: Installed, package: str) -> bool:
+    """Whether a distribution installed a package, by its record or as an editable project.
+
+    Args:
+        folder: Where an import finds the package.
+        present: Whether the manifest is in it.
+        project: The distribution.
+        package: The package's place in it, ``acme_seams/kda``.
+    """
+    own = project.file(package)
+    if folder == own or folder.resolve() == own.resolve():
+        record = project.recorded()
+        # Without a record (an egg-info in a source tree) the place is all there is to go by. A
+        # package that was built without its manifest is still this distribution's, and its
+        # manifest missing.
+        wanted = f"{package}/{MANIFEST}," if present else f"{package}/"
+        if record is None or f"\n{wanted}" in f"\n{record}":
+            return True
+    roots = project.editable_roots()
+    return any(folder.resolve().is_relative_to(root.resolve()) for root in roots)
+
+
+def check_inside(claim: Claim, file: Path) -> None:
+    """Check that a manifest is no link out of its package.
+
+    Raises:
+        ManifestUnreadable: It is one; a link may lead to any file of the machine.
+    """
+    if file.is_symlink() and not file.resolve().is_relative_to(file.parent.resolve()):
+        found = f"it is a link to {file.resolve()}, outside its package"
+        raise unreadable(claim, file, found)
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+def missing(claim: Claim, found: str) -> ManifestMissing:
+    """The fault of a claim without a manifest."""
+    return ManifestMissing(
+        asked=f"the manifest of seam {claim.name!r} ({claim.by})",
+        found=found,
+        next=f"reinstall {claim.distribution}, or uninstall what is left of it",
+        subject=claim.name,
+    )
+
+
+def unreadable(claim: Claim, file: Path, found: str) -> ManifestUnreadable:
+    """The fault of a manifest that is there and cannot be read."""
+    return ManifestUnreadable(
+        asked=f"the manifest of seam {claim.name!r} ({claim.by})",
+        found=found,
+        next=f"reinstall {claim.distribution}",
+        subject=claim.name,
+        file=str(file),
+    )
+
+
+def _shadowed(claim: Claim, found: Path) -> Shadowed:
+    return Shadowed(
+        asked=f"package {claim.package!r} from {claim.by}",
+        found=f"an import would load it from {found}, which is not part of that distribution",
+        next="start from another working directory, take the folder off PYTHONPATH, or "
+        f"reinstall {claim.distribution}",
+        subject=claim.name,
+        file=str(found),
+    )
