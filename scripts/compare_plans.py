@@ -24,7 +24,7 @@ FAMILIES = ("mamba", "gdn", "attention", "dsa", "mla", "mlp", "moe", "kda", "qla
 FEATURES = ("ngram", "engram", "recall")
 SLOTS = ("mamba_layer", "gdn_layer", "attention_layer", "mla_layer", "dsa_layer", "mlp_layer")
 #: Fields that hold prose, or digests that moving a file changes.
-PROSE = {"asked", "found", "next", "why", "note", "summary", "message"}
+PROSE = {"asked", "found", "next", "why", "note", "notes", "summary", "message"}
 PROSE |= {"code_digest", "digest", "line", "file", "origin", "previous_digest", "receipt_digest"}
 
 

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import attrs
 
+__all__ = ["ExitCode", "Refusal", "SeamsError", "causes"]
+
 
 class ExitCode(IntEnum):
     """The exit codes of the command line."""
