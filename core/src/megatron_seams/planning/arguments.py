@@ -1,4 +1,4 @@
-"""A plan as arguments of upstream's own command line: only flags that its Megatron has."""
+"""A plan as arguments of upstream's own command line, with no flag that its Megatron lacks."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -13,11 +13,12 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.upstream.flags import Flag
 from megatron_seams.upstream.settings import NativeSettings
 
-#: The stack of a receipt, as ``--spec`` wants it: a module and a name in it.
+#: The values of ``--spec`` for a plan with seams: a module, and the name of a stack in it.
 SPEC: Final = ("megatron_seams.runtime.launch", "stack_spec")
 
-#: Configuration fields and model arguments whose flag has another destination. Upstream copies each
-#: by hand in `core_transformer_config_from_args` and `hybrid_config_from_args`.
+#: Configuration field or model argument -> the destination of its flag, where the two differ.
+#: Upstream copies these one by one in `core_transformer_config_from_args` and
+#: `hybrid_config_from_args`.
 _RENAMED: Final = {
     "max_sequence_length": "max_position_embeddings",
     "num_moe_experts": "num_experts",
@@ -44,10 +45,10 @@ _PARALLEL: Final = {
 
 @attrs.frozen(kw_only=True)
 class Arguments:
-    """Words for upstream's command line, and what no word can say.
+    """Words for upstream's command line, and notes on what they leave out.
 
     Attributes:
-        groups: Flag and values, in order.
+        groups: Each flag with its values, in order.
         notes: One sentence each.
     """
 
@@ -72,13 +73,13 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
         settings: The flags of the Megatron that it was planned against.
 
     Raises:
-        Refusal: With a :class:`NoArgument` for everything that no flag of this Megatron says.
+        Refusal: With a :class:`NoArgument` for everything that this Megatron has no flag for.
     """
-    said = (*_of_layers(plan), *_of_parallelism(plan), *_of_settings(plan, settings))
-    groups = [group for group in said if not isinstance(group, NoArgument)]
+    found = (*_of_layers(plan), *_of_parallelism(plan), *_of_settings(plan, settings))
+    groups = [group for group in found if not isinstance(group, NoArgument)]
     if plan.seams:
         groups.append(("--spec", *SPEC))
-    faults = [group for group in said if isinstance(group, NoArgument)]
+    faults = [group for group in found if isinstance(group, NoArgument)]
     faults += [_no_flag(plan, group[0], settings) for group in groups if _unknown(group, settings)]
     if faults:
         raise Refusal(faults)
@@ -101,17 +102,17 @@ def _of_parallelism(plan: Plan) -> Iterator[tuple[str, ...]]:
 
 
 def _of_settings(plan: Plan, settings: NativeSettings) -> Iterator[tuple[str, ...] | NoArgument]:
-    """The words for each setting of the recipe, or the fault that no flag says it."""
+    """The words for each setting of the recipe, or the fault that it has no flag."""
     wanted = {k: v for k, v in plan.megatron.items() if k != "multi_latent_attention"}
     if any(key in wanted for key in _ACTIVATION_KEYS):
         asked = wanted.get("activation_func", "gelu"), bool(wanted.get("gated_linear_unit"))
         flags = _ACTIVATIONS.get(asked)
         if flags is None:
-            yield _unsaid(plan, "activation_func", f"no flag for {asked[0]}, gated or not")
+            yield _no_argument(plan, "activation_func", f"no flag for {asked[0]}, gated or not")
         elif flags:
             yield flags
     if "num_query_groups" in wanted:
-        # Without it upstream sets the number of groups aside.
+        # Without it upstream ignores the number of groups.
         yield ("--group-query-attention",)
     for key, value in wanted.items():
         if key in _ACTIVATION_KEYS:
@@ -120,21 +121,21 @@ def _of_settings(plan: Plan, settings: NativeSettings) -> Iterator[tuple[str, ..
             if not value:
                 yield ("--untie-embeddings-and-output-weights",)
             continue
-        said = _said(key, value, settings)
-        if isinstance(said, str):
-            yield _unsaid(plan, key, said)
-        elif said:
-            yield said
+        words = _setting_words(key, value, settings)
+        if isinstance(words, str):
+            yield _no_argument(plan, key, words)
+        elif words:
+            yield words
 
 
-def _said(key: str, value: Any, settings: NativeSettings) -> tuple[str, ...] | str:
-    """The words for one setting, none if it is the default; or why there are none, as text."""
+def _setting_words(key: str, value: Any, settings: NativeSettings) -> tuple[str, ...] | str:
+    """The words for one setting, none if it is the default; as text, why it has none."""
     flags = settings.of_dest(_RENAMED.get(key, key))
     if not flags:
         return "its command line has no flag for it"
     if isinstance(value, bool) and any(flag.sets for flag in flags):
-        spelled = next((said for flag in flags if (said := flag.that_sets(value))), None)
-        # A flag that takes no word can only say the opposite of its default.
+        spelled = next((name for flag in flags if (name := flag.that_sets(value))), None)
+        # A flag without a value can only set the opposite of its default.
         return (spelled,) if spelled else ()
     flag = next((flag for flag in flags if not flag.sets), None)
     words = _words(value)
@@ -162,7 +163,7 @@ def _unknown(group: tuple[str, ...], settings: NativeSettings) -> bool:
     return group[0] not in settings.flags
 
 
-def _unsaid(plan: Plan, key: str, found: str) -> NoArgument:
+def _no_argument(plan: Plan, key: str, found: str) -> NoArgument:
     return NoArgument(
         asked=f"[megatron] {key} = {plan.megatron[key]!r} as an argument of megatron-core "
         f"{plan.surface.version}"

@@ -1,4 +1,4 @@
-"""Carriers: which native slot carries each seam's layers."""
+"""Carriers: the native slot that carries each seam's layers."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,11 +13,11 @@ from megatron_seams.upstream.surface import NativeSurface, NativeSymbol
 
 @attrs.frozen(kw_only=True)
 class Carriers:
-    """The slot that each seam rides on.
+    """The slot that carries each seam.
 
     Attributes:
         slots: Seam name -> the native symbol whose slot carries it; empty if there are faults.
-        faults: What upstream forbids, or which seam has no carrier.
+        faults: A fault for each combination that upstream forbids, or each seam without a carrier.
     """
 
     slots: Mapping[str, NativeSymbol] = attrs.field(factory=dict)
@@ -32,13 +32,13 @@ def choose_carriers(
 ) -> Carriers:
     """Give each seam the first of its slots that keeps the lowered pattern legal.
 
-    Upstream's rules hold over the whole pattern, its MTP part included, and twice: over what the
-    layers *are*, and over the symbols that they are lowered to. A latent attention that rides on
-    ``*`` beside native ``D`` is illegal to upstream's parser even where its maths is not.
+    Upstream's rules apply to the whole pattern, its MTP part included, and twice: to the families
+    of the layers, and to the symbols that they are lowered to. Upstream's parser refuses a latent
+    attention carried by ``*`` beside native ``D``, although the two families may be combined.
 
     Args:
         surface: The Megatron to lower for.
-        native: The symbols that the plan's native layers use.
+        native: The symbols of the model's native layers.
         seams: The seams that build layers, by name.
         families: All families by name.
     """
@@ -53,10 +53,10 @@ def choose_carriers(
         for seam in ordered
     ]
     if forbidden or not all(offered):
-        said = [_forbidden(text, sorted(meant)) for text in forbidden]
+        refused = [_forbidden(text, sorted(meant)) for text in forbidden]
         absent = [seam for seam, slots in zip(ordered, offered, strict=True) if not slots]
-        return Carriers(faults=(*said, *(_no_slot(seam, surface) for seam in absent)))
-    # Product order tries every seam's first choice before anyone's second.
+        return Carriers(faults=(*refused, *(_no_slot(seam, surface) for seam in absent)))
+    # The product begins with every seam's first slot.
     for combination in itertools.product(*offered):
         lowered = constants.union([symbol.constant for _, symbol in combination])
         if lowered == meant or not surface.forbidden(lowered):
@@ -70,7 +70,7 @@ def _slots(seam: Seam) -> tuple[str, ...]:
 
 
 def _constant(seam: Seam, families: Mapping[str, Family]) -> str | None:
-    """Upstream's constant for what the seam builds, known to core or named by the manifest."""
+    """Upstream's constant for the seam's family: core's own, else the one in the manifest."""
     known = families[seam.family].constant if seam.family in families else None
     return known or seam.manifest.upstream.symbol_name
 
@@ -99,7 +99,7 @@ def _illegal(
     surface: NativeSurface,
     native: set[str],
 ) -> Iterator[NoCarrier]:
-    """One fault for each seam that upstream's rules leave no slot, by itself or by the others."""
+    """One fault for each seam without a legal slot, by itself or else because of the others."""
     alone = [
         (seam, symbols, native)
         for seam, symbols in zip(seams, offered, strict=True)

@@ -26,12 +26,12 @@ from megatron_seams.upstream.surface import NativeSymbol
 
 @attrs.frozen(kw_only=True)
 class Choice:
-    """Who builds a family.
+    """The provider of a family.
 
     Attributes:
         provider: The native symbol or the seam.
-        why: One sentence.
-        retires: The usable seams that a native provider makes superfluous.
+        why: The reason, in one sentence.
+        retires: The usable seams that a native provider supersedes.
     """
 
     provider: NativeSymbol | Seam
@@ -41,14 +41,14 @@ class Choice:
 
 @attrs.frozen(kw_only=True)
 class Chooser:
-    """Chooses the provider of one family at a time.
+    """Chooses the provider of one family at a time, by one environment and one recipe.
 
-    A class, so that each rule is a short method with the same values at its disposal.
+    A class, so that its rules are short methods that share these values.
 
     Attributes:
         environment: The Megatron and the seams.
-        preferences: What the recipe says; the default says nothing.
-        today: The day on which overrides are judged.
+        preferences: The recipe's choices between providers; by default it makes none.
+        today: The day that decides whether an override has expired.
     """
 
     environment: Environment
@@ -61,7 +61,7 @@ class Chooser:
         return self.environment.allowlist.narrowed("the recipe's [policy] allow", allowed)
 
     def is_block(self, family: str) -> bool:
-        """Whether a family is known to be one of layers."""
+        """Whether a family is known, and one of layers."""
         known = self.environment.families.get(family)
         return known is not None and known.kind == "block"
 
@@ -70,7 +70,7 @@ class Chooser:
 
         Args:
             family: Its name.
-            of_layer: Whether layers want it, or a feature's place.
+            of_layer: Whether it is requested for layers, or else as a feature.
         """
         known = self.environment.families.get(family)
         if of_layer and known is not None and known.kind == "feature":
@@ -93,7 +93,7 @@ class Chooser:
         return Choice(provider=native, why=why, retires=tuple(seams))
 
     def usable(self, family: str) -> list[Seam]:
-        """The valid seams of a family that this recipe could take: allowed, named if on trial."""
+        """The valid seams of a family that this recipe may use: allowed, experiments if named."""
         return [
             seam
             for seam in self.environment.discovery.by_family.get(family, ())
@@ -102,7 +102,7 @@ class Chooser:
         ]
 
     def _native(self, family: str, seams: list[Seam]) -> NativeSymbol | SeamsError | None:
-        """What this Megatron builds the family with, by core's name for it or a seam's claim."""
+        """The symbol that builds the family here, by core's constant for it or a seam's claim."""
         found = self.environment.surface.of_family(family)
         if not seams:
             return found
@@ -128,7 +128,7 @@ class Chooser:
         return f"megatron-core {self.environment.surface.version}"
 
     def _contested(self, family: str, native: NativeSymbol, seams: list[Seam]) -> SeamsError | None:
-        """A seam that accepts no equivalent, for a family that upstream now builds."""
+        """The fault that upstream now builds a family whose seam accepts no equivalent."""
         against = [seam for seam in seams if seam.manifest.upstream.fallback == "refuse"]
         if not against:
             return None
@@ -214,7 +214,7 @@ class Chooser:
         )
 
     def _broken(self, family: str, candidates: list[Seam]) -> list[tuple[str, str]]:
-        """Name and fault of each seam that may be the family's and cannot be used."""
+        """Name and fault of each unusable seam that is of the family, or may be."""
         unread = [
             (seam.name, f"{seam.distribution} {seam.version}: [{fault.code}] {fault.found}")
             for seam in self.environment.discovery.broken
@@ -228,7 +228,7 @@ class Chooser:
         ]
 
     def _nobody(self, family: str, candidates: list[Seam]) -> SeamsError:
-        """Nothing can build it: say what is broken, what is on trial, or what to install."""
+        """The fault that nothing builds the family: broken seams, experiments, or none at all."""
         broken = [text for _, text in self._broken(family, candidates)]
         trial = [
             seam
@@ -281,8 +281,8 @@ class Chooser:
         return None
 
     def _may_be(self, name: str, known: str | None, family: str) -> bool:
-        # A manifest that cannot be read names no family. If its seam carries the family's name, or
-        # the recipe speaks of it, it may well be the one that is missed.
+        # A manifest that cannot be read names no family. If the seam has the family's name, or the
+        # recipe names the seam, it is probably the one that is missing.
         if known is not None:
             return known == family
         pinned = self.preferences.policy.pin.get(family) == name

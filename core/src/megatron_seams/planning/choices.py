@@ -1,4 +1,4 @@
-"""The providers of a whole model: each family that it requests, chosen once."""
+"""The providers of a whole model: one choice for each family that it requests."""
 
 from collections.abc import Mapping
 
@@ -14,14 +14,14 @@ from megatron_seams.upstream.surface import NativeSymbol
 
 @attrs.frozen(kw_only=True)
 class Choices:
-    """Who builds each family that was requested.
+    """The provider of each family that was requested.
 
     Attributes:
         layers: Family -> choice, for the decoder's layers.
         mtp: Family -> native symbol, for the layers of an MTP depth.
-        features: Family -> the seam that builds the feature, or the reason that none does.
-        blocks: Families that the recipe lists as features and that are layers.
-        faults: A reason for each family without a provider, with the layers that it stops.
+        features: Family -> choice, or the fault that it has no provider, for the features.
+        blocks: Families of layers that the recipe wrongly lists as features.
+        faults: A fault for each family without a provider, with the numbers of its layers.
     """
 
     layers: Mapping[str, Choice]
@@ -32,7 +32,7 @@ class Choices:
 
     @property
     def native(self) -> tuple[NativeSymbol, ...]:
-        """The native symbols that the model uses."""
+        """The native symbols of the model, its MTP part included."""
         chosen = (choice.provider for choice in self.layers.values())
         own = [provider for provider in chosen if isinstance(provider, NativeSymbol)]
         return (*own, *self.mtp.values())
@@ -45,11 +45,11 @@ class Choices:
 
 
 def choose(requests: Requests, chooser: Chooser) -> Choices:
-    """Choose a provider for every family that a model wants, each family once.
+    """Choose a provider for every family that a model requests, each family once.
 
     Args:
-        requests: The families and the places that want them.
-        chooser: Decides, by one environment and one recipe's preferences.
+        requests: The families, with their layers and features.
+        chooser: The rules, for one environment and one recipe.
     """
     found = {family: chooser.choose(family, of_layer=True) for family in requests.layers}
     faults: list[SeamsError] = []
@@ -87,7 +87,7 @@ def choose(requests: Requests, chooser: Chooser) -> Choices:
 
 
 def _at(fault: SeamsError, request: Request, requests: Requests) -> SeamsError:
-    """The fault with the layers that it stops, and what their tokens say by themselves."""
+    """The fault with the layers that it concerns, and with the family that their tokens spell."""
     tokens = dict.fromkeys(requests.pattern.tokens[at - 1] for at in request.positions)
     count = f"{len(request.positions)} layer{'s' if len(request.positions) > 1 else ''}"
     found = fault.found

@@ -1,4 +1,4 @@
-"""Constraints: a recipe's settings against the chosen seams and the Megatron."""
+"""Constraints: a recipe's settings, checked against the chosen seams and the Megatron."""
 
 from collections.abc import Iterable, Iterator, Set
 
@@ -20,7 +20,7 @@ from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface
 
-#: `[megatron]` keys that another table of the recipe decides.
+#: `[megatron]` keys that another part of the recipe decides.
 _ELSEWHERE = {
     "num_layers": "model.depth",
     "hybrid_layer_pattern": "model.pattern",
@@ -43,7 +43,7 @@ def violations(
     carriers: Carriers,
     seams: Iterable[Seam],
 ) -> list[SeamsError]:
-    """The settings of a recipe that cannot be had.
+    """The settings of a recipe that a seam or the Megatron does not allow.
 
     Args:
         recipe: Its ``[parallelism]``, ``[runtime]``, ``[megatron]`` and ``[smoke.megatron]``.
@@ -54,7 +54,7 @@ def violations(
 
     Returns:
         A fault for each setting that a seam does not support, that this Megatron does not have or
-        forbids, or that another table decides.
+        forbids, or that another part of the recipe decides.
     """
     return [
         *_unsupported(recipe, pattern, seams),
@@ -65,7 +65,7 @@ def violations(
 
 
 def _unsupported(recipe: Recipe, pattern: Pattern, seams: Iterable[Seam]) -> list[SeamsError]:
-    """Settings that a chosen seam does not say it supports."""
+    """Settings that a chosen seam's manifest does not declare under ``[supports]``."""
     spread = recipe.parallelism
     wanted = {
         "tensor-parallel": spread.tensor_parallel,
@@ -94,13 +94,13 @@ def _unsupported(recipe: Recipe, pattern: Pattern, seams: Iterable[Seam]) -> lis
 
 
 def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:
-    """Stages and MTP depths are spelled with characters that an older Megatron does not have."""
+    """Stages and MTP depths in the pattern, which an older Megatron cannot spell."""
     wanted = []
     if len(pattern.stages) > 1:
         wanted.append((STAGE_BREAK, "stages"))
     if pattern.mtp_depths:
         wanted.append((MTP_SEPARATOR, "MTP depths"))
-    if surface.version is None:  # nothing is native, which has been said already
+    if surface.version is None:  # nothing is native, which is a fault of its own
         return []
     return [
         UpstreamForbids(
@@ -116,7 +116,7 @@ def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:
 
 
 def _native_keys(recipe: Recipe, environment: Environment, carriers: Carriers) -> list[SeamsError]:
-    """Every key of ``[megatron]`` is one that this Megatron has and that no other table decides."""
+    """Keys of ``[megatron]`` that this Megatron lacks, or that another part of a recipe decides."""
     faults: list[SeamsError] = []
     keys = [f"megatron.{key}" for key in recipe.megatron]
     keys += [f"smoke.megatron.{key}" for key in recipe.smoke.megatron]
@@ -155,7 +155,7 @@ class Unused:
 
     Attributes:
         reasons: Those that refuse the plan: a name that fits nothing is most often a typing error.
-        findings: Those that native Megatron has made idle, which must not stop an upgrade.
+        findings: Those for a superseded seam, which must not stop an upgrade.
     """
 
     reasons: tuple[UnusedSetting, ...]
@@ -165,12 +165,12 @@ class Unused:
 def unused_settings(
     recipe: Recipe, families: Set[str], choices: Choices, chosen: Set[str]
 ) -> Unused:
-    """What a recipe says about seams that nothing in its plan reads.
+    """The settings for seams in a recipe that nothing in its plan reads.
 
     Args:
         recipe: The recipe.
         families: The families of the decoder's layers and of the features.
-        choices: Who builds them.
+        choices: Their providers.
         chosen: Names of the seams that the plan uses.
     """
     found = tuple(_unused(recipe, families, choices, chosen))
@@ -183,7 +183,7 @@ def unused_settings(
 def _unused(
     recipe: Recipe, families: Set[str], choices: Choices, chosen: Set[str]
 ) -> Iterator[tuple[UnusedSetting, bool]]:
-    """Each unused setting, and whether native Megatron has made it idle."""
+    """Each unused setting, and whether a superseded seam is the reason."""
     policy = recipe.policy
     retired = {seam.name for choice in choices.layers.values() for seam in choice.retires}
     for name in sorted(recipe.seams.keys() - chosen):

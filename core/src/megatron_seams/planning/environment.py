@@ -21,16 +21,16 @@ from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 @attrs.frozen(kw_only=True)
 class Environment:
-    """What is there to plan with.
+    """One Megatron, and the seams beside it.
 
     Attributes:
-        surface: What the Megatron builds; without symbols where there is none or it is unreadable.
+        surface: The layers that the Megatron builds; none where it is missing or unreadable.
         discovery: The seams.
         source: The Megatron's source; None where there is none.
-        faults: Why nothing is native, where that is so; such a fault goes before all others.
-        notes: What is odd about the Megatron without making it unusable.
-        allowlist: Which seams may be used; the others are listed and are no candidates.
-        projects: What is installed, where that was listed.
+        faults: The reasons why nothing is native, if so; they are reported before all others.
+        notes: Findings about a Megatron that is usable all the same.
+        allowlist: The seams that may be used; the others are listed but never chosen.
+        projects: The installed distributions, where they were listed.
     """
 
     surface: NativeSurface
@@ -43,12 +43,12 @@ class Environment:
 
     @functools.cached_property
     def findings(self) -> tuple[SeamsError, ...]:
-        """Everything that is wrong here, the gravest first."""
+        """All faults and notes, the gravest first."""
         return (*self.faults, *self.notes, *self.discovery.findings, *self.misfits.values())
 
     @functools.cached_property
     def misfits(self) -> Mapping[str, WrongMegatron]:
-        """Name of each installed seam that was not written for this Megatron -> the fault."""
+        """Name of each installed seam whose version range excludes this Megatron -> the fault."""
         judged = {seam.name: self.out_of_range(seam) for seam in self.discovery.seams}
         return {name: fault for name, fault in judged.items() if fault is not None}
 
@@ -58,11 +58,11 @@ class Environment:
         return {family.name: family for family in self.discovery.families}
 
     def settings(self) -> NativeSettings:
-        """The configuration names of the Megatron, read at each call, as few commands need them."""
+        """The Megatron's configuration fields and flags; read at each call, as few commands ask."""
         return read_settings(self.source) if self.source else NativeSettings()
 
     def superseded_by(self, seam: Seam) -> str | None:
-        """The upstream surface that retires ``seam`` in this Megatron, in words; None if none."""
+        """The symbol, field or flag of this Megatron that retires ``seam``, in words, or None."""
         upstream = seam.manifest.upstream
         if upstream.symbol_name is not None:
             symbol = self.surface.of_constant(upstream.symbol_name)
@@ -75,9 +75,9 @@ class Environment:
         return None
 
     def out_of_range(self, seam: Seam) -> WrongMegatron | None:
-        """The fault that ``seam`` was not written for this Megatron.
+        """The fault that the version range of ``seam`` excludes this Megatron; None if it does not.
 
-        A seam that is superseded is not out of range: there is nothing left for it to support.
+        A superseded seam is never out of range: it has nothing left to build here.
         """
         version = self.surface.version
         wanted = seam.manifest.requires.megatron_core
@@ -99,11 +99,11 @@ class Environment:
 def read_environment(
     megatron: Path | str | None = None, *, discovery: Discovery | None = None
 ) -> Environment:
-    """Read the Megatron in hand, or the one at ``megatron``, and the installed seams.
+    """Read the Megatron that would be imported, or the one at ``megatron``, and the seams.
 
     Args:
         megatron: A wheel, sdist or folder.
-        discovery: Seams to take instead of the installed ones.
+        discovery: Seams to use instead of the installed ones.
 
     Raises:
         MegatronMissing: ``megatron`` was given and holds none.

@@ -1,4 +1,4 @@
-"""Where features attach: the recipe's ``[[features]]`` against pattern, seams and stages."""
+"""Features: where the recipe's ``[[features]]`` attach, given the pattern, seams and stages."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -22,11 +22,11 @@ RESIDUAL: Final = "residual"
 
 @attrs.frozen(kw_only=True)
 class Placements:
-    """The features of a model in their places.
+    """The features of a model, with the place of each.
 
     Attributes:
-        features: Those that can be placed, as the recipe lists them.
-        faults: A reason for each of the others, their families without a provider included.
+        features: Those that can be placed, in the recipe's order.
+        faults: A fault for each of the others, those without a provider included.
     """
 
     features: tuple[PlannedFeature, ...] = ()
@@ -37,9 +37,9 @@ def place_features(requests: Requests, choices: Choices, pipeline: Pipeline) -> 
     """Give every feature of a recipe its place.
 
     Args:
-        requests: The pattern and the features that the recipe lists.
-        choices: Who builds each feature.
-        pipeline: The stages that the layers are on.
+        requests: The pattern and the recipe's features.
+        choices: The provider of each feature.
+        pipeline: The stage of each layer.
     """
     planned: dict[str, PlannedFeature] = {}
     faults: list[SeamsError] = []
@@ -113,7 +113,7 @@ def _placed(
 
 
 def _without_ids(layers: Sequence[int], stages: Sequence[int], pattern: Pattern) -> tuple[int, ...]:
-    """The layers on stages that get no token ids: all but the first, and the one with MTP."""
+    """The layers on stages that get no token ids; the first stage does, and the one with MTP."""
     have = {0, max(stages)} if pattern.mtp_depths else {0}
     return tuple(layer for layer in layers if stages[layer - 1] not in have)
 

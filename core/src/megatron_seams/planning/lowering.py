@@ -1,4 +1,4 @@
-"""Lowering: the pattern that Megatron is given, where a seam's layer is spelled as its carrier."""
+"""Lowering: the pattern for Megatron, which spells a seam's layer as its carrier."""
 
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK
@@ -6,9 +6,9 @@ from megatron_seams.recipes.pipeline import written_stages
 
 
 def lowered_pattern(plan: Plan) -> str:
-    """The pattern for ``--hybrid-layer-pattern``: a seam's layer spelled as its carrier.
+    """The pattern for ``--hybrid-layer-pattern``: a seam's layer is spelled as its carrier.
 
-    The plan and the receipt keep the families; this string alone would not tell R from M.
+    The families are in the plan and the receipt alone: in this string R and M look the same.
     """
     symbols = "".join(layer.provider.symbol for layer in plan.layers)
     stages = [symbols[part] for part in written_stages(plan.pattern).slices()]

@@ -15,7 +15,7 @@ from megatron_seams.upstream.surface import Native, NativeSurface
 
 @attrs.frozen(kw_only=True)
 class Custom:
-    """A seam builds the layer.
+    """A provider: a seam, and the native slot that carries it.
 
     Attributes:
         seam: The chosen seam.
@@ -29,7 +29,7 @@ class Custom:
 
     @property
     def label(self) -> str:
-        """How tables name the provider, ``seam m2rnn on M``."""
+        """The provider's name in tables, ``seam m2rnn on M``."""
         mark = " (experiment)" if self.seam.manifest.experiment else ""
         return f"seam {self.seam.name}{mark} on {self.symbol}"
 
@@ -55,9 +55,9 @@ class Layer:
         position: The 1-based global layer number; inside an MTP depth, the number in that depth.
         stage: The 0-based pipeline segment; 0 where the pattern has no ``|``.
         token: The character of the pattern.
-        family: What it is, after the recipe's specialisations.
-        provider: Who builds it.
-        why: One sentence.
+        family: Its family, after the recipe's specialisations.
+        provider: Native Megatron or a seam.
+        why: The reason for that provider, in one sentence.
     """
 
     position: int
@@ -69,7 +69,7 @@ class Layer:
 
 
 def grouped(layers: Iterable[Layer]) -> tuple[tuple[Layer, ...], ...]:
-    """Layers alike in everything but number and stage, in the order of the first of each group."""
+    """Groups of layers that differ in number and stage alone, in order of their first layers."""
     groups: dict[tuple[str, str, str, str], list[Layer]] = {}
     for layer in layers:
         key = (layer.token, layer.family, layer.provider.label, layer.why)
@@ -84,10 +84,10 @@ class PlannedFeature:
     Attributes:
         family: The feature family, ``ngram``.
         placement: Where it attaches, ``embedding`` or ``residual``.
-        seam: Who builds it.
-        why: One sentence.
+        seam: The seam that builds it.
+        why: The reason for that seam, in one sentence.
         layers: At ``residual``, the 1-based global numbers of the layers, ascending.
-        stages: The 0-based pipeline stages that it lives on.
+        stages: The 0-based pipeline stages that have it.
     """
 
     family: str
@@ -99,27 +99,27 @@ class PlannedFeature:
 
     @property
     def place(self) -> str:
-        """Placement, layers and stages in words."""
+        """Placement, layers and stages as text."""
         layers = f" of layers {', '.join(map(str, self.layers))}" if self.layers else ""
         return f"{self.placement}{layers}, stage {', '.join(map(str, self.stages))}"
 
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """The whole model.
+    """A whole model: every layer and feature with its provider.
 
     Attributes:
         name: The recipe's name, or the pattern.
-        pattern: What was asked for.
+        pattern: The pattern, read and expanded.
         surface: The native surface that it was planned against.
         layers: The decoder's layers, position 1 first.
         mtp: The layers of *one* MTP depth; empty without a suffix.
-        features: What attaches beside them.
+        features: The features that attach beside the layers.
         options: Seam name -> the recipe's options for it, not yet validated by the seam's class.
         megatron: Native configuration keys of the recipe, as written.
         parallelism: How the model is spread over ranks.
         runtime: Packed sequences, inference.
-        findings: What is wrong in the environment without stopping this plan.
+        findings: Faults of the environment that do not stop this plan.
     """
 
     name: str

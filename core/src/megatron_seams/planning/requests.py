@@ -1,4 +1,4 @@
-"""What a recipe requests: each family with every place that wants it, and why it is that family."""
+"""Requests: each family of a recipe with its layers and features, and why it is that family."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -11,19 +11,19 @@ from megatron_seams.recipes.dialect import Dialect, built_in
 from megatron_seams.recipes.pattern import Pattern, parse_pattern
 from megatron_seams.recipes.recipe import FeatureEntry, Recipe
 
-#: Upstream's switch for latent attention. In a hybrid model its symbols say the same, so that here
-#: it says what the attention layers are.
+#: Upstream's switch for latent attention. A hybrid model has symbols for it, so a recipe that sets
+#: the switch specialises its attention layers.
 _LATENT_KEY: Final = "multi_latent_attention"
 
 
 @attrs.frozen(kw_only=True)
 class Request:
-    """A family that layers want.
+    """A family, and the layers that are of it.
 
     Attributes:
         family: Its name.
-        positions: The 1-based numbers of the decoder's layers that want it, ascending.
-        mtp: The 1-based numbers of the layers of one MTP depth that want it, ascending.
+        positions: The 1-based numbers of its decoder layers, ascending.
+        mtp: The 1-based numbers of its layers in one MTP depth, ascending.
     """
 
     family: str
@@ -33,15 +33,15 @@ class Request:
 
 @attrs.frozen(kw_only=True)
 class Requests:
-    """All that a model wants built.
+    """Everything that a model needs built.
 
     Attributes:
-        pattern: Its layers as they are spelled.
+        pattern: The pattern, read and expanded.
         layers: Family -> its request, in the order of the first layer.
-        spelled: Token -> the family that it spells by itself; None where it spells none.
-        moved: Token -> how the recipe made its layers another family, where it did.
-        named: 1-based number of each layer that the recipe names -> the family that it makes it.
-        features: What attaches beside the layers, as the recipe lists it.
+        spelled: Token -> the dialect's family for it; None where the dialect has none.
+        moved: Token -> why the recipe gives its layers another family, where it does.
+        named: 1-based layer number -> family, for the layers of the recipe's ``[[layers]]``.
+        features: The recipe's ``[[features]]``.
         faults: Tokens without a family, and entries of the recipe that fit no layer.
     """
 
@@ -54,7 +54,7 @@ class Requests:
     faults: tuple[SeamsError, ...] = ()
 
     def because(self, position: int) -> str:
-        """How the recipe made a layer of the decoder another family; empty where it did not."""
+        """Why the recipe gives a decoder layer another family; empty where it does not."""
         if position in self.named:
             return f"the recipe makes it {self.named[position]}"
         return self.moved.get(self.pattern.tokens[position - 1], "")
@@ -85,7 +85,7 @@ def read_pattern(recipe: Recipe) -> tuple[Pattern, Dialect]:
 
 
 def read_requests(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Requests:
-    """Give each layer its family: the dialect first, then what the recipe says explicitly."""
+    """Give each layer its family: by the dialect, then ``[families]``, then ``[[layers]]``."""
     spelled = _spelled(pattern, dialect)
     meant, moved = _specialised(recipe, spelled)
     named, entry_faults = _named(recipe, pattern, spelled)
@@ -121,7 +121,7 @@ def read_requests(recipe: Recipe, pattern: Pattern, dialect: Dialect) -> Request
 
 
 def _spelled(pattern: Pattern, dialect: Dialect) -> dict[str, str | None]:
-    """Token of the pattern -> the family that it spells; None where it spells none."""
+    """Token of the pattern -> the dialect's family for it; None where it has none."""
     tokens = pattern.tokens + pattern.mtp
     return {token: dialect.tokens.get(token) for token in dict.fromkeys(tokens)}
 
@@ -138,7 +138,7 @@ def _unspelled(
 def _specialised(
     recipe: Recipe, spelled: Mapping[str, str | None]
 ) -> tuple[Mapping[str, str | None], Mapping[str, str]]:
-    """Token -> family where the recipe specialises whole families, and token -> how it does."""
+    """Token -> family after the recipe's specialisation of whole families, and token -> why."""
     targets = {family: (target, "the recipe") for family, target in recipe.families.items()}
     if recipe.megatron.get(_LATENT_KEY) is True:
         targets.setdefault("attention", ("mla", f"[megatron] {_LATENT_KEY}"))
@@ -152,7 +152,7 @@ def _specialised(
 
 
 def _contradiction(recipe: Recipe, layers: Mapping[str, Request]) -> Iterator[SeamsError]:
-    """``multi_latent_attention`` must not contradict the layers, which decide it natively."""
+    """The fault that ``multi_latent_attention`` contradicts the layers, which decide it here."""
     value = recipe.megatron.get(_LATENT_KEY)
     latent = sorted(LATENT.intersection(layers))
     if _LATENT_KEY not in recipe.megatron or value is bool(latent):
@@ -162,7 +162,7 @@ def _contradiction(recipe: Recipe, layers: Mapping[str, Request]) -> Iterator[Se
 
 
 def _strangers(recipe: Recipe, spelled: Mapping[str, str | None]) -> Iterator[SeamsError]:
-    """A ``[families]`` entry for a family that no token spells."""
+    """``[families]`` entries for families that no token spells."""
     present = sorted({family for family in spelled.values() if family})
     for family, target in recipe.families.items():
         if family not in present:
@@ -177,7 +177,7 @@ def _strangers(recipe: Recipe, spelled: Mapping[str, str | None]) -> Iterator[Se
 def _named(
     recipe: Recipe, pattern: Pattern, spelled: Mapping[str, str | None]
 ) -> tuple[dict[int, str], list[SeamsError]]:
-    """1-based layer number -> family by the ``[[layers]]`` entries, and what is wrong with them."""
+    """1-based layer number -> family by the ``[[layers]]`` entries, and their faults."""
     faults: list[SeamsError] = []
     taken: dict[int, str] = {}
     for number, entry in enumerate(recipe.layers):

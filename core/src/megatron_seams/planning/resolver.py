@@ -1,7 +1,8 @@
 """Resolution: from a recipe and an environment to a plan, or to every reason against one.
 
-The path has no step back: text, :class:`Pattern`, :class:`Requests`, :class:`Choices`,
-:class:`Carriers`, :class:`Plan`. Every step gives a value, with its faults in it.
+Each step makes one value from those before it, with its faults inside, and none goes back:
+:class:`Pattern`, :class:`Requests`, :class:`Choices`, :class:`Carriers`, :class:`Plan`. The faults
+of all steps are reported together (docs/architecture.md).
 """
 
 import datetime
@@ -30,13 +31,13 @@ def resolve(
     Args:
         recipe: The model.
         environment: The Megatron and the seams to build it from.
-        today: The day on which overrides are judged; the system's by default.
+        today: The day that decides whether an override has expired; the system's by default.
 
     Returns:
         The plan.
 
     Raises:
-        Refusal: With every reason at once.
+        Refusal: No plan can be made; with every reason.
     """
     try:
         pattern, dialect = read_pattern(recipe)
@@ -63,7 +64,7 @@ def resolve(
     ]
     findings = environment.findings
     if not reasons:
-        # Only a plan that stands can tell what it does not read.
+        # Without a complete plan, a setting may seem unused that the missing part would read.
         families = {*choices.layers, *(feature.family for feature in placed.features)}
         unused = unused_settings(recipe, families, choices, chosen.keys())
         reasons += unused.reasons
@@ -129,7 +130,7 @@ def _provider(chosen: NativeSymbol | Seam, carriers: Carriers) -> Provider:
 
 
 def _mtp(requests: Requests, choices: Choices) -> Iterator[Layer]:
-    """The layers of one MTP depth, which is on the last stage."""
+    """The layers of one MTP depth; all MTP depths are on the last stage."""
     family_of = {
         position: family for family, request in requests.layers.items() for position in request.mtp
     }
