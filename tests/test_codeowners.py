@@ -172,6 +172,17 @@ def test_a_workspace_inside_a_repository_has_the_repository_s(tmp_path: Path) ->
     assert (found.file, found.root) == (tmp_path / ".github" / "CODEOWNERS", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["docs", ".github"])
+def test_a_repository_may_be_called_like_a_folder_of_codeowners(name: str, tmp_path: Path) -> None:
+    repository = tmp_path / name
+    (repository / ".git").mkdir(parents=True)
+    (repository / "CODEOWNERS").write_text("/src/ @a\n")
+    found = find_codeowners(repository / "src")
+    named = read_codeowners(repository / "CODEOWNERS")
+    assert found is not None
+    assert found.root == named.root == repository.resolve()
+
+
 def test_a_file_that_github_would_not_load_is_a_refusal(tmp_path: Path) -> None:
     big, binary = tmp_path / "big", tmp_path / "binary"
     big.write_bytes(b"#" * (MAX_BYTES + 1))

@@ -1,10 +1,10 @@
-"""CODEOWNERS: whom GitHub asks to review a path, and which line says so.
+"""CODEOWNERS: the owners of a path, and the line that names them, as GitHub reads the file.
 
-The format and its differences from gitignore are GitHub's documentation of "code owners"; the globs
-themselves are read by pathspec. (The `codeowners` distribution was tried and not taken: it reads an
-inline comment's words as owners, drops a wrong owner where GitHub skips the line, and lets no
-wildcard match a space. tests/test_codeowners.py holds this module to the documented cases and to
-git itself.)
+The format, and how it differs from gitignore, is in GitHub's documentation of "code owners";
+pathspec reads the globs. (The `codeowners` distribution was tried and not taken: it reads the words
+of an inline comment as owners, drops an invalid owner where GitHub skips the line, and lets no
+wildcard match a space. tests/test_codeowners.py compares this module with the documented cases and
+with git.)
 """
 
 import re
@@ -16,9 +16,9 @@ from pathspec.patterns.gitignore.basic import GitIgnoreBasicPattern
 
 from megatron_seams.errors import CodeownersInvalid, Refusal
 
-#: Where GitHub looks, in its order; the first that is there is the only one that counts.
+#: The places where GitHub looks, in its order; it reads the first file that exists, and no other.
 LOCATIONS = (".github/CODEOWNERS", "CODEOWNERS", "docs/CODEOWNERS")
-#: GitHub loads none that is larger.
+#: GitHub does not load a larger file.
 MAX_BYTES = 3 * 1024 * 1024
 
 #: The pattern ends at the first space that no backslash escapes.
@@ -33,7 +33,7 @@ class Rule:
     Attributes:
         line: Its 1-based number.
         pattern: The pattern as written.
-        owners: Teams, users and addresses; none takes the paths from everybody.
+        owners: Teams, users and addresses; if empty, the paths have no owner.
     """
 
     line: int
@@ -42,11 +42,11 @@ class Rule:
     _glob: GitIgnoreBasicPattern = attrs.field(repr=False, eq=False)
 
     def takes(self, path: str) -> bool:
-        """Whether it matches a file, named from the root without a leading slash."""
+        """Whether the pattern matches a file: its path from the root, without a leading slash."""
         return self._glob.match_file(path) is not None
 
     def names(self, owner: str) -> bool:
-        """Whether ``owner`` is one of them; handles differ by more than case."""
+        """Whether ``owner`` is one of the owners, whatever the case of its letters."""
         return owner.casefold() in (named.casefold() for named in self.owners)
 
 
@@ -56,8 +56,8 @@ class Codeowners:
 
     Attributes:
         file: The file.
-        root: The root of the tree that it speaks of.
-        rules: Its lines, the first first.
+        root: The root of the tree whose paths it gives owners.
+        rules: Its rules in the order of the lines.
         skipped: Line number and reason for each line that GitHub does not read.
     """
 
@@ -67,28 +67,32 @@ class Codeowners:
     skipped: tuple[tuple[int, str], ...] = ()
 
     def matching(self, path: str) -> tuple[Rule, ...]:
-        """Every rule for a file, the one that counts first: the last match wins."""
+        """Every rule for a file, from the last line to the first; the first of them decides."""
         return tuple(rule for rule in reversed(self.rules) if rule.takes(path))
 
 
 def find_codeowners(folder: Path) -> Codeowners | None:
     """The file that GitHub reads for the repository of ``folder``, or None without one.
 
-    Where ``folder`` is in no repository it is looked for in ``folder`` itself.
+    Where ``folder`` is in no repository, ``folder`` itself is taken for the root.
     """
     folder = folder.resolve()
     root = next((it for it in (folder, *folder.parents) if (it / ".git").exists()), folder)
     for place in LOCATIONS:
         if (root / place).is_file():
-            return read_codeowners(root / place)
+            return read_codeowners(root / place, root=root)
     return None
 
 
-def read_codeowners(file: Path) -> Codeowners:
+def read_codeowners(file: Path, *, root: Path | None = None) -> Codeowners:
     """Read a CODEOWNERS file.
 
+    Args:
+        file: The file.
+        root: The root of its tree; by default the folder from which GitHub would read ``file``.
+
     Raises:
-        Refusal: It is not there, not text, or larger than GitHub takes.
+        Refusal: The file is missing, not UTF-8, or larger than GitHub loads.
     """
     try:
         data = file.read_bytes()
@@ -97,10 +101,16 @@ def read_codeowners(file: Path) -> Codeowners:
         text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise _unreadable(file, str(error)) from error
-    inside = file.resolve().parent
-    root = inside.parent if inside.name in (".github", "docs") else inside
     rules, skipped = parse_rules(text)
-    return Codeowners(file=file, root=root, rules=rules, skipped=skipped)
+    return Codeowners(
+        file=file, root=root or _root(file.resolve().parent), rules=rules, skipped=skipped
+    )
+
+
+def _root(folder: Path) -> Path:
+    # A repository may itself be called docs or .github.
+    inside = folder.name in (".github", "docs") and not (folder / ".git").exists()
+    return folder.parent if inside else folder
 
 
 def parse_rules(text: str) -> tuple[tuple[Rule, ...], tuple[tuple[int, str], ...]]:
@@ -108,10 +118,10 @@ def parse_rules(text: str) -> tuple[tuple[Rule, ...], tuple[tuple[int, str], ...
     rules: list[Rule] = []
     skipped: list[tuple[int, str]] = []
     for number, line in enumerate(text.split("\n"), start=1):
-        said = line.strip()
-        if not said or said.startswith("#"):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
             continue
-        rule = _rule(number, said)
+        rule = _rule(number, stripped)
         if isinstance(rule, Rule):
             rules.append(rule)
         else:
@@ -119,11 +129,11 @@ def parse_rules(text: str) -> tuple[tuple[Rule, ...], tuple[tuple[int, str], ...
     return tuple(rules), tuple(skipped)
 
 
-def _rule(number: int, said: str) -> Rule | str:
-    """A line as a rule, or why it is none."""
-    found = _LINE.match(said)
+def _rule(number: int, line: str) -> Rule | str:
+    """A line as a rule, or the reason why GitHub skips it."""
+    found = _LINE.match(line)
     if found is None:
-        return f"{said!r} is no pattern"
+        return f"{line!r} is no pattern"
     pattern = found["pattern"]
     owners: list[str] = []
     for word in found["owners"].split():
@@ -132,7 +142,7 @@ def _rule(number: int, said: str) -> Rule | str:
         if not _OWNER.fullmatch(word):
             return f"{word!r} is not @user, @organisation/team or an e-mail address"
         owners.append(word)
-    # What gitignore has and CODEOWNERS has not.
+    # Syntax of gitignore that CODEOWNERS lacks.
     if pattern.startswith("!"):
         return "'!' negates no pattern here"
     if pattern.startswith("\\#"):
@@ -142,7 +152,7 @@ def _rule(number: int, said: str) -> Rule | str:
     if "***" in pattern:
         return "three asterisks in a row are no pattern"
     if not pattern.strip("/"):
-        return f"{pattern!r} matches nothing"  # as git has it, and pathspec has not
+        return f"{pattern!r} matches nothing"  # as in git; pathspec differs
     try:
         glob = GitIgnoreBasicPattern(pattern)
     except GitIgnorePatternError as error:
