@@ -1,1 +1,1 @@
-"""Who owns what, and the gate that holds a workspace to it."""
+"""Governance: the audit, owners and review dates, the gate, and the preview of an upgrade."""

@@ -1,4 +1,4 @@
-"""The audit: every family with who builds it, and every seam with who answers for it."""
+"""The audit: every family with its provider, and every seam with its owner."""
 
 import datetime
 from typing import Any
@@ -14,15 +14,15 @@ from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
 
 SCHEMA = 1
-#: Who answers for what Megatron builds.
+#: The owner of every native block.
 UPSTREAM = "NVIDIA/Megatron-LM"
-#: Why a family has no provider -> its state; every other reason is a refusal.
+#: Reason without a provider -> the family's state; for every other reason it is ``refused``.
 _STATES: dict[type[SeamsError], str] = {OnlyBroken: "broken", ExperimentNotNamed: "experiment"}
 
 
 @attrs.frozen(kw_only=True)
 class SeamRow:
-    """One seam in the audit, installed and valid."""
+    """One installed, valid seam in the audit."""
 
     seam: Seam
     state: str
@@ -37,7 +37,7 @@ class FamilyRow:
         state: ``native``, ``seam``, ``experiment``, ``superseded``, ``broken`` or ``refused``.
         symbol: The native symbol, if Megatron builds it.
         seams: The seams that claim it.
-        note: One sentence: what it means, or what to do.
+        note: One sentence: the family's summary, the reason for its state, or what to do.
     """
 
     family: Family
@@ -48,7 +48,7 @@ class FamilyRow:
 
     @property
     def owner(self) -> str:
-        """Who answers for what a layer of the family would get."""
+        """The owner of the provider that a layer of the family would get."""
         if self.state in ("native", "superseded"):
             return UPSTREAM
         return ", ".join(dict.fromkeys(row.seam.owner for row in self.seams)) or "nobody"
@@ -63,11 +63,11 @@ class Audit:
 
     @property
     def findings(self) -> tuple[SeamsError, ...]:
-        """What is wrong, the gravest first."""
+        """The findings of the environment, the gravest first."""
         return self.environment.findings
 
     def to_dict(self) -> dict[str, Any]:
-        """The audit as ``list --json`` prints it."""
+        """The audit as JSON values, for ``list --json``."""
         surface = self.environment.surface
         version = str(surface.version) if surface.version else None
         return {
@@ -119,7 +119,7 @@ def _family(row: FamilyRow) -> dict[str, Any]:
 
 
 def audit(environment: Environment, *, today: datetime.date | None = None) -> Audit:
-    """Audit an environment: what each family would resolve to if a recipe said nothing about it."""
+    """Audit an environment: what each family resolves to under a recipe without preferences."""
     chooser = Chooser(environment=environment, today=today or datetime.date.today())
     rows = tuple(_row(environment, chooser, family) for family in environment.discovery.families)
     return Audit(environment=environment, families=rows)
@@ -158,7 +158,7 @@ def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRo
 
 
 def _state(environment: Environment, seam: Seam, family_state: str) -> str:
-    """How one seam stands, which is not how its family stands where it has several."""
+    """The state of one seam, which may differ from its family's where there are several seams."""
     if environment.allowlist.against(seam.name) is not None:
         return "not allowed"
     if family_state == "superseded" or environment.superseded_by(seam):

@@ -1,4 +1,4 @@
-"""The gate's verdicts as other tools read them: GitHub's annotations, and SARIF 2.1.0."""
+"""The gate's verdicts for other tools: GitHub's annotations, and SARIF 2.1.0."""
 
 import inspect
 from pathlib import Path
@@ -8,7 +8,7 @@ from megatron_seams._version import __version__
 from megatron_seams.governance.gate import Gate
 from megatron_seams.governance.rules import Verdict
 
-#: OASIS' published schema, which tests hold the output to.
+#: OASIS' published schema; tests validate the output with it.
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json"
 _ROOT = "WORKSPACE"
 
@@ -32,9 +32,9 @@ def _command(verdict: Verdict, root: Path) -> str:
             "line": str(finding.line or 1),
             **properties,
         }
-    said = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+    listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     message = f"{finding.asked}\nfound: {finding.found}\nnext: {finding.next}"
-    return f"::{verdict.severity} {said}::{_data(message)}"
+    return f"::{verdict.severity} {listed}::{_data(message)}"
 
 
 def _data(text: str) -> str:
@@ -46,7 +46,7 @@ def _property(text: str) -> str:
 
 
 def sarif(gate: Gate, root: Path) -> dict[str, Any]:
-    """A SARIF log with one run: a rule for each cause that was found, a result for each verdict."""
+    """A SARIF log of one run, with a rule for each cause found and a result for each verdict."""
     causes = sorted({type(one.finding) for one in gate.verdicts}, key=lambda cause: cause.code)
     indices = {cause: index for index, cause in enumerate(causes)}
     return {
@@ -108,7 +108,7 @@ def _result(verdict: Verdict, index: int, root: Path) -> dict[str, Any]:
 
 
 def _relative(file: str, root: Path) -> str | None:
-    """The file as it is called from ``root``; None for one that lies elsewhere."""
+    """The file's path from ``root``; None for a file that is not below it."""
     real, top = Path(file).resolve(), root.resolve()
     return real.relative_to(top).as_posix() if real.is_relative_to(top) else None
 

@@ -1,4 +1,4 @@
-"""The gate: what a workspace must not carry on with, and what it should know."""
+"""The gate: errors that must stop a workspace, and warnings."""
 
 import datetime
 import hashlib
@@ -26,14 +26,14 @@ class Gate:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 if nothing but warnings, 1 if there are errors, 3 without a Megatron to judge by."""
+        """0 for warnings alone, 1 for errors, 3 where no Megatron can be read."""
         errors = [one.finding for one in self.verdicts if one.severity == "error"]
         if any(error.exit_code is ExitCode.ENVIRONMENT for error in errors):
             return ExitCode.ENVIRONMENT
         return ExitCode.FINDINGS if errors else ExitCode.OK
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``check --format json`` prints it."""
+        """The verdicts as JSON values, for ``check --format json``."""
         return {
             "schema": SCHEMA,
             "passed": self.exit_code is ExitCode.OK,
@@ -51,14 +51,14 @@ def check(
     today: datetime.date | None = None,
     whole: bool = True,
 ) -> Gate:
-    """Every verdict of every rule.
+    """Apply every rule of the gate.
 
     Args:
-        environment: The Megatron and the seams to judge.
-        workspace: Whose policy holds.
-        codeowners: The file that owners are held to.
-        today: The day on which dates are judged; the system's by default.
-        whole: Whether recipes and receipts are to be held to these seams.
+        environment: The Megatron and the seams to check.
+        workspace: The workspace whose policy applies.
+        codeowners: The file that owners are checked against.
+        today: The day that decides which dates have passed; the system's by default.
+        whole: Whether the workspace's recipes and receipts are to be checked with these seams.
     """
     root = codeowners.root if codeowners else workspace.root
     allowlist = environment.allowlist.narrowed(
@@ -81,7 +81,7 @@ def check(
 
 
 def _at_source(finding: SeamsError, case: Case) -> SeamsError:
-    """A finding in an installed manifest, shown in the very same manifest of the tree."""
+    """A finding in an installed manifest, moved to the equal manifest in the source tree."""
     seams = {seam.name: seam for seam in case.environment.discovery.seams}
     seam = seams.get(finding.subject)
     if seam is None or finding.file != str(seam.directory / MANIFEST):

@@ -1,4 +1,4 @@
-"""Ownership: a manifest's owner and review date against CODEOWNERS and the day."""
+"""Ownership: a manifest's owner checked against CODEOWNERS, and its review date against today."""
 
 import datetime
 from collections.abc import Iterator, Mapping
@@ -19,25 +19,25 @@ from megatron_seams.governance.codeowners import Codeowners, Rule
 from megatron_seams.seams.manifest import MANIFEST, MAX_BYTES
 from megatron_seams.seams.seam import Seam
 
-#: So long before its review date a seam's owner is reminded.
+#: A review date this near is a finding.
 NOTICE = datetime.timedelta(days=60)
 
 
 def seam_folders(root: Path) -> Mapping[str, tuple[Path, ...]]:
-    """Seam name -> the folders of a tree whose ``seam.toml`` says that name."""
+    """Seam name -> the folders of a tree whose ``seam.toml`` has that name."""
     found: dict[str, tuple[Path, ...]] = {}
     for file in files_named(root, MANIFEST):
         try:
             name = read_toml(read_at_most(file, MAX_BYTES))["seam"]["name"]
         except (OSError, TomlError, KeyError, TypeError):
-            continue  # what is wrong with it is said where it is discovered
+            continue  # discovery reports the faults of a manifest
         if isinstance(name, str):
             found[name] = (*found.get(name, ()), file.parent)
     return found
 
 
 def source_of(seam: Seam, folders: Mapping[str, tuple[Path, ...]]) -> tuple[Path, ...]:
-    """Where a seam's source lies in a tree: its own folder if that is in it, else its namesakes."""
+    """The folders of a seam's source in a tree: its own if it is there, else all of its name."""
     named = folders.get(seam.name, ())
     own = tuple(folder for folder in named if folder.resolve() == seam.directory.resolve())
     return own or named
@@ -46,14 +46,14 @@ def source_of(seam: Seam, folders: Mapping[str, tuple[Path, ...]]) -> tuple[Path
 def ownership_faults(
     seam: Seam, codeowners: Codeowners, folders: Mapping[str, tuple[Path, ...]]
 ) -> Iterator[SeamsError]:
-    """The files of a seam that CODEOWNERS gives to others than its manifest.
+    """The files of a seam that CODEOWNERS does not give to the manifest's owner.
 
-    Every file of the seam's folder is asked for, one finding for each line that takes some away.
+    Every file of the seam's folder is looked up; there is one finding for each line that decides.
 
     Args:
         seam: The seam.
         codeowners: The file.
-        folders: What :func:`seam_folders` found below the root of ``codeowners``.
+        folders: The result of :func:`seam_folders` for the root of ``codeowners``.
     """
     sources = source_of(seam, folders)
     if not sources:
@@ -94,13 +94,13 @@ def _fault(
             file=str(codeowners.file),
         )
     last = rules[0]
-    said = f"line {last.line}, `{' '.join([last.pattern, *last.owners])}`, the last that matches, "
-    said += f"gives it to {' '.join(last.owners) or 'nobody'}"
+    found = f"line {last.line}, `{' '.join([last.pattern, *last.owners])}`, the last that matches, "
+    found += f"gives it to {' '.join(last.owners) or 'nobody'}"
     earlier = next((rule for rule in rules[1:] if rule.names(seam.owner)), None)
     if earlier is not None:
         return OwnerShadowed(
             asked=asked,
-            found=f"{said}, and overrules line {earlier.line}, `{earlier.pattern}`",
+            found=f"{found}, and overrules line {earlier.line}, `{earlier.pattern}`",
             next=f"move line {earlier.line} below line {last.line}, or narrow the latter",
             subject=seam.name,
             file=str(codeowners.file),
@@ -109,7 +109,7 @@ def _fault(
     cause = OwnerDiffers if last.owners else OwnerMissing
     return cause(
         asked=asked,
-        found=said,
+        found=found,
         next=f"add the line `{line}` below it, or correct [seam] owner in {MANIFEST}",
         subject=seam.name,
         file=str(codeowners.file),
@@ -131,7 +131,7 @@ def skipped_lines(codeowners: Codeowners) -> Iterator[SeamsError]:
 
 
 def review_due(seam: Seam, today: datetime.date) -> ReviewDue | None:
-    """The finding that a seam is to be reviewed by now, or soon."""
+    """The finding that a seam's review date has passed or is near; None if it is further off."""
     by = seam.manifest.seam.review_by
     left = (by - today).days
     if by - today > NOTICE:

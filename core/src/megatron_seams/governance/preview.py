@@ -1,4 +1,4 @@
-"""What another Megatron changes, for the installed seams and for given recipes. Nothing is run."""
+"""Preview: what another Megatron changes for seams and recipes, read from its source."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -17,7 +17,7 @@ from megatron_seams.upstream.surface import Native, NativeSymbol
 
 SCHEMA: Final = 1
 
-#: What a seam becomes -> whether a person has something to do.
+#: A seam's state under the other Megatron -> whether a person has something to do.
 STATES: Final = {
     "graduates": True,
     "breaks": True,
@@ -29,12 +29,12 @@ STATES: Final = {
 
 @attrs.frozen(kw_only=True)
 class SeamChange:
-    """What becomes of one seam.
+    """One seam under the other Megatron.
 
     Attributes:
         seam: The seam.
-        state: A key of :data:`STATES`. Graduating outranks breaking: what upstream builds needs no
-            seam, whatever the seam would need.
+        state: A key of :data:`STATES`. Of a seam that graduates and breaks, ``graduates``:
+            it is no longer needed.
         why: Every reason.
     """
 
@@ -45,10 +45,10 @@ class SeamChange:
 
 @attrs.frozen(kw_only=True)
 class LayerChange:
-    """Layers that another provider would build, or in another slot.
+    """Layers that get another provider, or another slot.
 
     Attributes:
-        was: Family and provider now.
+        was: Family and provider before the upgrade.
         now: Family and provider with the other Megatron.
         positions: The 1-based layer numbers.
     """
@@ -60,13 +60,13 @@ class LayerChange:
 
 @attrs.frozen(kw_only=True)
 class RecipeChange:
-    """What becomes of one recipe.
+    """One recipe under the other Megatron.
 
     Attributes:
-        name: As it was given.
-        layers: What would resolve differently.
-        refused_before: Why it has no plan now; empty if it has one.
-        refused_after: Why it would have none.
+        name: The recipe as the user named it.
+        layers: The layers that would resolve differently.
+        refused_before: The reasons why it has no plan before the upgrade; empty if it has one.
+        refused_after: The reasons why it has no plan with the other Megatron; empty if it has one.
     """
 
     name: str
@@ -76,7 +76,7 @@ class RecipeChange:
 
     @property
     def needs_person(self) -> bool:
-        """Whether the model would be another one, or none."""
+        """Whether the model would change, or be refused."""
         return bool(self.layers or self.refused_after)
 
 
@@ -85,10 +85,10 @@ class Preview:
     """The whole comparison.
 
     Attributes:
-        before: The Megatron in hand and the seams.
+        before: The importable Megatron, or the one named, and the seams.
         after: The other Megatron and the same seams.
         seams: Every valid seam, by name.
-        recipes: Every recipe, as given.
+        recipes: Every recipe, in the order given.
     """
 
     before: Environment
@@ -98,13 +98,13 @@ class Preview:
 
     @property
     def needs_person(self) -> bool:
-        """Whether anything is left to do or to decide before the upgrade."""
+        """Whether a person has something to do or to decide before the upgrade."""
         return any(STATES[change.state] for change in self.seams) or any(
             change.needs_person for change in self.recipes
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``preview --json`` prints it."""
+        """The preview as JSON values, for ``preview --json``."""
         return {
             "schema": SCHEMA,
             "from": _described(self.before),
@@ -142,8 +142,8 @@ def preview(
     """Compare two Megatrons for the same seams.
 
     Args:
-        before: The one in hand.
-        after: The other one; its seams are those of ``before``.
+        before: The environment before the upgrade.
+        after: The environment with the other Megatron; its seams are those of ``before``.
         recipes: Name and recipe of each model to compare.
     """
     return Preview(
@@ -155,7 +155,7 @@ def preview(
 
 
 def seam_change(seam: Seam, before: Environment, after: Environment) -> SeamChange:
-    """What becomes of ``seam``, with every reason."""
+    """The state of ``seam`` under the other Megatron, with every reason."""
     retired, was_retired = after.superseded_by(seam), before.superseded_by(seam)
     if retired is not None:
         constant = seam.manifest.upstream.symbol_name
@@ -181,7 +181,7 @@ def seam_change(seam: Seam, before: Environment, after: Environment) -> SeamChan
 def recipe_change(
     name: str, recipe: Recipe, before: Environment, after: Environment
 ) -> RecipeChange:
-    """What becomes of one recipe, layer by layer."""
+    """The changes to one recipe, layer by layer."""
     old, refused_before = _resolved(recipe, before)
     new, refused_after = _resolved(recipe, after)
     layers: tuple[LayerChange, ...] = ()
@@ -203,7 +203,7 @@ def _resolved(
 
 def _layer_changes(old: Plan | None, new: Plan) -> Iterator[LayerChange]:
     groups: dict[tuple[str, str], list[int]] = {}
-    # A recipe has the same layers on every Megatron; without a plan there was nothing there.
+    # A recipe has the same number of layers on every Megatron.
     before = [_line(layer) for layer in old.layers] if old else ["refused"] * len(new.layers)
     for was, layer in zip(before, new.layers, strict=True):
         if was != _line(layer):
@@ -243,10 +243,10 @@ def _carrier_breaks(carrier: Carrier, before: Environment, after: Environment) -
 
 
 def _keyword_breaks(carrier: Carrier, old: NativeSymbol | None, new: NativeSymbol) -> Iterator[str]:
-    """What the loop passes to a slot, held against what the seam says that it takes.
+    """Changes in the keywords that upstream's loop passes to a slot, which the seam does not take.
 
-    The other Megatron may call an old keyword by a new name: where one is new that the seam does
-    not take, those that went are named beside it.
+    The other Megatron may have renamed a keyword: beside a new one that the seam does not take, the
+    keywords that are gone are named.
     """
     passed = set(new.keywords)
     gone = set(old.keywords) - passed if old else set()
@@ -257,13 +257,13 @@ def _keyword_breaks(carrier: Carrier, old: NativeSymbol | None, new: NativeSymbo
     else:
         missing, strange = gone, passed - set(old.keywords) if old else set()
         unknown = ", and the manifest does not say what the seam takes"
-    said = []
+    changes = []
     if strange:
-        said.append(f"now passes {_names(strange)}{unknown}")
+        changes.append(f"now passes {_names(strange)}{unknown}")
     if lost := missing | (gone if strange else set()):
-        said.append(f"no longer passes {_names(lost)}")
-    if said:
-        yield f"slot {new.slot}: its loop {', and '.join(said)}"
+        changes.append(f"no longer passes {_names(lost)}")
+    if changes:
+        yield f"slot {new.slot}: its loop {', and '.join(changes)}"
 
 
 def _names(keywords: Iterable[str]) -> str:

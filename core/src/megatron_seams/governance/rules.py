@@ -1,4 +1,4 @@
-"""The rules of the gate: each takes a case and gives verdicts; :data:`RULES` lists them all."""
+"""The rules of the gate: each takes a case and yields verdicts; :data:`RULES` lists them all."""
 
 import datetime
 from collections.abc import Callable, Iterator, Mapping
@@ -35,11 +35,11 @@ Severity = Literal["error", "warning"]
 
 @attrs.frozen(kw_only=True)
 class Verdict:
-    """A finding and its weight.
+    """A finding and its severity.
 
     Attributes:
-        severity: Whether it fails the gate.
-        finding: What was found.
+        severity: ``error``, which fails the gate, or ``warning``.
+        finding: The fault.
     """
 
     severity: Severity
@@ -48,14 +48,14 @@ class Verdict:
 
 @attrs.frozen(kw_only=True)
 class Case:
-    """What is judged.
+    """The values that every rule reads.
 
     Attributes:
         environment: The Megatron and the seams.
-        workspace: Whose policy holds.
-        codeowners: The file that says who owns which path; None without one.
-        folders: Seam name -> the folders of that file's tree that hold its source.
-        today: The day on which dates are judged.
+        workspace: The workspace whose policy applies.
+        codeowners: The CODEOWNERS file; None without one.
+        folders: Seam name -> the folders of its source, in the tree of CODEOWNERS.
+        today: The day that decides which dates have passed.
         whole: Whether the seams are all that the workspace's recipes may use.
     """
 
@@ -68,14 +68,14 @@ class Case:
 
 
 def _findings(case: Case) -> Iterator[Verdict]:
-    """What is wrong in the environment; a seam that is superseded is in no wrong range."""
+    """Every finding of the environment; its notes are warnings."""
     for finding in case.environment.findings:
         noted = finding in case.environment.notes
         yield Verdict(severity="warning" if noted else "error", finding=finding)
 
 
 def _superseded(case: Case) -> Iterator[Verdict]:
-    """A seam that native Megatron replaces is kept only for releases that still need it."""
+    """A superseded seam, which may stay only for releases that still need it."""
     policy = case.workspace.policy
     for seam in case.environment.discovery.seams:
         by = case.environment.superseded_by(seam)
@@ -102,22 +102,22 @@ def _superseded(case: Case) -> Iterator[Verdict]:
         yield Verdict(severity="warning" if needed else "error", finding=finding)
 
 
-def _needed_on(seam: Seam, hand: Version, workspace: Workspace) -> bool:
+def _needed_on(seam: Seam, version: Version, workspace: Workspace) -> bool:
     """Whether the workspace's range has a release that the seam supports and upstream does not.
 
-    The manifest's ``native-since`` says where upstream begins; without it, the releases before the
-    one in hand are taken to be without.
+    Upstream has the block from the manifest's ``native-since`` on; without that key, from the
+    release of this Megatron, ``version``, on.
     """
     if workspace.policy.range is None:
         return False
-    since = seam.manifest.upstream.native_since or f"{hand.major}.{hand.minor}"
+    since = seam.manifest.upstream.native_since or f"{version.major}.{version.minor}"
     before = SpecifierSet(f"<{since}")
     wanted = workspace.policy.range & seam.manifest.requires.range & before
     return not wanted.is_unsatisfiable()
 
 
 def _claims(case: Case) -> Iterator[Verdict]:
-    """What a manifest says of upstream holds for the Megatron in hand."""
+    """A manifest's ``native-since`` that is not true of this Megatron."""
     version = case.environment.surface.version
     for seam in case.environment.discovery.seams:
         since = seam.manifest.upstream.native_since
@@ -139,7 +139,7 @@ def _claims(case: Case) -> Iterator[Verdict]:
 
 
 def _reviews(case: Case) -> Iterator[Verdict]:
-    """An owner says in time why a seam is still here."""
+    """A seam whose review date has passed, or is near."""
     for seam in case.environment.discovery.seams:
         finding = review_due(seam, case.today)
         if finding is not None:
@@ -148,7 +148,7 @@ def _reviews(case: Case) -> Iterator[Verdict]:
 
 
 def _owners(case: Case) -> Iterator[Verdict]:
-    """The owner in a manifest owns the seam's files in CODEOWNERS."""
+    """Files of a seam that CODEOWNERS does not give to the manifest's owner."""
     required = case.workspace.policy.require_codeowners
     strict: Severity = "error" if required else "warning"
     if case.codeowners is None:
@@ -171,7 +171,7 @@ def _owners(case: Case) -> Iterator[Verdict]:
 
 
 def _allowed(case: Case) -> Iterator[Verdict]:
-    """A seam that is installed and may not be used is no candidate, and is said to be none."""
+    """An installed seam that an allowlist leaves out, and that is therefore never chosen."""
     for seam in case.environment.discovery.seams:
         against = case.environment.allowlist.against(seam.name)
         if against is not None:
@@ -187,9 +187,9 @@ def _allowed(case: Case) -> Iterator[Verdict]:
 
 
 def _committed(case: Case) -> Iterator[Verdict]:
-    """Every recipe still resolves and every receipt still verifies."""
+    """Committed recipes that no longer resolve, and receipts that no longer verify."""
     if not case.whole or case.environment.faults:
-        return  # without a Megatron that can be read no plan can be made, which is said already
+        return  # without a readable Megatron, which is a finding of its own, there is no plan
     for find in (_recipe_faults, _receipt_faults):
         for finding in find(case.environment, case.workspace, case.today):
             yield Verdict(severity="error", finding=finding)
@@ -198,7 +198,7 @@ def _committed(case: Case) -> Iterator[Verdict]:
 def _recipe_faults(
     environment: Environment, workspace: Workspace, today: datetime.date
 ) -> Iterator[SeamsError]:
-    """Why recipes do not resolve, and which of those known to be refused do."""
+    """The reasons why recipes do not resolve, and recipes that should be refused and resolve."""
     try:
         refused = set(workspace.committed("refused")) if workspace.holds.refused else set()
         recipes = sorted(refused.union(workspace.committed("recipes")))
@@ -225,7 +225,7 @@ def _refusals(file: Path, environment: Environment, today: datetime.date) -> Ite
         resolve(load_recipe(file), environment, today=today)
     except Refusal as refusal:
         for reason in refusal.reasons:
-            # A reason names layers; where they are spelt is a key of this file.
+            # A reason that names layers is about the pattern, unless it has a key of its own.
             key = reason.key or ("model.pattern" if reason.positions else None)
             asked = reason.asked if reason.file else f"{file.name}: {reason.asked}"
             yield attrs.evolve(reason, asked=asked, file=reason.file or str(file), key=key)

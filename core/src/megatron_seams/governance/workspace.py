@@ -33,18 +33,18 @@ class WorkspacePolicy:
 
     @property
     def range(self) -> SpecifierSet | None:
-        """The releases as packaging compares them; None where nothing is said."""
+        """``megatron_core`` as a parsed version range; None where it is not set."""
         return None if self.megatron_core is None else SpecifierSet(self.megatron_core)
 
 
 @attrs.frozen(kw_only=True)
 class Holds:
-    """``[tool.megatron-seams.holds]``: what is committed here and must stay true. All are globs.
+    """``[tool.megatron-seams.holds]``: committed files that the gate checks, as globs.
 
     Attributes:
-        recipes: Recipes that resolve.
-        refused: Recipes that are known to be refused.
-        receipts: Receipts that verify.
+        recipes: Recipes that must resolve.
+        refused: Recipes that must be refused.
+        receipts: Receipts that must verify.
     """
 
     recipes: tuple[str, ...] | None = None
@@ -60,12 +60,12 @@ class _Table:
 
 @attrs.frozen(kw_only=True)
 class Workspace:
-    """The whole table.
+    """The settings of a workspace.
 
     Attributes:
-        policy: Its ``policy``.
-        holds: Its ``holds``.
-        root: The folder of the ``pyproject.toml`` that has it; None without one.
+        policy: The table ``policy``.
+        holds: The table ``holds``.
+        root: The folder of the ``pyproject.toml`` that has them; None without one.
     """
 
     policy: WorkspacePolicy = field(factory=WorkspacePolicy)
@@ -78,32 +78,32 @@ class Workspace:
         return None if self.root is None else self.root / _PROJECT
 
     def committed(self, key: str) -> Iterator[Path]:
-        """The files that ``holds.KEY`` names, by path; ``KEY/*`` where it says nothing.
+        """The files that the globs of ``holds.KEY`` match, sorted; ``KEY/*`` where it is not set.
 
         Raises:
-            WorkspaceInvalid: A glob that is written there names no file.
+            WorkspaceInvalid: A glob of the table matches no file.
         """
-        said: tuple[str, ...] | None = getattr(self.holds, key)
+        globs: tuple[str, ...] | None = getattr(self.holds, key)
         suffix = "json" if key == "receipts" else "toml"
         if self.root is None or self.file is None:
             return
         found: set[Path] = set()
-        for glob in (f"{key}/*.{suffix}",) if said is None else said:
+        for glob in (f"{key}/*.{suffix}",) if globs is None else globs:
             try:
                 files = {file for file in self.root.glob(glob) if file.is_file()}
             except (ValueError, NotImplementedError):  # empty, or from the root of the machine
                 files = set()
-            if said is not None and not files:
+            if globs is not None and not files:
                 raise _invalid(self.file, f"{glob!r} names no file", f"tool.{TABLE}.holds.{key}")
             found |= files
         yield from sorted(found)
 
 
 def read_workspace(folder: Path) -> Workspace:
-    """The workspace of ``folder``: the nearest ``pyproject.toml`` above it that has the table.
+    """The workspace of ``folder``, from the nearest ``pyproject.toml`` above that has the table.
 
     Returns:
-        An empty one where there is none.
+        The workspace; one with default settings where there is none.
 
     Raises:
         Refusal: The table has a wrong key or value, or the file cannot be read.

@@ -1,1 +1,1 @@
-"""What is kept of a plan: receipts, acceptances, proofs, graduations."""
+"""Records of plans: receipts, acceptances, proofs, graduations."""

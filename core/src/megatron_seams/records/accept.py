@@ -1,7 +1,7 @@
-"""Taking a changed plan on the record: a receipt rewritten, with who, why and what it was.
+"""Acceptance: a receipt rewritten to a changed plan, with who accepted it, why, and the old values.
 
-Native-first must not change a model in the middle of its life: after an upgrade a receipt no longer
-fits, and stays refused until a person has looked at the differences and says so here.
+Native-first must not change a model in the middle of its life: after an upgrade ``verify`` refuses
+a receipt until a person has looked at the differences and accepted them here.
 """
 
 import datetime
@@ -26,8 +26,8 @@ class Acceptance:
     """One entry of a receipt's history.
 
     Attributes:
-        by: Who accepts, as a version control system would name them.
-        reason: Why, in a sentence.
+        by: The name of the person who accepts, as version control has it.
+        reason: Their reason, in a sentence.
         when: The day, UTC.
     """
 
@@ -39,21 +39,21 @@ class Acceptance:
 def accept(
     path: Path, environment: Environment, acceptance: Acceptance
 ) -> tuple[ReceiptDiffers, ...]:
-    """Rewrite a receipt to what this environment makes of its recipe.
+    """Rewrite a receipt to the plan that this environment makes of its recipe.
 
     The file is replaced as a whole or not at all, and keeps every earlier acceptance.
 
     Args:
         path: The receipt.
-        environment: What makes the new plan.
+        environment: The Megatron and the seams that make the new plan.
         acceptance: Who, why and when.
 
     Returns:
-        Every difference that was accepted; none if the receipt fits, which is then not touched.
+        Every difference that was accepted; none if there is none, and the file is then not touched.
 
     Raises:
-        ReceiptUnreadable: It is no receipt, or was edited.
-        Refusal: This environment makes no plan at all of its recipe.
+        ReceiptUnreadable: The file is no receipt, or was edited.
+        Refusal: This environment makes no plan of the recipe.
         AcceptanceInvalid: The file cannot be replaced.
     """
     body, recipe = read_receipt(path)

@@ -1,4 +1,4 @@
-"""Graduations: what was compared, and whether the seam can be deleted."""
+"""Graduation: a seam's checkpoint compared with the native model that replaces the seam."""
 
 import datetime
 from collections.abc import Mapping
@@ -35,15 +35,15 @@ LOGITS_BAR: Final = 1e-5
 
 @attrs.frozen(kw_only=True)
 class Candidate:
-    """A seam's proof beside the plan that would build the same layers without the seam.
+    """A seam's proof, and the plan that builds the same layers without the seam.
 
     Attributes:
         name: The seam.
-        proof: What it left.
-        seam: What the proof's receipt says of it.
+        proof: The proof of a smoke run with the seam.
+        seam: The seam's entry in the proof's receipt.
         receipt_digest: The digest of that receipt.
         plan: The proof's recipe, resolved here.
-        layers: Layer number -> slot and symbol that carried the seam there.
+        layers: 1-based layer number -> the slot and symbol that carried the seam.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Candidate:
 
 @attrs.frozen(kw_only=True)
 class Keys:
-    """The keys of the saved checkpoint held against those of the native model.
+    """The keys of the saved checkpoint, compared with those of the native model.
 
     Attributes:
-        compared: How many there are on either side.
-        missing: Keys that the native model wants and the checkpoint lacks.
-        unexpected: Keys of the checkpoint that the native model has not.
-        different: Key -> what was saved and what is wanted, where shape or type differ.
+        compared: The number of keys that either side has.
+        missing: Keys of the native model that the checkpoint lacks.
+        unexpected: Keys of the checkpoint that the native model lacks.
+        different: Key -> saved and native shape and type, where they differ.
     """
 
     compared: int
@@ -73,12 +73,12 @@ class Keys:
 
 @attrs.frozen(kw_only=True)
 class Numbers:
-    """The probe's numbers, in float32 on the CPU.
+    """Losses and logits of the proof's probe, in float32 on the CPU.
 
     Attributes:
-        tokens: Predictions compared.
-        loss_saved: The mean loss through the seam, nats per token.
-        loss_native: The same without it.
+        tokens: The number of predictions compared.
+        loss_saved: The mean loss of the seam's model, nats per token.
+        loss_native: The mean loss of the native model, nats per token.
         logits_difference: The greatest absolute difference of a logit.
     """
 
@@ -89,7 +89,7 @@ class Numbers:
 
     @property
     def loss_difference(self) -> float:
-        """Absolute."""
+        """The absolute difference of the two mean losses, nats per token."""
         return abs(self.loss_saved - self.loss_native)
 
     @property
@@ -103,9 +103,9 @@ class Graduation:
     """The whole comparison.
 
     Attributes:
-        candidate: What was compared.
-        keys: The checkpoint's keys.
-        numbers: The probe's numbers; None where the checkpoint could not be loaded.
+        candidate: The seam's proof and the native plan.
+        keys: The comparison of checkpoint keys.
+        numbers: The comparison of numbers; None where the checkpoint could not be loaded.
     """
 
     candidate: Candidate
@@ -114,11 +114,11 @@ class Graduation:
 
     @property
     def reasons(self) -> tuple[SeamsError, ...]:
-        """Why the seam is not deletable; empty if it is."""
+        """The reasons why the seam cannot be deleted; empty if it can."""
         return tuple(_reasons(self))
 
     def to_dict(self, today: datetime.date) -> dict[str, Any]:
-        """What the report says (docs/schema/graduation.schema.json)."""
+        """The report as JSON values (docs/schema/graduation.schema.json)."""
         candidate, numbers = self.candidate, self.numbers
         surface = candidate.plan.surface
         now = {layer.position: layer.provider for layer in candidate.plan.layers}
@@ -166,13 +166,13 @@ class Graduation:
 
 
 def find_candidate(name: str, proof: Proof, environment: Environment) -> Candidate:
-    """Resolve the proof's recipe here and see that native Megatron builds the seam's layers.
+    """Resolve the proof's recipe here and check that native Megatron builds the seam's layers.
 
     Raises:
         ReceiptUnreadable: The proof's receipt was edited.
-        ProofUnreadable: The proof was made on another Megatron than its receipt says.
-        Refusal: The recipe cannot be resolved here; or with a :class:`NotGraduated` for each
-            reason why there is nothing to prove.
+        ProofUnreadable: The proof was made on another Megatron than its receipt.
+        Refusal: The recipe cannot be resolved here; or, with a :class:`NotGraduated` for each
+            reason, there is nothing to prove.
     """
     body, recipe = read_receipt(proof.receipt)
     old = body["plan"]
@@ -193,14 +193,14 @@ def find_candidate(name: str, proof: Proof, environment: Environment) -> Candida
         built = ", ".join(sorted(old["seams"])) or "none"
         raise Refusal([_not_graduated(name, f"the proof has no layer of it; its seams: {built}")])
     plan = resolve(recipe, environment)
-    held = [
+    unreplaced = [
         layer.position
         for layer in plan.layers
         if layer.position in layers and not isinstance(layer.provider, Native)
     ]
-    if held:
+    if unreplaced:
         found = f"on megatron-core {plan.surface.version} a seam still builds these layers"
-        raise Refusal([_not_graduated(name, found, tuple(held))])
+        raise Refusal([_not_graduated(name, found, tuple(unreplaced))])
     return Candidate(
         name=name,
         proof=proof,
@@ -212,7 +212,7 @@ def find_candidate(name: str, proof: Proof, environment: Environment) -> Candida
 
 
 def write_report(graduation: Graduation, file: Path, today: datetime.date) -> None:
-    """Write what was compared, for the record of a deletion."""
+    """Write the report, which justifies the seam's deletion."""
     replace_text(file, json_text(graduation.to_dict(today)))
 
 
@@ -230,8 +230,8 @@ def _not_graduated(name: str, found: str, positions: tuple[int, ...] = ()) -> No
 def _reasons(graduation: Graduation) -> list[SeamsError]:
     keys, name = graduation.keys, graduation.candidate.name
     groups = {
-        "keys that the native model wants and the checkpoint lacks": keys.missing,
-        "keys of the checkpoint that the native model has not": keys.unexpected,
+        "keys that the native model has and the checkpoint lacks": keys.missing,
+        "keys that the checkpoint has and the native model lacks": keys.unexpected,
         "keys with another shape or type": tuple(
             f"{key} (saved {saved}, native {native})"
             for key, (saved, native) in sorted(keys.different.items())

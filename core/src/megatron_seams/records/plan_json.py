@@ -1,4 +1,4 @@
-"""A plan as JSON values: what receipts hold, comparisons read, and ``resolve --json`` prints."""
+"""A plan as JSON values, for receipts, comparisons and ``resolve --json``."""
 
 import hashlib
 from typing import Any
@@ -9,7 +9,7 @@ from megatron_seams.seams.seam import Seam
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values; what a receipt holds and what ``resolve --json`` prints."""
+    """The plan as JSON values (docs/schema/receipt.schema.json)."""
     return {
         "name": plan.name,
         "pattern": {
@@ -45,7 +45,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
 
 def describe_seam(seam: Seam) -> dict[str, Any]:
-    """A chosen seam, with what ties the plan to exactly this code."""
+    """A chosen seam as JSON values, with the digests of its manifest and code."""
     return {
         "family": seam.family,
         "status": seam.manifest.seam.status,
@@ -77,8 +77,8 @@ def _layer(layer: Layer) -> dict[str, Any]:
 def code_digest(seam: Seam) -> str:
     """SHA-256 over the names and contents of every file of the seam's top-level package.
 
-    The whole package and not the seam's own folder: what a sibling module computes, the seam
-    computes. Byte code is left out, since it depends on who imported what.
+    The whole package and not the seam's own folder, since the seam may use any module of the
+    package. Byte code is left out, since it depends on what was imported before.
     """
     digest = hashlib.sha256()
     top = seam.directory
@@ -92,7 +92,7 @@ def code_digest(seam: Seam) -> str:
 
 
 def layer_line(layer: dict[str, Any]) -> str:
-    """One described layer in a line: what is compared, and how differences name it."""
+    """A layer of :func:`describe_plan` as one line; two layers are equal if their lines are."""
     provider = "native" if layer["seam"] is None else f"seam {layer['seam']} ({layer['owner']})"
     stage = f", stage {layer['stage']}"
     return (

@@ -1,4 +1,4 @@
-"""The proof that a smoke run leaves for a later Megatron: its files, and that they are whole."""
+"""The proof of a smoke run: the files that it saves for a later Megatron, and their digests."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from megatron_seams.records.receipt import receipt_digest
 SCHEMA: Final = 1
 KIND: Final = "megatron-seams proof"
 
-#: The file that describes the others; without it a folder is no proof.
+#: The file that lists the others; without it a folder is no proof.
 INDEX: Final = "proof.json"
 RECEIPT: Final = "receipt.json"
 PROBE: Final = "probe.pt"
@@ -28,9 +28,9 @@ class Proof:
     """A folder with a receipt, a probe and a checkpoint.
 
     Attributes:
-        folder: Where it is.
-        megatron_core: The version that trained and saved it.
-        settings: The native settings that the toy model was built with.
+        folder: The folder.
+        megatron_core: The version that trained and saved the model.
+        settings: The native settings of the toy model.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class Proof:
 
     @property
     def probe(self) -> Path:
-        """Token ids, losses and logits."""
+        """The file of token ids, losses and logits."""
         return self.folder / PROBE
 
     @property
@@ -54,7 +54,7 @@ class Proof:
 
 
 def write_index(proof: Proof) -> None:
-    """Describe the files that are there by now; the last step of making a proof."""
+    """Write the index over the files that are there; the last step of making a proof."""
     body: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
@@ -67,10 +67,11 @@ def write_index(proof: Proof) -> None:
 
 
 def read_proof(folder: Path) -> Proof:
-    """Read a proof and hold its files to their digests.
+    """Read a proof and check its files against their digests.
 
     Raises:
-        ProofUnreadable: It is none, of another schema, or a file is missing, new or changed.
+        ProofUnreadable: The folder is no proof, one of another schema, or a file is missing, new or
+            changed.
     """
 
     def unreadable(found: str) -> ProofUnreadable:
@@ -96,7 +97,7 @@ def read_proof(folder: Path) -> Proof:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise unreadable(f"{type(error).__name__}: {error}") from error
     if edited:
-        raise unreadable("it was edited once written")
+        raise unreadable("it was edited afterwards")
     changed = sorted(name for name in stated.keys() | there if stated.get(name) != there.get(name))
     if changed:
         raise unreadable(f"missing, new or changed since it was made: {', '.join(changed)}")

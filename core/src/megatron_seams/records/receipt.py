@@ -1,7 +1,6 @@
 """Receipts: a plan on disk with the versions and digests that produced it.
 
-A receipt holds the recipe that was asked, so that an environment can be held to it
-(:mod:`megatron_seams.records.verify`).
+A receipt contains its recipe, so that :mod:`megatron_seams.records.verify` can resolve it again.
 """
 
 import datetime
@@ -36,9 +35,9 @@ def receipt_text(
     """The text of a receipt.
 
     Args:
-        plan: As :func:`describe_plan` gives it.
+        plan: The plan, from :func:`describe_plan`.
         request: The recipe as JSON values.
-        accepted: Its history, the oldest first (:mod:`megatron_seams.records.accept`).
+        accepted: The acceptances, the oldest first (:mod:`megatron_seams.records.accept`).
     """
     body: dict[str, Any] = {
         "schema": SCHEMA,
@@ -59,7 +58,7 @@ def receipt_digest(body: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A recipe as JSON values, with the keys that its TOML file has."""
+    """A recipe as JSON values, with the keys of its TOML file."""
     if attrs.has(type(value)):
         pairs = attrs.asdict(value, recurse=False).items()
         return {key_of(name): _plain(part) for name, part in pairs if part is not None}
@@ -74,7 +73,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
     """Read a receipt and the recipe in it.
 
     Raises:
-        ReceiptUnreadable: It is no receipt, of another schema, or a byte of it was changed.
+        ReceiptUnreadable: The file is no receipt, one of another schema, or a byte was changed.
     """
 
     def unreadable(found: str, advice: str) -> ReceiptUnreadable:
@@ -97,10 +96,10 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         raise unreadable(
             f"its schema is {body.get('schema')!r}, and this version reads {SCHEMA}", advice
         )
-    # The digest covers the values; that a value has one spelling here covers every other byte.
+    # The digest covers the values. That the text is their canonical spelling covers every byte.
     if body.get("digest") != receipt_digest(body) or text != json_text(body):
         raise unreadable(
-            "its contents do not have the digest that it states: it was edited once written",
+            "its contents do not have the digest that it states: it was edited afterwards",
             "restore it from version control, or write it anew",
         )
     try:
@@ -118,7 +117,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
 
 
 def _is_whole(plan: dict[str, Any]) -> bool:
-    """Whether a plan from a file holds everything that a comparison reads; raises if not."""
+    """Whether a plan from a file has everything that a comparison reads; may raise if not."""
     layers = [*plan["layers"], *plan["mtp_layers"]]
     parts = (plan["seams"], plan["megatron_core"])
     return all(isinstance(part, dict) for part in parts) and all(
@@ -127,7 +126,7 @@ def _is_whole(plan: dict[str, Any]) -> bool:
 
 
 def _dated(request: dict[str, Any]) -> dict[str, Any]:
-    # JSON has no dates; an override's expiry is the only one that a recipe's own keys hold.
+    # JSON has no dates; among a recipe's own keys, only an override's expiry is one.
     entries = request.get("override", [])
     return {
         **request,

@@ -1,4 +1,4 @@
-"""Verification: a receipt's recipe is resolved again and everything is compared."""
+"""Verification: a receipt's recipe resolved again, and every difference between the two plans."""
 
 import datetime
 import json
@@ -16,13 +16,13 @@ from megatron_seams.records.receipt import read_receipt
 def verify(
     path: Path | str, environment: Environment, *, today: datetime.date | None = None
 ) -> tuple[SeamsError, ...]:
-    """Compare the plan that an environment makes now with a receipt.
+    """Compare a receipt with the plan that an environment makes of its recipe.
 
     Returns:
-        Every difference, none if the environment still makes exactly this plan.
+        Every difference; none if the environment still makes exactly this plan.
 
     Raises:
-        ReceiptUnreadable: It is no receipt, or was edited.
+        ReceiptUnreadable: The file is no receipt, or was edited.
     """
     body, recipe = read_receipt(Path(path))
     old = body["plan"]
@@ -36,7 +36,7 @@ def verify(
 def _environment_differences(
     old: dict[str, Any], environment: Environment
 ) -> Iterator[ReceiptDiffers]:
-    """The differences of environments, for a recipe that no longer resolves."""
+    """The differences of Megatron and seams, for a recipe that no longer resolves."""
     surface = environment.surface
     megatron = {"version": str(surface.version), "surface_digest": surface.digest}
     installed = {seam.name: seam for seam in environment.discovery.seams}
@@ -46,7 +46,7 @@ def _environment_differences(
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[ReceiptDiffers]:
-    """Every way in which two described plans differ."""
+    """Every difference between two plans of :func:`describe_plan`."""
     for key in sorted(set(old) | set(new)):
         if key in ("layers", "mtp_layers"):
             yield from _layer_differences(key, old.get(key, []), new.get(key, []))
@@ -59,15 +59,14 @@ def _compare(path: str, old: Any, new: Any) -> Iterator[ReceiptDiffers]:
         for key in sorted(set(old) | set(new)):
             yield from _compare(f"{path}.{key}", old.get(key), new.get(key))
     elif old != new and not path.endswith(".why"):
-        # Why a layer resolves as it does is prose that names versions; what it resolves *to* is
-        # compared in full.
+        # The reason for a provider is prose that names versions; the provider itself is compared.
         yield _differs(path, old, new)
 
 
 def _layer_differences(
     path: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
 ) -> Iterator[ReceiptDiffers]:
-    """One difference for each way in which layers changed, with all its positions."""
+    """One difference for each pair of old and new layer, with the positions of all such layers."""
     if len(old) != len(new):
         yield _differs(f"{path}: number of layers", len(old), len(new))
         return
@@ -81,14 +80,14 @@ def _layer_differences(
 
 
 def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> ReceiptDiffers:
-    def said(value: Any) -> str:
+    def shown(value: Any) -> str:
         if value is None:
             return "nothing"
         return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
     return ReceiptDiffers(
-        asked=f"{path}: {said(old)}",
-        found=said(new),
+        asked=f"{path}: {shown(old)}",
+        found=shown(new),
         next="restore what the receipt was made with; or, the change reviewed, accept it on the "
         "record",
         key=path,
