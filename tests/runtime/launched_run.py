@@ -18,7 +18,7 @@ SPEC = ("megatron_seams.runtime.launch", "stack_spec")
 
 def load(receipt):
     """What upstream makes of --spec, with that receipt."""
-    for name in (SPEC[0], "megatron_seams.runtime.trainer.held"):
+    for name in (SPEC[0], "megatron_seams.runtime.trainer.stack"):
         sys.modules.pop(name, None)
     if receipt is None:
         os.environ.pop("MEGATRON_SEAMS_RECEIPT", None)
@@ -33,8 +33,9 @@ def load(receipt):
 
 def build(spec, pattern, groups, **changes):
     """Upstream's model as its trainer builds it: from its own configuration and pattern."""
-    held = spec.params["held"]
-    chosen = model_settings(held.plan, held.plan.megatron, held.backend.settings())
+    prepared = spec.params["prepared"]
+    plan, backend = prepared.plan, prepared.backend
+    chosen = model_settings(plan, plan.megatron, backend.settings())
     for name, value in changes.items():
         setattr(chosen.config, name, value)
     return compat.build_hybrid_model(
@@ -52,8 +53,9 @@ def built_by_upstream(spec, groups):
         from megatron.training.models.hybrid import HybridModelBuilder, HybridModelConfig
     except ImportError:  # a release without it, or one whose trainer wants further packages
         return None
-    held = spec.params["held"]
-    chosen = model_settings(held.plan, held.plan.megatron, held.backend.settings())
+    prepared = spec.params["prepared"]
+    plan, backend = prepared.plan, prepared.backend
+    chosen = model_settings(plan, plan.megatron, backend.settings())
     asked = HybridModelConfig(
         transformer=chosen.config,
         hybrid_stack_spec=spec,
@@ -88,7 +90,7 @@ def main():
         "another plan": load(folder / "other.json"),
         "a plugin without its module": load(missing_module),
     }
-    sys.modules["megatron_seams.runtime.trainer.held"] = (
+    sys.modules["megatron_seams.runtime.trainer.stack"] = (
         None  # the next import of it is an ImportError
     )
     try:

@@ -53,7 +53,7 @@ def test_a_plan_without_a_seam_is_upstreams_own_model(plan_of):
     from megatron.core.transformer.spec_utils import ModuleSpec
 
     from megatron_seams.runtime import compat
-    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.backends.backend import choose_backend
     from megatron_seams.runtime.model.build import build_model
 
     plan = plan_of("*-*E", megatron=MOE)
@@ -173,7 +173,7 @@ def test_a_seam_at_layer_1_does_not_reach_into_an_mtp_depth(plan_of):
 def test_the_submodules_that_upstream_keeps_are_not_changed(plan_of):
     from megatron.core.transformer.spec_utils import ModuleSpec
 
-    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.backends.backend import choose_backend
     from megatron_seams.runtime.model.build import build_model
     from megatron_seams.runtime.model.stack import with_seams
 
@@ -274,7 +274,7 @@ def test_upstreams_fused_latent_projection_is_refused_under_a_seam_in_its_slot(p
 
 
 def test_the_configuration_follows_from_the_plan(plan_of, native):
-    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.backends.backend import choose_backend
     from megatron_seams.runtime.model.settings import model_settings
 
     spread = Parallelism(tensor_parallel=2, sequence_parallel=True, pipeline_parallel=2)
@@ -307,9 +307,9 @@ def test_a_later_stage_numbers_its_seams_globally(plan_of):
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.spec_utils import build_module
 
-    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.backends.backend import choose_backend
     from megatron_seams.runtime.model.build import build_model, stack_spec
-    from megatron_seams.runtime.plugins import load_plugins
+    from megatron_seams.runtime.model.prepare import prepare
 
     plan = plan_of(
         "*-|KR",
@@ -318,7 +318,7 @@ def test_a_later_stage_numbers_its_seams_globally(plan_of):
         parallelism=Parallelism(pipeline_parallel=2),
     )
     config = build_model(plan_of("*-")).config
-    spec = stack_spec(plan, config, load_plugins(plan.seams), choose_backend())
+    spec = stack_spec(prepare(plan, choose_backend()), config)
     stack = build_module(
         spec,
         config,

@@ -117,7 +117,7 @@ def _rewrite(receipt, old, new):
         ("a plugin without its module", ["SEAM-B01", "nowhere_at_all"]),
         (
             "import error",
-            ["the seams' stack cannot be made", "megatron_seams.runtime.trainer.held"],
+            ["the seams' stack cannot be made", "megatron_seams.runtime.trainer.stack"],
         ),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_model_trains(
     import torch
     from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
-    from megatron_seams.runtime.backends.choice import choose_backend
+    from megatron_seams.runtime.backends.backend import choose_backend
     from megatron_seams.runtime.cpu.world import cpu_world
     from megatron_seams.runtime.model.build import build_model
 

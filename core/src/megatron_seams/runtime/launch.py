@@ -12,9 +12,9 @@ ImportError may leave this module; whatever goes wrong stops the run.
 import os
 
 try:
-    from megatron_seams.runtime.trainer.held import held_stack
+    from megatron_seams.runtime.trainer.stack import receipt_stack
 
-    stack_spec = held_stack(os.environ)
+    stack_spec = receipt_stack(os.environ)
 except ImportError as error:
     message = f"the seams' stack cannot be made: {type(error).__name__}: {error}"
     raise RuntimeError(message) from error

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Any
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_seams.errors import CannotRunHere, Refusal, SeamsError
+from megatron_seams.errors import Refusal
 from megatron_seams.planning.lowering import lowered_pattern
-from megatron_seams.planning.plan import Layer, Plan
+from megatron_seams.planning.plan import Plan
 from megatron_seams.runtime import compat
-from megatron_seams.runtime.backends.choice import ModelBackend, choose_backend
+from megatron_seams.runtime.backends.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.model.features import attach_features
-from megatron_seams.runtime.model.seam_layers import SeamLayers
-from megatron_seams.runtime.model.settings import ModelSettings, model_settings, rejected
+from megatron_seams.runtime.model.prepare import PreparedPlan, attempt, prepare
+from megatron_seams.runtime.model.settings import model_settings, rejected
 from megatron_seams.runtime.model.stack import BackendStack, SeamHybridStack, refusal_behind
-from megatron_seams.runtime.plugins import LoadedSeams, load_plugins
-from megatron_seams.upstream.surface import Native
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -56,13 +54,17 @@ def build_model(
             (:class:`SettingsInvalid`).
         SeamsError: What a seam's hook raised, or what it returned wrongly.
     """
-    backend = backend or choose_backend()
-    loaded, chosen = _prepared(plan, plan.megatron if settings is None else settings, backend)
+    given = plan.megatron if settings is None else settings
+    here = backend or choose_backend()
+    prepared, unprepared = attempt(lambda: prepare(plan, here))
+    chosen, invalid = attempt(lambda: model_settings(plan, given, here.settings()))
+    if prepared is None or chosen is None:
+        raise Refusal((*unprepared, *invalid))
     groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
     try:
         model = compat.build_hybrid_model(
             chosen.config,
-            stack_spec(plan, chosen.config, loaded, backend),
+            stack_spec(prepared, chosen.config),
             hybrid_layer_pattern=lowered_pattern(plan),
             pre_process=pre_process,
             post_process=post_process,
@@ -78,73 +80,20 @@ def build_model(
             # How upstream's constructors refuse sizes that do not fit together.
             raise Refusal([rejected(error, plan)]) from error
         raise
-    attach_features(
-        model, plan, loaded, backend.provider, vocab_size=chosen.arguments["vocab_size"]
-    )
+    attach_features(model, prepared, vocab_size=chosen.arguments["vocab_size"])
     return model
 
 
-def stack_spec(
-    plan: Plan, config: "TransformerConfig", loaded: LoadedSeams, backend: ModelBackend
-) -> ModuleSpec:
+def stack_spec(prepared: PreparedPlan, config: "TransformerConfig") -> ModuleSpec:
     """The spec of the plan's stack, for ``HybridModel``.
 
     Args:
-        plan: The model.
-        config: Its configuration.
-        loaded: Its plugins.
-        backend: Linears, norms and native layers.
+        prepared: The plan.
+        config: The model's configuration.
     """
-    submodules = backend.submodules(config)
-    final_norm = backend.final_norm()
-    norm = {} if final_norm is None else {"final_norm": final_norm}
-    if plan.custom_layers():
-        seam_layers = SeamLayers.of_plan(plan, loaded, backend.provider)
-        params = {"seam_layers": seam_layers, **norm}
+    submodules, norm = prepared.backend.submodules(config), prepared.final_norm()
+    if prepared.plan.custom_layers():
+        params = {"seam_layers": prepared.seam_layers(), **norm}
         return ModuleSpec(module=SeamHybridStack, params=params, submodules=submodules)
     stack = BackendStack if norm else compat.HybridStack
     return ModuleSpec(module=stack, params=norm, submodules=submodules)
-
-
-def cannot_run(plan: Plan, backend: ModelBackend) -> list[CannotRunHere]:
-    """One fault for each native family of the plan that ``backend`` cannot build."""
-    where: dict[str, list[Layer]] = {}
-    for layer in (*plan.layers, *plan.mtp):
-        if isinstance(layer.provider, Native):
-            where.setdefault(layer.family, []).append(layer)
-    faults = []
-    for family, layers in where.items():
-        reason = backend.why_not(family)
-        if reason is None:
-            continue
-        tokens = ", ".join(dict.fromkeys(repr(layer.token) for layer in layers))
-        faults.append(
-            CannotRunHere(
-                asked=f"native {family} (token {tokens}, {len(layers)} layers) on this machine",
-                found=f"{reason}; the backend here is {backend.name!r}",
-                next="run it where Transformer Engine and a GPU are, or leave these layers out",
-                subject=family,
-                positions=tuple(it.position for it in plan.layers if it.family == family),
-            )
-        )
-    return faults
-
-
-def _prepared(
-    plan: Plan, settings: Mapping[str, Any], backend: ModelBackend
-) -> tuple[LoadedSeams, ModelSettings]:
-    """Plugins and configuration, or every reason against either."""
-    faults: list[SeamsError] = [*cannot_run(plan, backend)]
-    loaded: LoadedSeams | None = None
-    chosen: ModelSettings | None = None
-    try:
-        loaded = load_plugins(plan.seams, plan.options)
-    except Refusal as refusal:
-        faults.extend(refusal.reasons)
-    try:
-        chosen = model_settings(plan, settings, backend.settings())
-    except Refusal as refusal:
-        faults.extend(refusal.reasons)
-    if faults or loaded is None or chosen is None:
-        raise Refusal(faults)
-    return loaded, chosen

@@ -9,10 +9,11 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from megatron_seams.errors import FeatureInvalid, HookMissing
-from megatron_seams.hookspecs import Backend, FeatureContext
+from megatron_seams.hookspecs import FeatureContext
 from megatron_seams.planning.features import EMBEDDING
-from megatron_seams.planning.plan import Plan, PlannedFeature
+from megatron_seams.planning.plan import PlannedFeature
 from megatron_seams.runtime.model.batch import Batch
+from megatron_seams.runtime.model.prepare import PreparedPlan
 from megatron_seams.runtime.plugins import LoadedSeams
 
 if TYPE_CHECKING:
@@ -80,9 +81,7 @@ class ResidualFeature:
 
 def attach_features(
     model: "HybridModel",
-    plan: Plan,
-    loaded: LoadedSeams,
-    backend: Backend,
+    prepared: PreparedPlan,
     *,
     vocab_size: int,
     decoder: nn.Module | None = None,
@@ -91,9 +90,7 @@ def attach_features(
 
     Args:
         model: Upstream's model, as one pipeline stage builds it; its embedding exists already.
-        plan: The model's plan.
-        loaded: Its plugins.
-        backend: Where the seams take their linears and norms from.
+        prepared: The model's plan.
         vocab_size: Rows of the word embedding.
         decoder: The stack of layers, where ``model`` does not have it yet.
 
@@ -101,6 +98,7 @@ def attach_features(
         HookMissing: A hook returned something else than a torch ``Module``.
         FeatureInvalid: As :func:`attach_to_embedding` and :func:`attach_to_layer`.
     """
+    plan, loaded = prepared.plan, prepared.loaded
     layers: Any = (model.decoder if decoder is None else decoder).layers
     batch = Batch(features=tuple(feature.seam.name for feature in plan.features))
     attached = False
@@ -110,7 +108,7 @@ def attach_features(
             config=model.config,
             options=loaded.options[name],
             megatron_version=Version(megatron_version),
-            backend=backend,
+            backend=prepared.backend.provider,
             pg_collection=model.pg_collection,
             placement=feature.placement,
             vocab_size=vocab_size,

@@ -1,1 +1,1 @@
-"""A run under upstream's own trainer, held to a receipt."""
+"""A run under upstream's own trainer, checked against a receipt."""

@@ -1,8 +1,8 @@
-"""A stack that is held to a receipt: what upstream's trainer builds instead of its own.
+"""The stack of a receipt, which upstream's trainer builds in the place of its own.
 
-The trainer makes configuration and model from its command line, so that two sources speak of the
-same layers. The receipt says what each layer is; the command line only spells them. Where they
-disagree the run stops, since a seam's layer number would then mean another layer.
+The trainer makes configuration and model from its command line, so two sources describe the same
+layers: the receipt says what each layer is, the command line only spells them. Where they disagree
+the run stops, since a seam's layer number would then mean another layer.
 """
 
 from collections.abc import Mapping
@@ -14,46 +14,22 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from megatron_seams.errors import LaunchInvalid, Refusal, SeamsError
+from megatron_seams.errors import LaunchInvalid, Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.lowering import lowered_pattern
-from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.records.receipt import read_receipt
 from megatron_seams.records.verify import verify
-from megatron_seams.runtime.backends.choice import ModelBackend, choose_backend
-from megatron_seams.runtime.model.build import cannot_run
+from megatron_seams.runtime.backends.backend import choose_backend
 from megatron_seams.runtime.model.features import attach_features
-from megatron_seams.runtime.model.seam_layers import SeamLayers
+from megatron_seams.runtime.model.prepare import PreparedPlan, prepare
 from megatron_seams.runtime.model.stack import SeamHybridStack, StackRefused
-from megatron_seams.runtime.plugins import LoadedSeams, load_plugins
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 #: The environment variable that names the receipt of a run.
 RECEIPT: Final = "MEGATRON_SEAMS_RECEIPT"
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Held:
-    """What a run is held to.
-
-    Attributes:
-        receipt: The receipt's file, for messages.
-        plan: Its plan, which this environment still makes.
-        loaded: The plan's plugins.
-        backend: Linears, norms and native layers.
-    """
-
-    receipt: str
-    plan: Plan
-    loaded: LoadedSeams
-    backend: ModelBackend
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Held":
-        """Itself: upstream copies specs, and plugins are modules."""
-        return self
 
 
 @attrs.frozen(kw_only=True)
@@ -74,7 +50,7 @@ class PlannedNorms:
         return cls(qk_layernorm=bool(read("qk_layernorm")), q_lora_rank=rank)
 
 
-def held_stack(variables: Mapping[str, str]) -> ModuleSpec:
+def receipt_stack(variables: Mapping[str, str]) -> ModuleSpec:
     """The spec of the stack for the receipt that ``MEGATRON_SEAMS_RECEIPT`` names.
 
     Args:
@@ -85,56 +61,48 @@ def held_stack(variables: Mapping[str, str]) -> ModuleSpec:
             a plugin does not load, the machine cannot build a family.
         ReceiptUnreadable: The file is no receipt, or was edited.
     """
-    held = _hold(variables.get(RECEIPT))
-    norm = held.backend.final_norm()
+    file = variables.get(RECEIPT)
+    if not file:
+        raise Refusal([_no_receipt()])
+    prepared = _prepare(Path(file))
     return ModuleSpec(
-        module=HeldStack,
+        module=ReceiptStack,
         params={
-            "held": held,
-            "seam_layers": SeamLayers.of_plan(held.plan, held.loaded, held.backend.provider),
-            **({} if norm is None else {"final_norm": norm}),
+            "receipt": file,
+            "prepared": prepared,
+            "seam_layers": prepared.seam_layers(),
+            **prepared.final_norm(),
         },
-        submodules=held.backend.submodules(PlannedNorms.of(held.plan.megatron)),
+        submodules=prepared.backend.submodules(PlannedNorms.of(prepared.plan.megatron)),
     )
 
 
-def _hold(receipt: str | None) -> Held:
-    if not receipt:
-        raise Refusal(
-            [
-                LaunchInvalid(
-                    asked="the receipt that this run is held to",
-                    found=f"{RECEIPT} is not set",
-                    next="write the recipe's receipt to a file, and export "
-                    f"{RECEIPT}=FILE on every rank",
-                    subject=RECEIPT,
-                )
-            ]
-        )
+def _no_receipt() -> LaunchInvalid:
+    return LaunchInvalid(
+        asked="the receipt that this run is held to",
+        found=f"{RECEIPT} is not set",
+        next=f"write the recipe's receipt to a file, and export {RECEIPT}=FILE on every rank",
+        subject=RECEIPT,
+    )
+
+
+def _prepare(receipt: Path) -> PreparedPlan:
     environment = read_environment()
-    _, recipe = read_receipt(Path(receipt))
-    differences = verify(Path(receipt), environment)
+    _, recipe = read_receipt(receipt)
+    differences = verify(receipt, environment)
     if differences:
         raise Refusal(differences)
-    plan = resolve(recipe, environment)
-    backend = choose_backend()
-    faults: list[SeamsError] = [*cannot_run(plan, backend)]
-    try:
-        loaded = load_plugins(plan.seams, plan.options)
-    except Refusal as refusal:
-        raise Refusal([*faults, *refusal.reasons]) from refusal
-    if faults:
-        raise Refusal(faults)
-    return Held(receipt=receipt, plan=plan, loaded=loaded, backend=backend)
+    return prepare(resolve(recipe, environment), choose_backend())
 
 
-class HeldStack(SeamHybridStack):
+class ReceiptStack(SeamHybridStack):
     """Upstream's stack with a receipt's seams, in a model that upstream's trainer builds.
 
     Args:
         config: The trainer's configuration.
         *args: As upstream's.
-        held: What the run is held to.
+        receipt: The receipt's file, for messages.
+        prepared: The receipt's plan, which this environment still makes.
         layer_type_list: The symbols of this stage's layers, from the trainer's command line.
         pp_layer_offset: The number of layers on earlier stages.
         **keywords: As :class:`SeamHybridStack`.
@@ -148,12 +116,13 @@ class HeldStack(SeamHybridStack):
         self,
         config: "TransformerConfig",
         *args: Any,
-        held: Held,
+        receipt: str,
+        prepared: PreparedPlan,
         layer_type_list: list[str],
         pp_layer_offset: int = 0,
         **keywords: Any,
     ) -> None:
-        faults = tuple(_differences(held, config, layer_type_list, pp_layer_offset))
+        faults = _differences(receipt, prepared, config, layer_type_list, pp_layer_offset)
         if faults:
             refusal = Refusal(faults)
             raise StackRefused(str(refusal)) from refusal
@@ -164,14 +133,19 @@ class HeldStack(SeamHybridStack):
             pp_layer_offset=pp_layer_offset,
             **keywords,
         )
-        if held.plan.features:
-            _attach_when_registered(self, held)
+        if prepared.plan.features:
+            _attach_when_registered(self, prepared)
 
 
 def _differences(
-    held: Held, config: "TransformerConfig", symbols: list[str], offset: int
+    receipt: str,
+    prepared: PreparedPlan,
+    config: "TransformerConfig",
+    symbols: list[str],
+    offset: int,
 ) -> list[LaunchInvalid]:
-    plan = held.plan
+    """One fault for each way in which the command line contradicts the receipt."""
+    plan = prepared.plan
     planned = [layer.provider.symbol for layer in plan.layers]
     compared: dict[str, tuple[object, object]] = {
         "the layers of this stage, --hybrid-layer-pattern": (
@@ -181,23 +155,23 @@ def _differences(
         "the number of layers": (len(planned), config.num_layers),
         "the number of MTP depths": (plan.pattern.mtp_depths, config.mtp_num_layers or 0),
     }
-    if held.backend.name == "local":
+    if prepared.backend.name == "local":
         norms = PlannedNorms.of(plan.megatron), PlannedNorms.of(config)
         compared["the norms of queries and keys"] = norms
     return [
         LaunchInvalid(
-            asked=f"{what}: {wanted}, as receipt {held.receipt} has it",
+            asked=f"{what}: {wanted}, as receipt {receipt} has it",
             found=f"this run's arguments say {found}",
             next="start the run with the native arguments of the receipt's recipe (its pattern is "
             f"{lowered_pattern(plan)!r})",
-            subject=held.receipt,
+            subject=receipt,
         )
         for what, (wanted, found) in compared.items()
         if wanted != found
     ]
 
 
-def _attach_when_registered(stack: nn.Module, held: Held) -> None:
+def _attach_when_registered(stack: nn.Module, prepared: PreparedPlan) -> None:
     """Attach the plan's features as soon as the model takes ``stack`` for its decoder.
 
     A trainer that is started with ``--spec`` offers no other moment between the model's embedding,
@@ -208,13 +182,6 @@ def _attach_when_registered(stack: nn.Module, held: Held) -> None:
         del name
         if child is stack:
             handle.remove()
-            attach_features(
-                parent,
-                held.plan,
-                held.loaded,
-                held.backend.provider,
-                vocab_size=parent.vocab_size,
-                decoder=child,
-            )
+            attach_features(parent, prepared, vocab_size=parent.vocab_size, decoder=child)
 
     handle = register_module_module_registration_hook(attach)
