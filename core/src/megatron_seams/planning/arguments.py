@@ -88,7 +88,7 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
 
 def _of_layers(plan: Plan) -> Iterator[tuple[str, ...]]:
     yield "--hybrid-layer-pattern", lowered_pattern(plan)
-    if any(layer.family in LATENT for layer in (*plan.layers, *plan.mtp)):
+    if not plan.families.isdisjoint(LATENT):
         yield ("--multi-latent-attention",)
 
 

@@ -135,6 +135,11 @@ class Plan:
     findings: tuple[SeamsError, ...] = ()
 
     @property
+    def families(self) -> frozenset[str]:
+        """The families of all layers, those of MTP included."""
+        return frozenset(layer.family for layer in (*self.layers, *self.mtp))
+
+    @property
     def seams(self) -> tuple[Seam, ...]:
         """The seams that the plan uses, by name."""
         chosen = {custom.seam.name: custom.seam for custom in self.custom_layers().values()}

@@ -2,7 +2,7 @@
 
 pluggy broadcasts a call to everything registered, lets the last one registered win, and ignores
 hooks that it does not know. So the choice is made before: each plan gets a PluginManager of its own
-that holds the chosen seams and nothing else, and each plugin is held to its manifest here.
+with the chosen seams and nothing else, and each plugin must implement what its manifest declares.
 """
 
 import importlib
@@ -31,7 +31,7 @@ from megatron_seams.seams.seam import Seam
 
 @attrs.frozen(kw_only=True)
 class LoadedSeams:
-    """The plugins of one plan, imported, held to their manifests, options validated.
+    """The plugins of one plan, imported and registered, with validated options.
 
     Attributes:
         manager: The plan's own PluginManager.
@@ -62,7 +62,7 @@ class LoadedSeams:
 def load_plugins(
     seams: Iterable[Seam], options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> LoadedSeams:
-    """Import the plugins of the chosen seams and hold each to its manifest.
+    """Import the plugins of the chosen seams and compare each with its manifest.
 
     Args:
         seams: The seams of one plan, at most one for each family.
@@ -72,26 +72,19 @@ def load_plugins(
         Refusal: With every fault: an import that fails, a module that comes from elsewhere than the
             manifest, a hook undeclared or missing, options that the seam does not accept.
     """
-    faults: list[SeamsError] = []
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs.Hooks)
     validated: dict[str, Any] = {}
+    faults: list[SeamsError] = []
     for seam in seams:
-        _add_family(manager, seam)
-        module = _import(seam, faults)
-        if module is None:
-            continue
-        held = _held_to_manifest(manager, seam, module)
-        faults.extend(held)
-        if held:
-            continue
         try:
-            manager.register(module, name=seam.name)
-        except pluggy.PluginValidationError as error:
-            # Arguments that no caller gives.
-            faults.append(_hook_missing(seam, module, f"implements another: {error}"))
-            continue
-        validated[seam.name] = _options(seam, module, (options or {}).get(seam.name, {}), faults)
+            module = _import(seam)
+            _register(manager, seam, module)
+            validated[seam.name] = _options(seam, module, (options or {}).get(seam.name, {}))
+        except SeamsError as fault:
+            faults.append(fault)
+        except Refusal as refusal:
+            faults.extend(refusal.reasons)
     if faults:
         raise Refusal(faults)
     manager.check_pending()
@@ -116,49 +109,52 @@ def _add_family(manager: pluggy.PluginManager, seam: Seam) -> None:
     manager.add_hookspecs(Introduced)
 
 
-def _import(seam: Seam, faults: list[SeamsError]) -> ModuleType | None:
+def _import(seam: Seam) -> ModuleType:
+    """Import the seam's plugin module, from where its manifest lies.
+
+    Raises:
+        PluginImport: The import fails.
+        Shadowed: Another copy was imported.
+    """
     name = f"{seam.package}.plugin"
     try:
         module = importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:  # SystemExit in a plugin must not end the run
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        faults.append(
-            PluginImport(
-                asked=f"the plugin module {name} of {seam.claim}",
-                found=f"{type(error).__name__}: {error}",
-                next=f'run `python -c "import {name}"` for the traceback, and ask {seam.owner}',
-                subject=seam.name,
-            )
-        )
-        return None
+        raise PluginImport(
+            asked=f"the plugin module {name} of {seam.claim}",
+            found=f"{type(error).__name__}: {error}",
+            next=f'run `python -c "import {name}"` for the traceback, and ask {seam.owner}',
+            subject=seam.name,
+        ) from error
     found = Path(module.__file__ or "").resolve()
     if Path(seam.directory).resolve() not in found.parents:
-        faults.append(
-            Shadowed(
-                asked=f"the plugin module {name} from {seam.directory}",
-                found=f"it was imported from {found}",
-                next="remove the other copy, or start from another working directory",
-                subject=seam.name,
-            )
+        raise Shadowed(
+            asked=f"the plugin module {name} from {seam.directory}",
+            found=f"it was imported from {found}",
+            next="remove the other copy, or start from another working directory",
+            subject=seam.name,
         )
-        return None
     return module
 
 
-def _held_to_manifest(
-    manager: pluggy.PluginManager, seam: Seam, module: ModuleType
-) -> list[SeamsError]:
-    """What the plugin implements must be what the manifest declares, and the other way round."""
+def _register(manager: pluggy.PluginManager, seam: Seam, module: ModuleType) -> None:
+    """Register a plugin that implements what its manifest declares, and nothing else.
+
+    Raises:
+        HookMissing: The hook is missing, or takes arguments that no caller gives.
+        Refusal: With a :class:`HookUndeclared` for each hook that the manifest does not declare.
+    """
+    _add_family(manager, seam)
     declared = {seam.manifest.hook, seam.manifest.options_hook}
     implemented = {
         name for name in dir(module) if manager.parse_hookimpl_opts(module, name) is not None
     }
     if seam.manifest.hook not in implemented:
         # A misspelt hook is missing and undeclared, and is one fault.
-        found = f"implements {sorted(implemented) or 'no hook'}"
-        return [_hook_missing(seam, module, found)]
-    return [
+        raise _hook_missing(seam, module, f"implements {sorted(implemented) or 'no hook'}")
+    undeclared = [
         HookUndeclared(
             asked=f"only the hooks that the manifest of {seam.claim} declares",
             found=f"{module.__name__} also implements {name!r}",
@@ -167,6 +163,12 @@ def _held_to_manifest(
         )
         for name in sorted(implemented - declared)
     ]
+    if undeclared:
+        raise Refusal(undeclared)
+    try:
+        manager.register(module, name=seam.name)
+    except pluggy.PluginValidationError as error:
+        raise _hook_missing(seam, module, f"implements another: {error}") from error
 
 
 def _hook_missing(seam: Seam, module: ModuleType, found: str) -> HookMissing:
@@ -178,31 +180,36 @@ def _hook_missing(seam: Seam, module: ModuleType, found: str) -> HookMissing:
     )
 
 
-def _options(
-    seam: Seam, module: ModuleType, given: Mapping[str, Any], faults: list[SeamsError]
-) -> Any:
-    """Validate the recipe's options by the class that the seam names."""
+def _options(seam: Seam, module: ModuleType, given: Mapping[str, Any]) -> Any:
+    """Validate the recipe's options by the class that the seam names.
+
+    Returns:
+        An instance of that class; None for a seam that takes no options.
+
+    Raises:
+        OptionsInvalid: There are options for a seam that takes none.
+        Refusal: With an :class:`OptionsInvalid` for each key that the class does not accept.
+    """
     hook = getattr(module, seam.manifest.options_hook, None)
     if hook is None:
         if given:
-            faults.append(
-                OptionsInvalid(
-                    asked=f"[seams.{seam.name}] {', '.join(sorted(given))}",
-                    found=f"{seam.claim} takes no options",
-                    next="remove the table from the recipe",
-                    subject=seam.name,
-                )
+            raise OptionsInvalid(
+                asked=f"[seams.{seam.name}] {', '.join(sorted(given))}",
+                found=f"{seam.claim} takes no options",
+                next="remove the table from the recipe",
+                subject=seam.name,
             )
         return None
     value, wrong = structure(hook(), given)
-    faults.extend(
-        OptionsInvalid(
-            asked=f"valid options for {seam.claim}",
-            found=fault.message,
-            next="correct the key in the recipe",
-            subject=seam.name,
-            key=f"seams.{seam.name}.{fault.key}".rstrip("."),
+    if wrong:
+        raise Refusal(
+            OptionsInvalid(
+                asked=f"valid options for {seam.claim}",
+                found=fault.message,
+                next="correct the key in the recipe",
+                subject=seam.name,
+                key=f"seams.{seam.name}.{fault.key}".rstrip("."),
+            )
+            for fault in wrong
         )
-        for fault in wrong
-    )
     return value

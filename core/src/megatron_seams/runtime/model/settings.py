@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import attrs
@@ -11,12 +11,10 @@ from megatron.core.activations import quick_gelu, squared_relu
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.nn import functional
 
-from megatron_seams.errors import Refusal, SeamsError, SettingsInvalid
+from megatron_seams.errors import Refusal, SettingsInvalid
+from megatron_seams.families import LATENT
 from megatron_seams.planning.plan import Plan
 from megatron_seams.runtime.compat import SPARSE, STACK_ARGUMENT, HybridModel
-
-#: Families whose layers need Megatron's configuration for latent attention.
-LATENT: Final = frozenset({"mla", "dsa"})
 
 _DTYPES: Final = {
     "float32": torch.float32,
@@ -83,26 +81,23 @@ def model_settings(
         Refusal: With a :class:`SettingsInvalid` for each setting that is unknown or misspelled, or
             for what Megatron's own checks say.
     """
-    families = {layer.family for layer in (*plan.layers, *plan.mtp)}
-    latent = not families.isdisjoint(LATENT)
+    latent = not plan.families.isdisjoint(LATENT)
     kind = MLATransformerConfig if latent else TransformerConfig
     fields = {field.name for field in dataclasses.fields(kind) if field.init}
     arguments = frozenset(inspect.signature(HybridModel.__init__).parameters) - _OURS
-    faults: list[SeamsError] = []
-    wanted = {key: _value(key, value, faults) for key, value in settings.items()}
-    for key in sorted(wanted.keys() - fields - arguments):
-        faults.append(_unknown(key, kind, plan))
-    if len(plan.pattern.stages) > 1 and plan.parallelism.pipeline_parallel == 1:
-        faults.append(_one_stage(plan))
-    if "vocab_size" not in wanted:
-        faults.append(_missing("vocab_size"))
-    if "max_sequence_length" not in wanted:
-        faults.append(_missing("max_sequence_length"))
+    unknown = sorted(settings.keys() - fields - arguments)
+    faults = [
+        *_misspelled(settings),
+        *(_unknown(key, kind, plan) for key in unknown),
+        *_one_stage(plan),
+        *(_missing(key) for key in ("vocab_size", "max_sequence_length") if key not in settings),
+    ]
     if faults:
         raise Refusal(faults)
+    wanted = {key: _value(key, value) for key, value in settings.items()}
     config = {key: value for key, value in wanted.items() if key in fields}
     config |= _derived(plan, latent)
-    config |= SPARSE if "dsa" in families else {}
+    config |= SPARSE if "dsa" in plan.families else {}
     config |= {k: v for k, v in backend.items() if k in fields}
     config.setdefault("params_dtype", _dtype(config))
     config.setdefault("pipeline_dtype", config["params_dtype"])
@@ -121,7 +116,7 @@ def rejected(error: BaseException, plan: Plan) -> SettingsInvalid:
     return SettingsInvalid(
         asked=f"Megatron's configuration for {plan.name}",
         found=f"{type(error).__name__}: {error}",
-        next="mend the recipe's [megatron] (its keys are upstream's own)",
+        next="correct the recipe's [megatron] (its keys are upstream's own)",
         subject=plan.name,
         key="megatron",
     )
@@ -152,21 +147,23 @@ def _dtype(config: Mapping[str, Any]) -> torch.dtype:
     return torch.float16 if config.get("fp16") else torch.float32
 
 
-def _value(key: str, value: Any, faults: list[SeamsError]) -> Any:
-    names = _SPELLED.get(key)
-    if names is None or not isinstance(value, str):
-        return value
-    if value not in names:
-        faults.append(
-            SettingsInvalid(
+def _value(key: str, value: Any) -> Any:
+    """The Python object that a setting spells by name; the value itself where it spells none."""
+    return _SPELLED[key][value] if key in _SPELLED and isinstance(value, str) else value
+
+
+def _misspelled(settings: Mapping[str, Any]) -> Iterator[SettingsInvalid]:
+    """One fault for each setting that is spelled by name, with a name that there is not."""
+    for key, value in settings.items():
+        names = _SPELLED.get(key)
+        if names is not None and isinstance(value, str) and value not in names:
+            yield SettingsInvalid(
                 asked=f"[megatron] {key} = {value!r}",
                 found=f"it is one of {', '.join(names)}",
                 next="correct the value",
                 subject=key,
                 key=f"megatron.{key}",
             )
-        )
-    return names.get(value)
 
 
 def _unknown(key: str, kind: type, plan: Plan) -> SettingsInvalid:
@@ -180,11 +177,14 @@ def _unknown(key: str, kind: type, plan: Plan) -> SettingsInvalid:
     )
 
 
-def _one_stage(plan: Plan) -> SettingsInvalid:
+def _one_stage(plan: Plan) -> Iterator[SettingsInvalid]:
+    """A fault where the pattern has several stages and one pipeline rank is to build them."""
     # Upstream picks a segment by pipeline rank: one rank would get the first stage and no word of
     # the others.
     stages = len(plan.pattern.stages)
-    return SettingsInvalid(
+    if stages == 1 or plan.parallelism.pipeline_parallel > 1:
+        return
+    yield SettingsInvalid(
         asked=f"the {stages} stages of pattern {plan.pattern.text!r}",
         found="pipeline-parallel is 1, and one rank builds one stage",
         next=f"set pipeline-parallel to {stages} or one of its divisors above 1, or leave out '|'",

@@ -94,9 +94,8 @@ def toy_settings(plan: Plan, smoke: Smoke) -> dict[str, Any]:
         Upstream's field and argument names -> values.
     """
     asked = {key: value for key, value in plan.megatron.items() if key not in _DROPPED}
-    families = {layer.family for layer in (*plan.layers, *plan.mtp)}
-    if "dsa" in families:
-        families.add("mla")  # sparse attention selects for a latent one
+    # Sparse attention selects for a latent one.
+    families = plan.families | ({"mla"} if "dsa" in plan.families else set())
     usual: dict[str, Any] = dict(_USUAL)
     small: dict[str, Any] = dict(_SMALL)
     for family in sorted(families):
