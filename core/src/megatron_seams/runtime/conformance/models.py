@@ -14,6 +14,7 @@ from megatron_seams.recipes.recipe import Smoke
 from megatron_seams.runtime.backends.local import LocalBackend
 from megatron_seams.runtime.conformance.rules import BUILDS
 from megatron_seams.runtime.model.build import build_model
+from megatron_seams.runtime.model.next_token import NextTokenBatch, token_positions
 from megatron_seams.runtime.smoke.toy import VOCABULARY, toy_settings
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ def tokens(*, rows: int = ROWS) -> Tensor:
 
 def losses_of(model: nn.Module, row: Tensor) -> Tensor:
     """The loss of each token of ``row`` [b, s + 1] but the first, [b, s]."""
-    inputs, labels = row[:, :-1].contiguous(), row[:, 1:].contiguous()
-    losses: Tensor = model(inputs, positions(inputs), None, labels=labels)
+    losses: Tensor = model(**NextTokenBatch.of(row).training())
     return losses
 
 
@@ -87,13 +87,8 @@ def logits_of(model: nn.Module, inputs: Tensor, *, begin: int = 0, **keywords: A
         begin: The position of the first of them.
         **keywords: As upstream's model takes them.
     """
-    logits: Tensor = model(inputs, positions(inputs) + begin, None, **keywords)
+    logits: Tensor = model(inputs, token_positions(inputs) + begin, None, **keywords)
     return logits
-
-
-def positions(inputs: Tensor) -> Tensor:
-    """Position ids of ``inputs`` [b, s]."""
-    return torch.arange(inputs.shape[1]).expand_as(inputs)
 
 
 def packed(*bounds: int) -> PackedSeqParams:

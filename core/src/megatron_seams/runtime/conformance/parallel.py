@@ -23,12 +23,12 @@ from megatron_seams.runtime.conformance.models import (
     STEP,
     build,
     losses_of,
-    positions,
     tokens,
 )
 from megatron_seams.runtime.conformance.subject import ASKED, Subject
 from megatron_seams.runtime.cpu.ranks import RankFailed, on_ranks
 from megatron_seams.runtime.cpu.world import cuda_on_cpu, gloo_world
+from megatron_seams.runtime.model.next_token import NextTokenBatch
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -155,8 +155,8 @@ def _computed(model: nn.Module, plan: Plan, groups: "ProcessGroupCollection") ->
     last = groups.pp.rank() == groups.pp.size() - 1
 
     def forward(_: Any, module: nn.Module) -> tuple[Tensor, Any]:
-        inputs, labels = row[:, :-1].contiguous(), row[:, 1:].contiguous()
-        out = module(inputs, positions(inputs), None, labels=labels if last else None)
+        batch = NextTokenBatch.of(row)
+        out = module(**(batch.training() if last else batch.forward()))
 
         def loss(losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             seen.append(losses.detach())
@@ -188,9 +188,13 @@ def _own(whole: Tensor, groups: "ProcessGroupCollection") -> Tensor:
 
 def _of_piece(model: nn.Module, row: Tensor, groups: "ProcessGroupCollection") -> Tensor:
     """The loss of each token that this rank has of ``row`` [b, s + 1]."""
-    inputs, labels = (_own(part, groups).contiguous() for part in (row[:, :-1], row[:, 1:]))
-    where = _own(positions(row[:, :-1]), groups)
-    losses: Tensor = model(inputs, where, None, labels=labels)
+    whole = NextTokenBatch.of(row)
+    piece = NextTokenBatch(
+        inputs=_own(whole.inputs, groups),
+        labels=_own(whole.labels, groups),
+        positions=_own(whole.positions, groups),
+    )
+    losses: Tensor = model(**piece.training())
     return losses
 
 

@@ -37,7 +37,7 @@ class Rule:
 FOUND = Rule(
     name="found",
     says="the seam is installed, its manifest is valid and it may be chosen here",
-    next="mend what is named, reinstall the plugin, and look at `registry list --owners`",
+    next="correct what is named, reinstall the plugin, and look at `registry list --owners`",
 )
 LIGHT_IMPORT = Rule(
     name="light import",
@@ -54,7 +54,7 @@ HOOKS = Rule(
 BUILDS = Rule(
     name="builds",
     says="a small model with the seam's layers builds on the local backend",
-    next="mend the constructor; where it only needs other sizes, give them in [megatron] of "
+    next="correct the constructor; where it only needs other sizes, give them in [megatron] of "
     "--seam-options, or as `megatron` of the test class",
 )
 FORWARD = Rule(

@@ -58,11 +58,6 @@ class Subject:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     megatron: Mapping[str, Any] = attrs.field(factory=dict)
 
-    @property
-    def is_layer(self) -> bool:
-        """Whether the seam builds layers, and not a feature beside them."""
-        return self.seam.manifest.kind == "block"
-
     def supports(self, capability: str) -> bool:
         """Whether the manifest says so."""
         return self.seam.manifest.supports[capability]

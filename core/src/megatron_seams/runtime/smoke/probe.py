@@ -15,6 +15,7 @@ from torch import Tensor
 from megatron_seams.errors import CannotRunHere
 from megatron_seams.records.proof import CHECKPOINT, PROBE, RECEIPT, Proof, write_index
 from megatron_seams.runtime.checkpoint import save_checkpoint
+from megatron_seams.runtime.model.next_token import NextTokenBatch
 
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel
@@ -46,15 +47,11 @@ def take_probe(model: "HybridModel", tokens: Tensor) -> Probe:
 
     The mode of the model is as before afterwards.
     """
-    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    positions = torch.arange(inputs.size(1)).expand_as(inputs)
-    training = model.training
+    batch, training = NextTokenBatch.of(tokens), model.training
     model.eval()
     try:
-        logits = model(inputs, positions, None)
-        # Some depths of multi-token prediction want a mask beside the labels.
-        mask = torch.ones(labels.shape)
-        losses = model(inputs, positions, None, labels=labels, loss_mask=mask)
+        logits = model(**batch.forward())
+        losses = model(**batch.training())
     finally:
         model.train(training)
     return Probe(tokens=tokens, losses=losses.float(), logits=logits.float())

@@ -19,6 +19,7 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Parallelism, Smoke
 from megatron_seams.runtime.cpu.world import cpu_world
 from megatron_seams.runtime.model.build import build_model
+from megatron_seams.runtime.model.next_token import NextTokenBatch
 from megatron_seams.runtime.smoke.curve import plot
 from megatron_seams.runtime.smoke.probe import refuse_used, save_proof
 from megatron_seams.runtime.smoke.text import (
@@ -237,15 +238,7 @@ def _share_of_peak(step: int, steps: int) -> float:
 
 def _loss(model: "HybridModel", tokens: Tensor) -> Tensor:
     """The mean loss of predicting each next byte; tokens are [b, s + 1]."""
-    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    positions = torch.arange(inputs.size(1)).expand_as(inputs)
-    losses: Tensor = model(
-        input_ids=inputs,
-        position_ids=positions,
-        attention_mask=None,
-        labels=labels,
-        loss_mask=torch.ones(labels.shape),  # read where there are MTP depths
-    )
+    losses: Tensor = model(**NextTokenBatch.of(tokens).training())
     return losses.mean()
 
 
