@@ -269,7 +269,7 @@ def test_a_layer_that_is_pointed_at_says_its_provider_and_reason(
     opened: tuple[Page, list[str]],
 ) -> None:
     page, _ = opened
-    told = page.locator(".said")
+    told = page.locator(".note")
     assert told.inner_text() == "33 layers, 25 native, 7 seam, 1 experiment"
     page.get_by_role("button", name="Layer 2, K").hover()
     assert told.inner_text().split("\n") == [
@@ -284,7 +284,7 @@ def test_a_layer_that_is_pointed_at_says_its_provider_and_reason(
 def test_a_layer_that_is_tapped_says_the_same(opened: tuple[Page, list[str]]) -> None:
     page, _ = opened
     page.get_by_role("button", name="Layer 31, N").tap()
-    assert page.locator(".said").inner_text().startswith("Layer 31, N: gla: seam gla (experiment)")
+    assert page.locator(".note").inner_text().startswith("Layer 31, N: gla: seam gla (experiment)")
 
 
 @pytest.mark.parametrize("opened", [WIDE], indirect=True)
@@ -312,7 +312,7 @@ def test_a_keyboard_reaches_every_layer_and_a_strip_is_one_stop(
     assert press("Shift+Tab") == stops[5]
     assert press("ArrowLeft") == stops[5]  # the first has nothing before it
     assert press("ArrowRight").startswith("Layer 2, K")
-    assert page.locator(".said strong").inner_text().startswith("Layer 2, K")
+    assert page.locator(".note strong").inner_text().startswith("Layer 2, K")
     assert press("End").startswith("Layer 33, E")
     assert press("Home") == stops[5]
     reached = {press("ArrowRight") for _ in range(40)}

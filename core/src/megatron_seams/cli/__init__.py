@@ -13,8 +13,8 @@ import click
 from megatron_seams._version import __version__
 from megatron_seams.errors import Refusal, SeamsError
 
-#: Command -> module and attribute. A module is imported when its command is asked for: what the
-#: others need would be most of the time that `registry list` takes.
+#: Command -> module and attribute. A module is imported when its command is run: importing all of
+#: them would take most of the time of `registry list`.
 _COMMANDS: Final = {
     "accept": "accept:accept_command",
     "args": "args:args_command",
@@ -33,7 +33,7 @@ _COMMANDS: Final = {
 
 
 class _Registry(click.Group):
-    """The commands, imported when asked for; a refusal becomes its message and its exit code."""
+    """The commands, each imported when it is run; a refusal becomes its message and exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -63,7 +63,7 @@ class _Registry(click.Group):
 @click.group(cls=_Registry, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="registry")
 def cli() -> None:
-    """Say what every block of a Megatron hybrid model is built by, and who answers for it.
+    """Show what builds every block of a Megatron hybrid model, and who answers for it.
 
     Exit codes: 0 fine, 1 findings, 2 refused or bad input, 3 the environment is broken.
     """
@@ -78,13 +78,13 @@ def commands() -> dict[str, click.Command]:
 
 def main() -> None:
     """Run the command line."""
-    # A pattern is shown even where the terminal cannot spell it; an argument may hold any bytes.
+    # An argument may be any bytes, and is shown even where the terminal cannot encode it.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="registry")
     except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; there is nobody left to tell.
+        # The reader of the pipe (`| head`) has closed it.
         sys.stderr.close()
         sys.exit(0)

@@ -1,4 +1,4 @@
-"""``registry accept``: take a changed plan on the record."""
+"""``registry accept``: rewrite a receipt to a changed plan, with who accepted it and why."""
 
 import datetime
 import getpass
@@ -22,7 +22,8 @@ from megatron_seams.records.accept import Acceptance, accept
 def accept_command(receipt: Path, reason: str, by: str | None, megatron: Path | None) -> None:
     """Rewrite RECEIPT to the plan that this environment makes, and record who, why and what.
 
-    The record keeps the old digest and every difference. A receipt that fits is not touched.
+    The record keeps the old digest and every difference. A receipt without a difference is not
+    touched.
     """
     try:
         acceptance = Acceptance(

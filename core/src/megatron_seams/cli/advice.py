@@ -1,7 +1,6 @@
-"""The command or page that does what a fault's ``next`` says.
+"""Advice: the command to type, or the page to read, for what a fault's ``next`` says.
 
-The library's faults are true without a shell; this is where a reader of the command line gets the
-words to type, or the page to read.
+The library's faults are true without a shell, and so name no command; the command line adds it.
 """
 
 from collections.abc import Mapping
@@ -36,5 +35,5 @@ ADVICE: Final[Mapping[type[SeamsError], str]] = {
 
 
 def advice_on(fault: SeamsError) -> str:
-    """A line for the end of a fault's message; empty where its ``next`` says it all."""
+    """The last line of a fault's message; empty where its ``next`` needs no command."""
     return ADVICE.get(type(fault), "")

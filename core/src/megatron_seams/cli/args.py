@@ -39,7 +39,7 @@ def args_command(
 ) -> None:
     """Print the native arguments of a model: only flags that this Megatron has, quoted for a shell.
 
-    What no native flag can say goes to standard error as notes: the custom layers and features, and
+    Notes go to standard error: the custom layers and features, which no native flag expresses, and
     which of upstream's own figures are then wrong.
     """
     recipe = recipe_of(model, dialect, depth)

@@ -20,13 +20,13 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
     "--codeowners",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="The file that owners are held to (default: the one that GitHub reads in the workspace).",
+    help="Check owners against this file (default: the one that GitHub reads in the workspace).",
 )
 @click.option(
     "--workspace",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     default=Path(),
-    help="The workspace whose policy holds (default: the working directory's).",
+    help="The workspace whose policy applies (default: the working directory's).",
 )
 @click.option(
     "--format",
@@ -48,11 +48,11 @@ def check_command(
 ) -> None:
     """Check the installed seams, or those of source trees and wheels, as a gate.
 
-    Held to: the Megatron in hand, CODEOWNERS, review dates, and what the workspace says under
-    [tool.megatron-seams] in its pyproject.toml. Exits with 1 on errors; warnings alone pass. No
-    plugin is imported. docs/check.md says what is checked.
+    They are checked against the importable Megatron, CODEOWNERS, their review dates, and
+    [tool.megatron-seams] in the workspace's pyproject.toml. Exits with 1 on errors; warnings alone
+    pass. No plugin is imported. docs/check.md lists the rules.
     """
-    # What only this command needs is not loaded for the others.
+    # Imported here, as no other command needs them.
     from megatron_seams.governance.codeowners import find_codeowners, read_codeowners
     from megatron_seams.governance.gate import check
     from megatron_seams.governance.workspace import read_workspace
@@ -67,7 +67,7 @@ def check_command(
         codeowners=owners,
         whole=not paths or policy.root in {path.resolve() for path in paths},
     )
-    # What annotates a file names it from the repository's root, where CODEOWNERS is.
+    # Annotations name a file by its path from the repository's root, where CODEOWNERS is.
     _print(gate, form, owners.root if owners else root)
     context.exit(gate.exit_code)
 

@@ -1,6 +1,6 @@
-"""What the commands share: reading their arguments, and showing what went wrong.
+"""Options and output that the commands share.
 
-What draws is imported where something is drawn: a program that asks for JSON does not wait for it.
+rich is imported where something is drawn: a program that asks for JSON does not wait for it.
 """
 
 import sys
@@ -22,24 +22,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def megatron_option(command: F) -> F:
-    """``--megatron``: plan against another Megatron than the one in hand."""
+    """``--megatron``: plan against another Megatron than the importable one."""
     return click.option(
         "--megatron",
         type=click.Path(path_type=Path),
         metavar="WHEEL|PATH",
-        help="Use this megatron-core (wheel, sdist or folder) instead of the one in hand.",
+        help="Use this megatron-core (wheel, sdist or folder) instead of the importable one.",
     )(command)
 
 
 def json_option(command: F) -> F:
-    """``--json``: the same answer for a program."""
+    """``--json``: print JSON instead of text."""
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON (docs/schema) instead of text."
     )(command)
 
 
 def receipt_option(command: F) -> F:
-    """``--receipt``: keep the answer."""
+    """``--receipt``: write the plan to a file."""
     return click.option(
         "--receipt",
         type=click.Path(path_type=Path, dir_okay=False, writable=True),
@@ -49,7 +49,7 @@ def receipt_option(command: F) -> F:
 
 
 def write_receipt(file: Path | None, text: str) -> None:
-    """Write a receipt where one is asked for, and say so.
+    """Write a receipt and report its path; without a file, do nothing.
 
     Raises:
         click.BadParameter: The file cannot be written.
@@ -64,7 +64,7 @@ def write_receipt(file: Path | None, text: str) -> None:
 
 
 def console(*, error: bool = False) -> "Console":
-    """A console that wraps for a terminal and does not for a pipe, where 80 columns would cut."""
+    """A console that wraps lines for a terminal; for a pipe its lines are 200 columns wide."""
     from rich.console import Console
 
     made = Console(stderr=error, highlight=False, soft_wrap=False)
@@ -74,7 +74,7 @@ def console(*, error: bool = False) -> "Console":
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON document, keys in the order in which they were put."""
+    """Print a JSON document, with its keys in their own order."""
     sys.stdout.write(json_text(value, sort_keys=False))
 
 
@@ -90,13 +90,13 @@ def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
         head, _, rest = str(fault).partition("\n")
         if advice := advice_on(fault):
             rest += f"\n  {advice}"
-        # Text, not markup: a message may hold brackets of its own.
+        # Text and not markup, since a message may contain brackets.
         out.print(Text(head, style=style), soft_wrap=True)
         out.print(Text(rest), soft_wrap=True)
 
 
 def show_refusal(refusal: Refusal) -> None:
-    """Print every reason of a refusal, then what else was found."""
+    """Print every reason of a refusal, then the other findings."""
     show_faults(refusal.reasons, style="bold red")
     show_faults(refusal.findings, style="yellow")
     count = len(refusal.reasons)

@@ -1,4 +1,4 @@
-"""``registry explain``: why a token or family resolves as it does, and what would change that."""
+"""``registry explain``: why a token or family has its provider, and what would change that."""
 
 import datetime
 from collections.abc import Callable, Iterator
@@ -25,11 +25,11 @@ from megatron_seams.upstream.surface import NativeSymbol
     "--recipe",
     "recipe_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Explain it as this recipe has it.",
+    help="Explain it under this recipe's choices.",
 )
 @megatron_option
 def explain(what: str, recipe_path: Path | None, megatron: Path | None) -> None:
-    """Explain a token (each dialect's reading of it) or a family."""
+    """Explain a token, in each dialect, or a family."""
     environment = read_environment(megatron)
     recipe = load_recipe(recipe_path) if recipe_path else None
     out = console()

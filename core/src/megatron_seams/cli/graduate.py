@@ -1,4 +1,4 @@
-"""``registry graduate``: the proof that a seam's checkpoint loads natively with its numbers."""
+"""``registry graduate``: prove that native Megatron can load a seam's checkpoint."""
 
 import datetime
 import logging
@@ -30,25 +30,25 @@ from megatron_seams.seams.removal import how_to_remove
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="What `registry smoke --save DIR` left, on a Megatron that needs the seam.",
+    help="The folder of `registry smoke --save DIR`, run on a Megatron that needs the seam.",
 )
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     metavar="FILE",
-    help="Where to write what was compared (default: DIR/graduation-NAME.json).",
+    help="Where to write the comparison (default: DIR/graduation-NAME.json).",
 )
 @json_option
 def graduate_command(name: str, folder: Path, report: Path | None, as_json: bool) -> None:
-    """Prove that native Megatron takes the place of seam NAME, or say what differs.
+    """Prove that native Megatron can replace seam NAME, or list the differences.
 
-    Loads the seam's checkpoint into the native model of the Megatron in hand: same keys, same
-    shapes, same loss. Only then is the seam called deletable.
+    Loads the seam's checkpoint into the native model of the importable Megatron and compares keys,
+    shapes, loss and logits. Only if all are equal is the seam called deletable.
     """
     environment = read_environment()
     candidate = find_candidate(name, read_proof(folder), environment)
     require_runtime(candidate.plan)
-    # Of what upstream and torch warn on a CPU, nothing concerns the comparison.
+    # Upstream and torch warn of things that do not concern the comparison on a CPU.
     for noisy in ("torch.utils.cpp_extension", "megatron.core.dist_checkpointing"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -33,9 +33,9 @@ _STYLES = {
 def list_families(
     context: click.Context, owners: bool, as_json: bool, megatron: Path | None
 ) -> None:
-    """List every block and feature family: native, or whose.
+    """List every block and feature family with its provider: native Megatron, or a seam.
 
-    No plugin is imported: what is listed is what manifests and Megatron's source say.
+    No plugin is imported: the list is read from manifests and Megatron's source.
     """
     found = audit(read_environment(megatron))
     if as_json:
@@ -45,7 +45,7 @@ def list_families(
         _print(found, owners)
         others = [fault for fault in found.findings if fault not in found.environment.faults]
         show_faults(others, style="yellow")
-    # Without a Megatron that can be read the answer is of little use, which is graver.
+    # A missing or unreadable Megatron is graver than any other finding.
     found_some = ExitCode.FINDINGS if found.findings else ExitCode.OK
     context.exit(max((it.exit_code for it in found.environment.faults), default=found_some))
 
@@ -55,7 +55,7 @@ def _print(found: Audit, owners: bool) -> None:
     from rich.text import Text
 
     table = Table(
-        title=_hand(found.environment),
+        title=_title(found.environment),
         title_justify="left",
         title_style="bold",
         box=None,
@@ -90,8 +90,8 @@ def _print(found: Audit, owners: bool) -> None:
     console().print(table)
 
 
-def _hand(environment: Environment) -> str:
-    """What the audit was made against."""
+def _title(environment: Environment) -> str:
+    """The Megatron of the audit."""
     if environment.surface.version:
         return f"megatron-core {environment.surface.version}"
     there = "a Megatron that cannot be read" if environment.source else "no Megatron"
@@ -111,8 +111,8 @@ def _owner(row: FamilyRow) -> str:
 
 
 def _fallback(row: FamilyRow) -> str:
-    said = []
+    fallbacks = []
     for entry in row.seams:
         upstream = entry.seam.manifest.upstream
-        said.append(f"native ({upstream.accepts})" if upstream.accepts else upstream.fallback)
-    return ", ".join(said) or "-"
+        fallbacks.append(f"native ({upstream.accepts})" if upstream.accepts else upstream.fallback)
+    return ", ".join(fallbacks) or "-"

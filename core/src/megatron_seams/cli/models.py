@@ -1,4 +1,4 @@
-"""The model that a command is about: a recipe, a bare pattern, or an HF configuration."""
+"""The model argument of a command: a recipe, a bare pattern, or an HF configuration."""
 
 import json
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from megatron_seams.recipes.recipe import Recipe, load_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The HF configuration key that holds a hybrid model's layers.
+#: The HF configuration key of a hybrid model's layers.
 _HF_PATTERN = "hybrid_override_pattern"
 
 
 def model_arguments(command: F) -> F:
-    """A recipe or pattern, and how to read a bare pattern."""
+    """The argument ``PATTERN|RECIPE|config.json``, and the options for a bare pattern."""
     for decorate in (
         click.option(
             "--depth",
@@ -38,10 +38,10 @@ def model_arguments(command: F) -> F:
 
 
 def recipe_of(model: str, dialect: str | None, depth: int | None) -> Recipe:
-    """The recipe that the argument names, or the one that a bare pattern stands for.
+    """The recipe of a model argument: the file's, or the shortest one for a bare pattern.
 
     Raises:
-        Refusal: The file cannot be read, or an option has no meaning beside it.
+        Refusal: The file cannot be read, or an option does not apply to it.
     """
     path = Path(model)
     if path.suffix == ".json":
@@ -67,7 +67,7 @@ def _of_config(path: Path, dialect: str | None, depth: int | None) -> Recipe:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Refusal([_invalid(path, str(error), "mend the file")]) from error
+        raise Refusal([_invalid(path, str(error), "correct the file")]) from error
     pattern = config.get(_HF_PATTERN) if isinstance(config, dict) else None
     if not isinstance(pattern, str):
         fault = _invalid(

@@ -1,4 +1,4 @@
-"""``registry new``: a seam's package, which leaves only its block to write."""
+"""``registry new``: write the package of a new seam, in which only the block is missing."""
 
 import datetime
 from pathlib import Path
@@ -12,14 +12,14 @@ from megatron_seams.scaffold import NewSeam
 
 @click.command("new")
 @click.argument("name")
-@click.option("--family", required=True, metavar="F", help="What the seam builds.")
+@click.option("--family", required=True, metavar="F", help="The family that it builds.")
 @click.option(
     "--owner",
     required=True,
     metavar="@team",
     help="The team that answers for it, in CODEOWNERS too.",
 )
-@click.option("--feature", is_flag=True, help="F is no layer: it attaches beside the layers.")
+@click.option("--feature", is_flag=True, help="F is a feature, which attaches beside the layers.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -30,8 +30,8 @@ from megatron_seams.scaffold import NewSeam
 def new_command(name: str, family: str, owner: str, feature: bool, out: Path) -> None:
     """Write the package of a new seam NAME: it installs, is listed, and passes the conformance kit.
 
-    It is an experiment, which no model takes before its recipe names it. docs/write-a-seam.md goes
-    on from here.
+    The seam is an experiment: a model uses it only if its recipe names it. Go on with
+    docs/write-a-seam.md.
     """
     known = BUILT_IN.get(family)
     kind: Kind = "feature" if feature or (known and known.kind == "feature") else "block"
@@ -49,9 +49,9 @@ def new_command(name: str, family: str, owner: str, feature: bool, out: Path) ->
         raise click.BadParameter(str(error), param_hint="--out") from error
     say = console()
     say.print(f"seam {name}: {project}", markup=False)
-    block = "module" if kind == "feature" else "mixer"
+    block = project / "src" / made.package / ("module.py" if kind == "feature" else "mixer.py")
     for line in (
-        f"to write: {project / 'src' / made.package / block}.py, and what seam.toml says is to be",
+        f"to write: {block}, and in seam.toml each 'To be written'",
         f"to add to CODEOWNERS: /{project.as_posix().removeprefix('./')}/ {owner}",
         f"to try: pip install -e '{project}[test]' && registry list && pytest {project}",
     ):

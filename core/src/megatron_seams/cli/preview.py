@@ -1,4 +1,4 @@
-"""``registry preview``: what an upgrade to another Megatron changes."""
+"""``registry preview``: the changes that an upgrade of Megatron brings."""
 
 from pathlib import Path
 
@@ -40,10 +40,10 @@ def preview_command(
     as_json: bool,
     megatron: Path | None,
 ) -> None:
-    """Say what the Megatron at WHEEL|PATH changes: which seams graduate, break or stay.
+    """Show what the Megatron at WHEEL|PATH changes: which seams graduate, break or stay.
 
-    For each recipe: the layers that would resolve differently. Exits with 1 when something needs a
-    person. Read from source; nothing is installed or imported.
+    For each recipe it lists the layers that would resolve differently. Exits with 1 when something
+    needs a person. The Megatron is read, not installed or imported.
     """
     before, after = read_environment(megatron), read_environment(other)
     faults = (*before.faults, *after.faults)

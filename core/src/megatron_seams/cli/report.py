@@ -26,8 +26,8 @@ from megatron_seams.report import render
 def report_command(models: tuple[str, ...], out: Path, megatron: Path | None) -> None:
     """Write the audit as one HTML page: families, seams, and the layer strip of each model.
 
-    Without a model it takes the recipes that the workspace holds. The page asks the network for
-    nothing, and no plugin is imported to make it.
+    Without a model it shows the workspace's recipes. The page loads nothing from the network, and
+    no plugin is imported to make it.
     """
     if not models:
         workspace = read_workspace(Path())

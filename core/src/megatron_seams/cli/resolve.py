@@ -78,7 +78,7 @@ def _planned(
     try:
         recipe = recipe_of(model, dialect, depth)
         return recipe, resolve(recipe, read_environment(megatron))
-    except SeamsError as fault:  # one that stops everything, such as --megatron without a Megatron
+    except SeamsError as fault:  # a single fault, as of a --megatron path without a Megatron
         raise Refusal([fault]) from fault
 
 
@@ -93,7 +93,7 @@ def _refused(refusal: Refusal) -> dict[str, object]:
 
 def _draw_refused(refusal: Refusal) -> None:
     positions = {at for reason in refusal.reasons for at in reason.positions}
-    if refusal.tokens and positions:  # a strip without a refused layer would say nothing
+    if refusal.tokens and positions:  # no reason names a layer: the strip would mark none
         states = refused_states(refusal.tokens, positions)
         draw_strip(console(), refusal.tokens, states, [0] * len(states))
 

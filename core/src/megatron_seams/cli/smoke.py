@@ -23,7 +23,7 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.records.receipt import make_receipt
 
-#: What the runtime imports, and what to install for it.
+#: Module that the runtime imports -> distribution to install for it.
 _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}
 
 
@@ -59,19 +59,19 @@ def smoke_command(
 ) -> None:
     """Build every layer at toy width and train it on text, on this machine's CPU.
 
-    Exits with 1 if the loss on held-back text does not fall below that text's unigram entropy; with
-    --save it is the proof that counts, for which a few steps will do.
+    Exits with 1 if the loss on validation text does not fall below that text's unigram entropy.
+    With --save the loss is not judged: a few steps are enough for the proof.
     """
     recipe = recipe_of(model, dialect, depth)
     plan = resolve(recipe, read_environment())
     show_faults(plan.findings, style="yellow")
     require_runtime(plan)
-    # Before the training: a path that cannot be written should not cost a run.
+    # Written before the training, so that a bad path does not cost a run.
     kept = make_receipt(plan, recipe)
     write_receipt(receipt, kept)
     out = console()
-    # Upstream warns of every optional package that is absent, and torch of an absent GPU: on a CPU
-    # both are the normal case.
+    # Upstream warns of each absent optional package, and torch of an absent GPU; both are normal on
+    # a CPU.
     for noisy in ("torch.utils.cpp_extension", "megatron.core.dist_checkpointing"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -89,10 +89,10 @@ def smoke_command(
 
 
 def require_runtime(plan: Plan) -> None:
-    """Refuse, before anything heavy is imported, where torch or a known Megatron cannot be.
+    """Refuse, before any slow import, where torch or a supported Megatron is missing.
 
     Raises:
-        Refusal: Naming every package that is missing, or the release that the runtime is not for.
+        Refusal: A package is missing, or the runtime does not support this release.
     """
     missing: list[SeamsError] = [
         RuntimeMissing(
@@ -104,7 +104,7 @@ def require_runtime(plan: Plan) -> None:
         for module, package in _NEEDED.items()
         if not _importable(module)
     ]
-    # Here, since the commands that only read must not load the package of the runtime.
+    # Imported here, since commands that only read must not load the runtime.
     from megatron_seams.runtime import MEGATRON_CORE
 
     version = plan.surface.version
@@ -112,7 +112,7 @@ def require_runtime(plan: Plan) -> None:
         missing.append(
             RuntimeMissing(
                 asked="a megatron-core that the runtime builds on",
-                found=f"the one in hand is {version}; the runtime is for {MEGATRON_CORE}",
+                found=f"the importable one is {version}; the runtime is for {MEGATRON_CORE}",
                 next=f"install 'megatron-core{MEGATRON_CORE}'; this one can still be planned with",
                 subject="megatron-core",
             )

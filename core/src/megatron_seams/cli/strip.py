@@ -13,7 +13,7 @@ _STYLES = {
     "experiment": "bold black on orange1",
     "refused": "bold white on red3",
 }
-#: Below each cell where there is no colour to tell them apart.
+#: The marks below the cells, where there are no colours.
 _MARKS = {"native": ".", "seam": "^", "experiment": "?", "refused": "x"}
 _ROW = 60
 
@@ -24,7 +24,7 @@ def plan_states(plan: Plan) -> list[str]:
 
 
 def refused_states(tokens: str, positions: Collection[int]) -> list[str]:
-    """The state of each layer of a refused pattern: the refused ones, and nothing of the others."""
+    """The state of each layer of a refused pattern: ``refused``, or empty for the others."""
     return ["refused" if number in positions else "" for number in range(1, len(tokens) + 1)]
 
 
@@ -32,9 +32,9 @@ def draw_strip(out: Console, tokens: str, states: list[str], stages: Sequence[in
     """Draw the strip, numbered at the start of each row, with a gap where a stage begins.
 
     Args:
-        out: Where to.
+        out: The console.
         tokens: One character for each layer.
-        states: A key of the legend for each layer; empty for a layer of which nothing is known.
+        states: A key of the legend for each layer; empty for a layer without a known state.
         stages: The stage of each layer.
     """
     if len(tokens) > 100 * _ROW:
@@ -56,7 +56,7 @@ def draw_strip(out: Console, tokens: str, states: list[str], stages: Sequence[in
 
 
 def _cell(token: str) -> str:
-    # A refused pattern may hold anything, and what moves the cursor would redraw the screen.
+    # A refused pattern may contain any character, also one that moves the terminal's cursor.
     return token if token.isprintable() else "\N{REPLACEMENT CHARACTER}"
 
 

@@ -1,4 +1,4 @@
-"""``registry surface``: what a Megatron builds by itself."""
+"""``registry surface``: the layers that a Megatron builds by itself."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ SCHEMA = 1
 @json_option
 @click.pass_context
 def surface(context: click.Context, where: Path | None, as_json: bool) -> None:
-    """Show the native surface of the Megatron in hand, or of the one named.
+    """Show the native surface of the importable Megatron, or of the one named.
 
-    It is read from the source, which is not imported.
+    The source is read and not imported.
     """
     try:
         source, found, notes = _read(where)
@@ -101,5 +101,5 @@ def _print(source: MegatronSource, found: NativeSurface) -> None:
 
 
 def _shared(keywords: Sequence[Sequence[str]]) -> list[str]:
-    """What is passed to every slot, in the order of the first."""
+    """The keywords that every slot is given, in the order of the first slot."""
     return [name for name in keywords[0] if all(name in others for others in keywords)]

@@ -1,4 +1,4 @@
-"""``registry verify``: hold an environment to a receipt."""
+"""``registry verify``: compare an environment with a receipt."""
 
 from pathlib import Path
 

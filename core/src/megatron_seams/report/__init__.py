@@ -1,7 +1,7 @@
 """The audit as one HTML page: the families, the seams with their owners, the models' layer strips.
 
-The page holds everything that it shows and asks the network for nothing. What manifests and recipes
-say is text in it, never markup.
+The page is one file and loads nothing from the network. Texts of manifests and recipes are escaped,
+so that they can never be markup.
 """
 
 import datetime
@@ -31,8 +31,8 @@ def render(
 
     Args:
         environment: The Megatron and the seams.
-        recipes: Name and recipe of each model that gets a strip.
-        today: The day on which dates are judged; the system's by default.
+        recipes: Name and recipe of each model to draw as a strip.
+        today: The day that decides which dates have passed; the system's by default.
     """
     day = today or datetime.date.today()
     found = audit(environment, today=day)
@@ -56,6 +56,6 @@ def render(
 
 
 def _present(strips: Sequence[Strip]) -> list[tuple[str, str]]:
-    """The states that some strip has, with what each means."""
+    """The states that occur in the strips, with their meanings."""
     states = {cell.state for strip in strips for cell in strip.cells}
     return [(state, meaning) for state, meaning in LEGEND.items() if state in states]

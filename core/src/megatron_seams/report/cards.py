@@ -1,4 +1,4 @@
-"""A seam as a card: whose it is, until when, and what it waits for."""
+"""Cards: a seam with its owner, its review date, and what retires it."""
 
 import datetime
 
@@ -15,17 +15,17 @@ from megatron_seams.seams.seam import Seam
 
 @attrs.frozen(kw_only=True)
 class Card:
-    """One seam, sound or broken.
+    """One seam, valid or broken.
 
     Attributes:
         name: Its name.
-        state: As ``registry list`` has it.
-        distribution: Who provides it, with the version.
-        manifest: What it says of itself; None where that cannot be read.
-        review: How far off its review is, where that is soon or past.
-        overdue: Whether it is past.
-        goes: How it goes, where that is due.
-        faults: What is wrong with it.
+        state: Its state, as in ``registry list``.
+        distribution: The distribution that provides it, with the version.
+        manifest: Its manifest; None where that cannot be read.
+        review: How far off its review date is, where it is near or past.
+        overdue: Whether that date has passed.
+        goes: How to remove it, where it is superseded.
+        faults: Its faults.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Card:
 
     @property
     def waits_for(self) -> str:
-        """What retires it."""
+        """The upstream surface that retires the seam, in words."""
         if self.manifest is None:
             return ""
         upstream = self.manifest.upstream
@@ -50,14 +50,14 @@ class Card:
 
     @property
     def supports(self) -> tuple[str, ...]:
-        """The settings that it supports."""
+        """The capabilities that its manifest declares under ``[supports]``."""
         if self.manifest is None:
             return ()
         return tuple(name for name in CAPABILITIES if self.manifest.supports[name])
 
 
 def cards_of(found: Audit, today: datetime.date) -> tuple[Card, ...]:
-    """A card for each installed seam, by name; those that need a person first."""
+    """A card for each installed seam, by name; broken and overdue ones first."""
     environment = found.environment
     states = {row.seam.name: row.state for family in found.families for row in family.seams}
     cards = [

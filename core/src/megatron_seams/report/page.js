@@ -1,13 +1,13 @@
-// One tab stop for each strip; the arrow keys move inside it, and what is pointed at is said below.
+// One tab stop for each strip; the arrow keys move inside it, and the layer pointed at is explained below.
 for (const strip of document.querySelectorAll(".strip")) {
   const cells = [...strip.querySelectorAll("button")];
-  const said = strip.nextElementSibling;
+  const note = strip.nextElementSibling;
   const show = (cell) => {
     for (const other of cells) other.removeAttribute("aria-current");
     cell.setAttribute("aria-current", "true");
     const head = document.createElement("strong");
     head.textContent = cell.dataset.head;
-    said.replaceChildren(head, cell.dataset.why);
+    note.replaceChildren(head, cell.dataset.why);
   };
   const move = (from, to) => {
     from.tabIndex = -1;

@@ -1,4 +1,4 @@
-"""A model's layers as cells: what each says when it is pointed at."""
+"""Strips: a model's layers as cells, each with the text that it shows when pointed at."""
 
 import datetime
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from megatron_seams.planning.plan import Layer, Plan, grouped
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
 
-#: The states of a cell, and what they mean.
+#: State of a cell -> its meaning.
 LEGEND: Final[Mapping[str, str]] = {
     "native": "built by Megatron",
     "seam": "built by a seam",
@@ -30,9 +30,9 @@ class Cell:
         number: The 1-based layer number.
         token: Its character.
         state: A key of :data:`LEGEND`.
-        head: What it is and who builds it.
-        why: Why.
-        begins: Whether a pipeline stage begins with it, other than the first.
+        head: Its family, provider and owner.
+        why: The reason for that provider.
+        begins: Whether it is the first layer of a pipeline stage other than the first.
     """
 
     number: int
@@ -45,7 +45,7 @@ class Cell:
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """Layers that are alike."""
+    """A group of equal layers, as a row of the table."""
 
     count: int
     layers: str
@@ -62,11 +62,11 @@ class Strip:
 
     Attributes:
         name: Its name.
-        source: The file or pattern that it came from.
+        source: The file or pattern that it was read from.
         cells: The decoder's layers.
-        rows: The same in groups, and one MTP depth's.
+        rows: The decoder's layers in groups, and those of one MTP depth.
         beside: The features.
-        reasons: Why it has no plan.
+        reasons: The reasons why it has no plan; empty if it has one.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Strip:
 
     @property
     def counts(self) -> dict[str, int]:
-        """State -> how many layers."""
+        """State -> its number of layers."""
         counted = {state: sum(cell.state == state for cell in self.cells) for state in LEGEND}
         return {state: count for state, count in counted.items() if count}
 

@@ -1,6 +1,6 @@
-"""A new seam as a package: it installs, is listed and conforms, and leaves its block to write.
+"""A new seam's package, made from the templates beside this file.
 
-The templates beside this file are the whole of it.
+The seam installs, is listed and passes the conformance kit; its author writes the block.
 """
 
 import datetime
@@ -20,7 +20,7 @@ from megatron_seams.families import BUILT_IN, Kind
 from megatron_seams.seams.manifest import parse_manifest
 
 _HERE = Path(__file__).parent
-#: How long a new seam is left before its owner says why it is still here.
+#: The time from a new seam's first day to its review date.
 _REVIEW: Final = datetime.timedelta(days=182)
 _COMMON: Final = {
     "pyproject.toml": "pyproject.toml.jinja",
@@ -46,14 +46,14 @@ _FILES: Final[dict[Kind, dict[str, str]]] = {
 
 @attrs.frozen(kw_only=True)
 class NewSeam:
-    """What a new seam is called and whose it is.
+    """A new seam: its name, family and owner.
 
     Attributes:
         name: The seam's name.
-        family: What it builds.
+        family: The family that it builds.
         owner: The team that answers for it.
         kind: Whether it builds layers or a feature.
-        introduced: The day on which it is made.
+        introduced: Its first day.
     """
 
     name: str
@@ -64,19 +64,19 @@ class NewSeam:
 
     @property
     def distribution(self) -> str:
-        """What is installed, ``seam-kda``; also the folder's name."""
+        """The name of its distribution and of its folder, ``seam-kda``."""
         return f"seam-{self.name.replace('_', '-')}"
 
     @property
     def package(self) -> str:
-        """What is imported, ``seam_kda``."""
+        """The name of its package, ``seam_kda``."""
         return f"seam_{self.name}"
 
     def files(self) -> dict[str, str]:
         """Path inside the project -> text.
 
         Raises:
-            Refusal: A name, family or owner that no manifest may have.
+            Refusal: The name, family or owner is not valid in a manifest.
         """
         engine = jinja2.Environment(  # noqa: S701 - Python and TOML, of validated names
             loader=jinja2.FileSystemLoader(_HERE),
@@ -113,11 +113,11 @@ class NewSeam:
         return files
 
     def write(self, folder: Path) -> Path:
-        """Write the project below ``folder``; returns its own folder.
+        """Write the project below ``folder``, and return its own folder.
 
         Raises:
-            Refusal: As :meth:`files`.
-            FileExistsError: Something of that name is there.
+            Refusal: As for :meth:`files`.
+            FileExistsError: ``folder`` has an entry of that name.
         """
         files = self.files()
         project = folder / self.distribution
@@ -129,7 +129,7 @@ class NewSeam:
 
 
 def _megatron() -> str:
-    """The Megatron releases that this megatron-seams builds models on, as its metadata says."""
+    """The Megatron releases that the runtime supports, from this distribution's metadata."""
     for line in importlib.metadata.requires("megatron-seams") or ():
         needed = Requirement(line)
         if needed.name == "megatron-core":
