@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
-from megatron_seams.upstream.source import in_hand, missing
+from megatron_seams.upstream.locate import importable_megatron, megatron_missing
 from megatron_seams.upstream.surface import read_surface
 from seam_support import environment, install_plugin, make_seam, manifest_table
 
@@ -172,9 +172,9 @@ def resolutions() -> Iterator[Row]:
 
 def surroundings() -> Environment:
     """The Megatron in hand, and one seam for the block that it does not have."""
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     if source is None:
-        raise missing()
+        raise megatron_missing()
     return environment(make_seam("rnn", "recurrent"), native=read_surface(source))
 
 

@@ -20,7 +20,8 @@ import attrs
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from megatron_releases import READ, wheel
-from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source
+from megatron_seams.upstream.locate import importable_megatron, megatron_missing, open_megatron
+from megatron_seams.upstream.source import MegatronSource
 from megatron_seams.upstream.surface import read_surface
 
 INSTALLED_BAR = 30.0  # ms
@@ -70,9 +71,9 @@ def files_of(source: MegatronSource) -> tuple[str, ...]:
 
 def installed() -> MegatronSource:
     """The Megatron in hand, looked for as every command looks for it."""
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     if source is None:
-        raise missing()
+        raise megatron_missing()
     return source
 
 
@@ -83,13 +84,13 @@ def cases(folder: Path) -> Iterator[Case]:
     for name in files:
         (folder / "megatron" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(installed().origin) / name, folder / "megatron" / name)
-    yield Case(name="folder", opened=lambda: open_source(folder), files=files)
+    yield Case(name="folder", opened=lambda: open_megatron(folder), files=files)
     for release in READ:
         path = wheel(release)
         yield Case(
             name=f"wheel {release}",
-            opened=lambda path=path: open_source(path),  # type: ignore[misc]
-            files=files_of(open_source(path)),
+            opened=lambda path=path: open_megatron(path),  # type: ignore[misc]
+            files=files_of(open_megatron(path)),
             bar=WHEEL_BAR,
         )
 

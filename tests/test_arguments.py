@@ -14,8 +14,8 @@ import megatron_releases
 from megatron_seams.errors import NoArgument, Refusal, SpecialisationInvalid
 from megatron_seams.planning.arguments import native_arguments
 from megatron_seams.planning.environment import Environment, read_environment
+from megatron_seams.upstream.locate import importable_megatron
 from megatron_seams.upstream.settings import NativeSettings, read_settings
-from megatron_seams.upstream.source import in_hand
 from megatron_seams.upstream.surface import read_surface
 from seam_support import environment, make_seam, only, plan, reasons, recipe, registry, run_python
 
@@ -26,7 +26,7 @@ SIZES = {"hidden_size": 64, "num_attention_heads": 4}
 @pytest.fixture(scope="module")
 def here() -> tuple[Environment, NativeSettings]:
     """The Megatron in hand with one test seam."""
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     assert source is not None
     seam = make_seam("kda", "kda", slots=["mamba_layer"])
     made = attrs.evolve(environment(seam, native=read_surface(source)), source=source)

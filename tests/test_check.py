@@ -22,7 +22,7 @@ from megatron_seams.governance.workspace import Workspace, WorkspacePolicy, read
 from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.manifest import parse_manifest
 from megatron_seams.seams.seam import Seam
-from megatron_seams.upstream.source import missing
+from megatron_seams.upstream.locate import megatron_missing
 from megatron_seams.upstream.surface import NativeSurface
 from seam_support import environment, make_seam, manifest_table, registry, surface, toml
 
@@ -91,7 +91,7 @@ def test_a_claim_is_held_to_the_megatron_in_hand() -> None:
 
 
 def test_without_a_megatron_nothing_can_be_judged() -> None:
-    made = environment(latent(), native=NativeSurface(), faults=[missing()])
+    made = environment(latent(), native=NativeSurface(), faults=[megatron_missing()])
     found = check(made, Workspace())
     assert only(found) == ("error", MegatronMissing)
     assert found.exit_code is ExitCode.ENVIRONMENT

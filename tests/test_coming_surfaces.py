@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from megatron_seams.cli import cli
 from megatron_seams.errors import SurfaceUnknown, UnknownToken
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.locate import open_megatron
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 from megatron_texts import write_folder
 from seam_support import plan, reasons, recipe
@@ -174,7 +174,7 @@ def tree(folder: Path, allocation: str, loop: str, configs: str | None = None) -
 
 
 def read(path: Path) -> NativeSurface:
-    return read_surface(open_source(path))
+    return read_surface(open_megatron(path))
 
 
 def surface(path: Path, *, code: int) -> dict[str, Any]:

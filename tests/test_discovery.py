@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_seams.upstream.source import in_hand
+from megatron_seams.upstream.locate import importable_megatron
 from seam_support import (
     Table,
     install_plugin,
@@ -318,7 +318,7 @@ def test_families_that_manifests_disagree_on_are_conflicts(tmp_path: Path) -> No
 def test_a_clone_of_megatron_beside_the_installed_one_is_a_finding_that_names_both(
     tmp_path: Path,
 ) -> None:
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     assert source is not None
     installed = Path(source.origin)
     clone = tmp_path / "clone"

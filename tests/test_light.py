@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import megatron_seams
-from megatron_seams.upstream.source import in_hand
+from megatron_seams.upstream.locate import importable_megatron
 from seam_support import install_plugin, manifest_table, registry, run_python, source_plugin
 
 #: Runs a command as `registry` does and appends what was imported, whatever the exit code.
@@ -111,7 +111,7 @@ def test_no_command_that_reads_imports_torch_megatron_or_a_plugin(
     (tmp_path / "pyproject.toml").write_text(
         '[tool.megatron-seams.policy]\nmegatron-core = ">=0.17"\n'
     )
-    hand, _ = in_hand()
+    hand, _ = importable_megatron()
     assert hand is not None
     megatron = hand.origin
     for arguments in (
@@ -137,13 +137,12 @@ def test_no_command_that_reads_imports_torch_megatron_or_a_plugin(
 
 #: Libraries and modules of our own that a `registry list` does not need.
 NOT_FOR_A_LISTING = {
-    *("jinja2", "pathspec", "pluggy", "rich", "tarfile"),
+    *("jinja2", "pathspec", "pluggy", "rich"),
     *(
         f"megatron_seams.{name}"
         for name in (
             *("governance.gate", "governance.preview", "governance.workspace"),
             *("planning.plan", "planning.resolver", "recipes.recipe", "records.receipt", "report"),
-            "upstream.archives",
         )
     ),
 }
@@ -203,7 +202,7 @@ def test_every_module_of_the_planner_imports_where_torch_and_megatron_cannot_be(
 def test_the_planner_works_where_there_is_no_megatron_at_all(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path = [p for p in sys.path if p];"
-        "from megatron_seams.upstream import source as sources; sources._importable = lambda: None;"
+        "from megatron_seams.upstream import locate; locate._importable_folder = lambda: None;"
         "sys.argv[1:] = ['list', '--json']; from megatron_seams.cli import main; main()"
     )
     done = run_python("-c", program, cwd=tmp_path)

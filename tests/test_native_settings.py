@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import megatron_releases
+from megatron_seams.upstream.locate import importable_megatron, open_megatron
 from megatron_seams.upstream.settings import NativeSettings, read_settings
-from megatron_seams.upstream.source import in_hand, open_source
 from seam_support import run_python
 
 REAL = Path(__file__).with_name("real_parser.py")
@@ -22,8 +22,8 @@ UNREAD = ("--exit-signal",)
 
 def _read(release: str) -> NativeSettings:
     if release in megatron_releases.RUN:
-        return read_settings(open_source(megatron_releases.installation(release)))
-    source, _ = in_hand()
+        return read_settings(open_megatron(megatron_releases.installation(release)))
+    source, _ = importable_megatron()
     assert source is not None
     return read_settings(source)
 
@@ -52,7 +52,7 @@ def test_flags_and_fields_are_those_of_upstreams_own_parser(release: str) -> Non
 
 @pytest.mark.published
 def test_a_wheel_without_the_trainer_has_no_flags_and_says_so() -> None:
-    found = read_settings(open_source(megatron_releases.wheel("0.16")))
+    found = read_settings(open_megatron(megatron_releases.wheel("0.16")))
     assert found.flags == {}
     assert "megatron/training/arguments.py is not in" in found.unread[0]
     assert "hidden_size" in found.config_fields
@@ -76,7 +76,7 @@ def test_a_flag_that_is_not_understood_is_left_out(change: tuple[str, str], tmp_
     text = file.read_text().replace("'--spec'", '"--spec"')
     assert change[0] in text
     file.write_text(text.replace(*change))
-    assert "--spec" not in read_settings(open_source(tree)).flags
+    assert "--spec" not in read_settings(open_megatron(tree)).flags
     assert "--spec" in _read("0.18").flags
 
 
@@ -89,7 +89,8 @@ def test_the_nearest_names_are_real_ones() -> None:
 def test_reading_settings_imports_nothing_of_megatron() -> None:
     program = (
         "import sys; from megatron_seams.upstream.settings import read_settings;"
-        "from megatron_seams.upstream.source import in_hand; read_settings(in_hand()[0]);"
+        "from megatron_seams.upstream.locate import importable_megatron;"
+        "read_settings(importable_megatron()[0]);"
         "print([name for name in ('torch', 'megatron') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ import megatron_releases
 from megatron_seams.governance.preview import Preview, preview
 from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.seam import Seam
-from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.locate import open_megatron
 from megatron_seams.upstream.surface import read_surface
 from seam_support import environment, make_seam, recipe, registry
 
@@ -27,7 +27,7 @@ RIDER = make_seam("rider", "recurrent", slots=["mamba_layer"])
 
 
 def of(where: Path, *seams: Seam) -> Environment:
-    return environment(*seams, native=read_surface(open_source(where)))
+    return environment(*seams, native=read_surface(open_megatron(where)))
 
 
 def of_release(release: str, *seams: Seam) -> Environment:

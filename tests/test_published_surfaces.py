@@ -15,7 +15,7 @@ from megatron_releases import READ, wheel
 from megatron_seams.cli import cli
 from megatron_seams.errors import SurfaceUnknown
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.locate import open_megatron
 from megatron_seams.upstream.surface import read_surface
 from megatron_texts import home, texts_of, write_folder, write_sdist, write_wheel
 from seam_support import registry, run_python
@@ -165,16 +165,16 @@ def test_wheel_folder_sdist_and_checkout_of_one_release_have_one_surface(
 
 
 def test_the_digests_of_the_releases_all_differ() -> None:
-    digests = {read_surface(open_source(wheel(release))).digest for release in READ}
+    digests = {read_surface(open_megatron(wheel(release))).digest for release in READ}
     assert len(digests) == len(READ)
 
 
 def test_reading_a_wheel_imports_nothing_of_it(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path;"
-        "from megatron_seams.upstream.source import open_source;"
+        "from megatron_seams.upstream.locate import open_megatron;"
         "from megatron_seams.upstream.surface import read_surface;"
-        f"found = read_surface(open_source(Path({str(wheel('0.18'))!r})));"
+        f"found = read_surface(open_megatron(Path({str(wheel('0.18'))!r})));"
         "print(found.version, [n for n in sys.modules if n.partition('.')[0] in"
         " ('megatron', 'torch')], [p for p in sys.path if p.endswith('.whl')])"
     )

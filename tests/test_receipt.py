@@ -20,7 +20,7 @@ from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.receipt import make_receipt, read_receipt, receipt_digest
 from megatron_seams.records.verify import verify
 from megatron_seams.seams.discovery import discover
-from megatron_seams.upstream.source import in_hand, open_source
+from megatron_seams.upstream.locate import importable_megatron, open_megatron
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 from seam_support import (
     TODAY,
@@ -38,7 +38,7 @@ HYBRID = "core/models/hybrid"
 @pytest.fixture(scope="module")
 def native() -> NativeSurface:
     """The surface of the installed Megatron."""
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     assert source is not None
     return read_surface(source)
 
@@ -116,7 +116,7 @@ def test_a_recipe_with_every_table_comes_back_from_a_receipt(
         smoke={"steps": 3, "learning-rate": 1e-4, "megatron": {"hidden_size": 8}},
     )
     where = here(native)
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     where = Environment(surface=native, discovery=where.discovery, source=source)
     receipt = tmp_path / "receipt.json"
     receipt.write_text(make_receipt(resolve(model, where, today=TODAY), model))
@@ -217,7 +217,7 @@ def test_another_owner_differs_in_the_seam_and_in_each_of_its_layers(
 
 def doctored(tmp_path: Path, *, minor: str = "19", extra: str = "# patched\n") -> NativeSurface:
     """The installed Megatron with another version or another text."""
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     assert source is not None
     megatron = tmp_path / "doctored" / "megatron"
     shutil.copytree(Path(source.origin) / HYBRID, megatron / HYBRID)
@@ -225,7 +225,7 @@ def doctored(tmp_path: Path, *, minor: str = "19", extra: str = "# patched\n") -
     (megatron / "core/package_info.py").write_text(info.replace("MINOR = 19", f"MINOR = {minor}"))
     block = megatron / HYBRID / "hybrid_block.py"
     block.write_text(block.read_text() + extra)
-    return read_surface(open_source(megatron.parent))
+    return read_surface(open_megatron(megatron.parent))
 
 
 @pytest.mark.usefixtures("site")

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 from megatron_seams.errors import ManifestMissing
 from megatron_seams.report import render
 from megatron_seams.seams.seam import BrokenSeam
-from megatron_seams.upstream.source import missing
+from megatron_seams.upstream.locate import megatron_missing
 from megatron_seams.upstream.surface import NativeSurface
 from seam_support import TODAY, environment, make_seam, recipe, registry
 
@@ -107,7 +107,7 @@ def test_a_refused_model_shows_which_layers_and_why() -> None:
 
 
 def test_without_a_megatron_that_is_said_first_and_nothing_is_native() -> None:
-    where = environment(make_seam("kda"), native=NativeSurface(), faults=[missing()])
+    where = environment(make_seam("kda"), native=NativeSurface(), faults=[megatron_missing()])
     text = said(render(where, [("m.toml", recipe("MK", tokens={"K": "kda"}))], today=TODAY))
     assert "no Megatron can be read, so nothing is native" in text
     assert text.index("SEAM-S01") < text.index("seam kda 1.0")

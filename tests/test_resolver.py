@@ -22,7 +22,7 @@ from megatron_seams.errors import (
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Custom
 from megatron_seams.seams.seam import BrokenSeam
-from megatron_seams.upstream.source import missing
+from megatron_seams.upstream.locate import megatron_missing
 from megatron_seams.upstream.surface import Native, NativeSurface
 from seam_support import (
     TODAY,
@@ -252,7 +252,7 @@ def test_a_range_is_held_to_the_version_in_hand(version: str, inside: bool) -> N
 
 
 def test_without_any_megatron_nothing_is_native_and_that_is_said_first() -> None:
-    bare = environment(make_seam(), native=NativeSurface(), faults=[missing()])
+    bare = environment(make_seam(), native=NativeSurface(), faults=[megatron_missing()])
     found = reasons(recipe("MK", **K), bare)
     assert [type(fault) for fault in found] == [MegatronMissing, NoProvider]
     assert found[1].positions == (1,)

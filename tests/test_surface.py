@@ -17,8 +17,8 @@ from megatron_seams.errors import (
     SymbolUnmapped,
 )
 from megatron_seams.planning.environment import Environment, read_environment
+from megatron_seams.upstream.locate import importable_megatron, open_megatron
 from megatron_seams.upstream.settings import read_settings
-from megatron_seams.upstream.source import in_hand, open_source
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 from seam_support import SYMBOLS, environment, make_seam, plan, reasons, recipe, run_python
 
@@ -38,7 +38,7 @@ FILES = (
 @pytest.fixture(scope="module")
 def installed() -> Path:
     """The ``megatron`` folder of the Megatron in hand."""
-    source, notes = in_hand()
+    source, notes = importable_megatron()
     assert source is not None
     assert not notes
     return Path(source.origin)
@@ -64,7 +64,7 @@ def edit(tree: Path, name: str, change: Callable[[str], str]) -> None:
 
 
 def read(path: Path) -> NativeSurface:
-    return read_surface(open_source(path))
+    return read_surface(open_megatron(path))
 
 
 def where(tree: Path) -> Environment:
@@ -129,7 +129,7 @@ def test_the_version_is_read_from_the_source_and_agrees_with_the_distribution(
 ) -> None:
     from importlib.metadata import version
 
-    assert open_source(installed).version() == Version(version("megatron-core"))
+    assert open_megatron(installed).version() == Version(version("megatron-core"))
 
 
 def test_reading_the_megatron_in_hand_imports_none_of_it(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_reading_the_megatron_in_hand_imports_none_of_it(tmp_path: Path) -> None
 
 
 def test_the_settings_of_the_installed_megatron_are_read_too(installed: Path) -> None:
-    known = read_settings(open_source(installed))
+    known = read_settings(open_megatron(installed))
     for key in ("hidden_size", "num_moe_experts", "sequence_parallel", "max_sequence_length"):
         assert known.knows(key), key
     assert not known.knows("hidden_sise")
@@ -180,9 +180,9 @@ def test_folder_wheel_and_sdist_of_one_text_have_one_surface(tree: Path, tmp_pat
         assert other.exclusions == folder.exclusions
         assert other.version == folder.version
         assert other.digest == folder.digest
-    settings = read_settings(open_source(tree))
+    settings = read_settings(open_megatron(tree))
     for other in (wheel, sdist):
-        found = read_settings(open_source(Path(other.origin)))
+        found = read_settings(open_megatron(Path(other.origin)))
         assert found.config_fields == settings.config_fields
         assert found.model_arguments == settings.model_arguments
 
@@ -226,7 +226,7 @@ def test_what_holds_no_megatron_is_said_to_hold_none(
     if make is not None:
         make(path)
     with pytest.raises(MegatronMissing) as caught:
-        open_source(path)
+        open_megatron(path)
     assert str(path) in caught.value.asked
 
 
@@ -239,7 +239,7 @@ def cut_short_gz(path: Path) -> None:
 def test_an_sdist_that_is_cut_short_holds_no_megatron(tmp_path: Path) -> None:
     cut_short_gz(tmp_path / "given.tar.gz")
     with pytest.raises(MegatronMissing):
-        open_source(tmp_path / "given.tar.gz")
+        open_megatron(tmp_path / "given.tar.gz")
 
 
 def test_a_wheel_with_a_damaged_file_is_of_an_unknown_shape(tree: Path, tmp_path: Path) -> None:
@@ -261,10 +261,10 @@ def test_the_python_is_what_the_metadata_says(installed: Path, tree: Path) -> No
     from importlib.metadata import metadata
 
     said = metadata("megatron-core")["Requires-Python"]
-    assert open_source(installed).requires_python() == said == ">=3.12"
-    assert open_source(tree).requires_python() is None
+    assert open_megatron(installed).requires_python() == said == ">=3.12"
+    assert open_megatron(tree).requires_python() is None
     (tree / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.13"\n')
-    assert open_source(tree).requires_python() == ">=3.13"
+    assert open_megatron(tree).requires_python() == ">=3.13"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_the_python_is_what_the_metadata_says(installed: Path, tree: Path) -> No
 )
 def test_metadata_that_says_no_python_is_passed_over(text: str, tree: Path) -> None:
     (tree / "pyproject.toml").write_bytes(text.encode(errors="surrogateescape"))
-    assert open_source(tree).requires_python() is None
+    assert open_megatron(tree).requires_python() is None
 
 
 def test_of_two_installations_in_one_folder_neither_is_believed(tree: Path) -> None:
@@ -280,7 +280,7 @@ def test_of_two_installations_in_one_folder_neither_is_believed(tree: Path) -> N
         record = tree / f"megatron_core-{version}.dist-info"
         record.mkdir()
         (record / "METADATA").write_text(f"Requires-Python: {python}\n")
-    assert open_source(tree).requires_python() is None
+    assert open_megatron(tree).requires_python() is None
 
 
 # --- sources of another shape -----------------------------------------------------------------

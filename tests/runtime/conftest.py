@@ -16,7 +16,7 @@ from megatron_seams.recipes.recipe import FeatureEntry, Model, Parallelism, Reci
 from megatron_seams.seams.discovery import Discovery
 from megatron_seams.seams.manifest import parse_manifest
 from megatron_seams.seams.seam import Seam
-from megatron_seams.upstream.source import in_hand
+from megatron_seams.upstream.locate import importable_megatron
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 SEAMS = Path(__file__).parent / "seams"
@@ -51,7 +51,7 @@ PlanOf = Callable[..., Plan]
 @functools.cache
 def surface_in_hand() -> NativeSurface:
     """What the Megatron of this run builds; the suite runs on several releases."""
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     assert source is not None
     return read_surface(source)
 
@@ -88,7 +88,7 @@ def seam(name: str) -> Seam:
 @pytest.fixture(scope="session")
 def plan_of() -> Iterator[PlanOf]:
     """Resolve a pattern over the Megatron in hand and the named test seams."""
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     surface = surface_in_hand()
 
     def plan(

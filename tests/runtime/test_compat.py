@@ -9,7 +9,7 @@ import pytest
 from packaging.version import Version
 
 import megatron_seams.runtime
-from megatron_seams.upstream.source import in_hand
+from megatron_seams.upstream.locate import importable_megatron
 from megatron_seams.upstream.surface import read_surface
 
 RUNTIME = Path(megatron_seams.runtime.__file__).parent
@@ -106,7 +106,7 @@ def test_the_megatron_that_is_read_is_the_one_that_is_imported(
 ) -> None:
     import megatron.core
 
-    source, _ = in_hand()
+    source, _ = importable_megatron()
     assert source is not None
     assert Path(megatron.core.__file__).is_relative_to(source.origin)
     # A checkout appends its commit.

@@ -6,7 +6,7 @@ import pytest
 
 import megatron_releases
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.locate import open_megatron
 from megatron_seams.upstream.surface import read_surface
 from seam_support import registry
 
@@ -18,7 +18,7 @@ def test_the_manifest_declares_every_keyword_that_its_slots_are_passed(release: 
     (seam,) = (one for one in read_environment().discovery.seams if one.name == "mla")
     carrier = seam.manifest.carrier
     assert carrier is not None
-    surface = read_surface(open_source(megatron_releases.wheel(release)))
+    surface = read_surface(open_megatron(megatron_releases.wheel(release)))
     for slot in carrier.slots:
         symbol = surface.of_slot(slot)
         assert symbol is not None

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from megatron_seams.cli.common import console, json_option, print_json, show_faults
 from megatron_seams.errors import ExitCode, SeamsError
-from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source
+from megatron_seams.upstream.locate import importable_megatron, megatron_missing, open_megatron
+from megatron_seams.upstream.source import MegatronSource
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 SCHEMA = 1
@@ -46,9 +47,9 @@ def surface(context: click.Context, where: Path | None, as_json: bool) -> None:
 
 
 def _read(where: Path | None) -> tuple[MegatronSource, NativeSurface, tuple[SeamsError, ...]]:
-    source, notes = (open_source(where), ()) if where else in_hand()
+    source, notes = (open_megatron(where), ()) if where else importable_megatron()
     if source is None:
-        raise missing()
+        raise megatron_missing()
     found = read_surface(source)
     return source, found, (*notes, *found.unmapped())
 

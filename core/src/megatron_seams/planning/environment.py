@@ -14,8 +14,9 @@ from megatron_seams.seams.allowlist import Allowlist, operators_allowlist
 from megatron_seams.seams.discovery import Discovery, discover
 from megatron_seams.seams.manifest import MANIFEST
 from megatron_seams.seams.seam import Seam
+from megatron_seams.upstream.locate import importable_megatron, megatron_missing, open_megatron
 from megatron_seams.upstream.settings import NativeSettings, read_settings
-from megatron_seams.upstream.source import MegatronSource, in_hand, missing, open_source
+from megatron_seams.upstream.source import MegatronSource
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 
@@ -112,9 +113,9 @@ def read_environment(
     source: MegatronSource | None
     projects = tuple(installed())
     if megatron is not None:
-        source = open_source(Path(megatron))
+        source = open_megatron(Path(megatron))
     else:
-        source, notes = in_hand(projects)
+        source, notes = importable_megatron(projects)
     found = Environment(
         surface=NativeSurface(),
         discovery=discover(projects) if discovery is None else discovery,
@@ -124,7 +125,7 @@ def read_environment(
         projects=projects,
     )
     if source is None:
-        return attrs.evolve(found, faults=(missing(),))
+        return attrs.evolve(found, faults=(megatron_missing(),))
     try:
         surface = read_surface(source)
     except SurfaceUnknown as fault:

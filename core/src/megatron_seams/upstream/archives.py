@@ -1,4 +1,4 @@
-"""The megatron-core in an archive: a wheel, or an sdist. Only text is read."""
+"""The source of a megatron-core in an archive: a wheel or an sdist."""
 
 import fnmatch
 import tarfile
@@ -7,16 +7,15 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-import attrs
-
+from megatron_seams.errors import MegatronMissing
 from megatron_seams.upstream.source import (
+    DISTRIBUTION,
     METADATA,
     PKG_INFO,
     PROJECT,
     RECORD,
     VERSION,
     MegatronSource,
-    missing,
     unknown_shape,
 )
 
@@ -31,11 +30,11 @@ def open_archive(path: Path) -> MegatronSource | None:
         MegatronMissing: There is none in it, or it is damaged.
     """
     if zipfile.is_zipfile(path):
-        return _zip(path)
-    return _tar(path) if _is_tar(path) else None
+        return _open_wheel(path)
+    return _open_sdist(path) if _is_tar(path) else None
 
 
-def _zip(path: Path) -> MegatronSource:
+def _open_wheel(path: Path) -> MegatronSource:
     # Opened once, for as long as the source is used: reading the list of a wheel's files takes
     # longer than reading a file.
     archive = zipfile.ZipFile(path)
@@ -48,7 +47,7 @@ def _zip(path: Path) -> MegatronSource:
         except _DAMAGED as error:
             raise unknown_shape(str(path), f"{name} cannot be read: {error}") from error
 
-    def about() -> dict[str, bytes]:
+    def metadata() -> dict[str, bytes]:
         found = [
             name
             for name in archive.namelist()
@@ -56,7 +55,7 @@ def _zip(path: Path) -> MegatronSource:
         ]
         return {METADATA: get(found[0]) or b""} if len(found) == 1 else {}
 
-    return _archived(path, lambda name: get(f"megatron/{name}"), about)
+    return _source(path, get, metadata)
 
 
 def _is_tar(path: Path) -> bool:
@@ -66,7 +65,7 @@ def _is_tar(path: Path) -> bool:
         return False
 
 
-def _tar(path: Path) -> MegatronSource:
+def _open_sdist(path: Path) -> MegatronSource:
     try:
         with tarfile.open(path) as archive:
             # An sdist has one top folder, whose name carries the version.
@@ -76,9 +75,7 @@ def _tar(path: Path) -> MegatronSource:
                 if member.isfile()
             }
     except _DAMAGED as error:
-        raise attrs.evolve(
-            missing(), asked=f"the megatron-core in {path}", found=f"it cannot be read: {error}"
-        ) from error
+        raise _missing(path, f"it cannot be read: {error}") from error
 
     def get(name: str) -> bytes | None:
         member = members.get(name)
@@ -88,15 +85,34 @@ def _tar(path: Path) -> MegatronSource:
             file = archive.extractfile(member)
             return file.read() if file else None
 
-    def about() -> dict[str, bytes]:
+    def metadata() -> dict[str, bytes]:
         return {name: get(name) or b"" for name in (PKG_INFO, PROJECT) if name in members}
 
-    return _archived(path, lambda name: get(f"megatron/{name}"), about)
+    return _source(path, get, metadata)
 
 
-def _archived(
-    path: Path, read: Callable[[str], bytes | None], about: Callable[[], Mapping[str, bytes]]
+def _source(
+    path: Path, get: Callable[[str], bytes | None], metadata: Callable[[], Mapping[str, bytes]]
 ) -> MegatronSource:
-    if read(VERSION) is None:
-        raise attrs.evolve(missing(), asked=f"the megatron-core in {path}", found="none is in it")
-    return MegatronSource(origin=str(path), read=read, about=about)
+    """The source in an archive.
+
+    Args:
+        path: The archive.
+        get: A file of it -> its bytes, or None.
+        metadata: The files that describe the distribution.
+    """
+    if get(f"megatron/{VERSION}") is None:
+        raise _missing(path, "none is in it")
+    return MegatronSource(
+        origin=str(path), read=lambda name: get(f"megatron/{name}"), metadata=metadata
+    )
+
+
+def _missing(path: Path, found: str) -> MegatronMissing:
+    return MegatronMissing(
+        asked=f"the megatron-core in {path}",
+        found=found,
+        next="name a wheel, an sdist, a checkout or an installation folder",
+        subject=DISTRIBUTION,
+        file=str(path),
+    )

@@ -1,7 +1,7 @@
 """The command line of one Megatron, read from the source of its argument parser.
 
-Only what is followed from the parser's own beginning counts, and only unconditionally: a function
-that nothing calls adds no flag, and neither does one whose package is not installed.
+The calls are followed from the function that makes the parser, and only unconditional ones count: a
+function that nothing calls adds no flag, and neither does one whose package may not be installed.
 """
 
 import ast
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.upstream.ast_queries import is_docstring, walk
+from megatron_seams.upstream.ast_queries import is_docstring
 from megatron_seams.upstream.config_fields import (
     UNREAD,
     ClassReader,
@@ -26,9 +26,8 @@ ARGUMENTS: Final = "training/arguments.py"
 _ENTRY: Final = "add_megatron_arguments"
 _GROUPS: Final = ("add_argument_group", "add_mutually_exclusive_group")
 
-#: The rules by which upstream's ``ArgumentGroupFactory`` makes flags of a dataclass, from 0.16 to
-#: main of 2026-08: its words (see :func:`_words`), digested. With other words the rules may be
-#: others, and what it makes is not known.
+#: SHA-256 of the words (see :func:`_words`) of upstream's ``ArgumentGroupFactory``, from 0.16 to
+#: main of 2026-08. With other words its rules may be others, and its flags are unknown.
 _FACTORY_RULES: Final = "e90f71fb661490ec3aa50bb1f918b810f20229ca5eff0d2cae57cf698e293ce4"
 
 
@@ -38,7 +37,7 @@ class CommandLine:
 
     Attributes:
         flags: Spelling -> flag, for all spellings.
-        unread: Why further flags may exist that are not known here, one sentence each.
+        unread: Why there may be further flags, one sentence each.
     """
 
     flags: Mapping[str, Flag] = attrs.field(factory=dict)
@@ -50,7 +49,7 @@ def read_command_line(source: MegatronSource, reader: ClassReader) -> CommandLin
 
     Args:
         source: The Megatron.
-        reader: Of the same source.
+        reader: The reader of its classes.
 
     Raises:
         SurfaceUnknown: A file is not Python that this interpreter can read.
@@ -80,7 +79,7 @@ def read_command_line(source: MegatronSource, reader: ClassReader) -> CommandLin
 
 
 class _Walk:
-    """Follows the parser through the functions that add to it."""
+    """Follows the parser through the functions that add flags to it, and collects the flags."""
 
     def __init__(self, functions: Mapping[str, ast.FunctionDef], reader: ClassReader) -> None:
         self._functions = functions
@@ -92,7 +91,7 @@ class _Walk:
         """Follow one function.
 
         Raises:
-            NotUnderstoodError: Something is done to the parser itself that may change any flag.
+            NotUnderstoodError: It does something to the parser itself that may change any flag.
         """
         node = self._functions[name]
         if len(node.args.args) != 1 or node.decorator_list:
@@ -139,7 +138,7 @@ class _Walk:
                 return
         if is_docstring(node):
             return
-        if any(isinstance(part, ast.Name) and part.id == scope.parser for part in walk(node)):
+        if any(isinstance(part, ast.Name) and part.id == scope.parser for part in ast.walk(node)):
             message = f"{scope.name}: {ast.unparse(node)[:80]}"
             raise NotUnderstoodError(message)
         if scope.touched(node):
@@ -147,7 +146,7 @@ class _Walk:
         scope.forget(node)
 
     def _conditional(self, body: Iterable[ast.stmt], scope: "_Scope") -> None:
-        """What is done under a condition may be done or not."""
+        """Follow statements under a condition; flags that they add are reported as unread."""
         before = len(self.flags)
         for node in body:
             self._statement(node, scope)
@@ -156,7 +155,7 @@ class _Walk:
         del self.flags[before:]
 
     def _call(self, call: ast.Call, scope: "_Scope", bound: str | None) -> bool:
-        """Follow one call whose value is bound to a name or dropped; False if it is not known."""
+        """Follow one call whose value is bound to a name or dropped; False if not understood."""
         match call.func, call.args:
             case ast.Name(id=name), [ast.Name(id=given)] if (
                 given == scope.parser and name in self._functions and bound in (given, None)
@@ -221,7 +220,7 @@ class _Walk:
                     self.unread.append(f"{scope.name}: {error}")
 
     def _class(self, name: str, scope: "_Scope") -> Located | None:
-        """The class that a name is in a function: by the function's own imports first."""
+        """The class called ``name`` in a function, by the function's own imports first."""
         statement = scope.imports.get(name)
         if statement is None:
             return self._reader.find(ARGUMENTS, name)
@@ -231,7 +230,17 @@ class _Walk:
 
 
 class _Scope:
-    """What the names of one function stand for, as far as it has been followed."""
+    """The names of one function, as far as it has been followed.
+
+    Attributes:
+        name: The function.
+        parser: Its name for the parser.
+        groups: Its names for groups of arguments.
+        factories: Its names for factories; None where one was made in an unknown way.
+        values: Its names for literals -> their values.
+        imports: The names that it imports -> the statement.
+        lost: The statement whose effect on its groups is unknown; empty without one.
+    """
 
     def __init__(self, name: str, parser: str) -> None:
         self.name = name
@@ -247,12 +256,12 @@ class _Scope:
         return name == self.parser or name in self.groups
 
     def touched(self, node: ast.AST) -> bool:
-        """Whether the parser or a group stands anywhere below ``node``."""
-        return any(isinstance(part, ast.Name) and self.holds(part.id) for part in walk(node))
+        """Whether the parser or a group is mentioned anywhere in ``node``."""
+        return any(isinstance(part, ast.Name) and self.holds(part.id) for part in ast.walk(node))
 
     def forget(self, node: ast.AST) -> None:
-        """Drop what is known of the names below a statement that may have changed them."""
-        for part in walk(node):
+        """Drop what is known of the names in a statement, which may have changed them."""
+        for part in ast.walk(node):
             if isinstance(part, ast.Name):
                 self.values.pop(part.id, None)
                 self.factories.pop(part.id, None)
@@ -260,7 +269,7 @@ class _Scope:
 
 @attrs.frozen(kw_only=True)
 class _Factory:
-    """A call of upstream's factory: its name, the dataclass's, and the fields left out."""
+    """A call of upstream's factory: its name, the dataclass and the fields that are left out."""
 
     name: str
     dataclass: str
@@ -268,7 +277,7 @@ class _Factory:
 
 
 def _factory(call: ast.Call, scope: _Scope) -> _Factory | None:
-    """The factory that a call makes, or None if it is called in no known way."""
+    """The factory that a call makes; None if it is called in an unknown way."""
     match call:
         case ast.Call(func=ast.Name(id=name), args=[ast.Name(id=given)], keywords=[]):
             return _Factory(name=name, dataclass=given, exclude=())
@@ -286,6 +295,7 @@ def _factory(call: ast.Call, scope: _Scope) -> _Factory | None:
 
 
 def _follows_the_rules(factory: Located | None) -> bool:
+    """Whether a factory makes flags by the rules that :func:`of_field` follows."""
     if factory is None:
         return False
     text = " ".join(_words(factory.node))
@@ -293,7 +303,7 @@ def _follows_the_rules(factory: Located | None) -> bool:
 
 
 def _words(node: ast.AST) -> Iterator[str]:
-    """Names, constants and operators of a class in their order, whatever Python parses it.
+    """Names, constants and operators of a class in their order, the same for every Python version.
 
     Messages (f-strings, docstrings) and the method that reads docstrings for the help are left out.
     """

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.upstream.ast_queries import module_of, walk
+from megatron_seams.upstream.ast_queries import module_of
 from megatron_seams.upstream.source import MegatronSource
 
 
 class Unread(Enum):
-    """What stands for a value that the source does not spell out."""
+    """The value of what the source does not spell out."""
 
     UNREAD = "unread"
 
@@ -21,12 +21,12 @@ UNREAD: Final = Unread.UNREAD
 
 
 class NotUnderstoodError(Exception):
-    """A piece of source of a shape that this reader does not know; its text says which."""
+    """A piece of source of an unknown shape; its message says which."""
 
 
 @attrs.frozen(kw_only=True)
 class Located:
-    """A class and the file inside ``megatron`` that defines it."""
+    """A class, and the file inside ``megatron`` that defines it."""
 
     path: str
     node: ast.ClassDef
@@ -39,10 +39,10 @@ class ConfigField:
     Attributes:
         name: Its name.
         annotation: Its type, as written.
-        path: The file that it is written in, for the names in ``annotation``.
-        default: Its value where it is given none; UNREAD if it has none or is no literal.
+        path: The file that it is written in, where the names in ``annotation`` are looked up.
+        default: Its default value; UNREAD if it has none or is no literal.
         init: Whether the constructor takes it.
-        argparse: What its metadata says to the argument parser: keyword -> expression.
+        argparse: What its metadata passes to the argument parser: keyword -> expression.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ConfigField:
 
 
 class ClassReader:
-    """Finds classes by the names that files know them by, and reads each file once."""
+    """Finds classes by their names in files, through imports, and reads each file once."""
 
     def __init__(self, source: MegatronSource) -> None:
         self._source = source
@@ -71,7 +71,7 @@ class ClassReader:
         return self._trees[path]
 
     def find(self, path: str, name: str) -> Located | None:
-        """The class that ``name`` is at the top of a file, through imports; None if unknown."""
+        """The class called ``name`` at the top level of a file; None if it cannot be told."""
         visited: set[tuple[str, str]] = set()
         while (path, name) not in visited:
             visited.add((path, name))
@@ -89,7 +89,7 @@ class ClassReader:
         return None
 
     def imported(self, path: str, node: ast.ImportFrom) -> str | None:
-        """The file that an import statement in the file at ``path`` takes names from."""
+        """The file that an import in the file at ``path`` takes names from; None if unknown."""
         parts = module_of(path).removesuffix(".__init__").split(".")
         if node.level:
             # One dot is the folder that the file is in: for a package, the package itself.
@@ -151,7 +151,7 @@ def literal(node: ast.expr | None) -> Any:
 
 
 def _binds(node: ast.stmt) -> set[str]:
-    """The names that a statement at the top of a file may bind."""
+    """The names that a statement at the top level of a file may bind."""
     match node:
         case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
             return {name}
@@ -160,21 +160,27 @@ def _binds(node: ast.stmt) -> set[str]:
         case _:
             return {
                 part.id
-                for part in walk(node)
+                for part in ast.walk(node)
                 if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
             } | {
                 alias.asname or alias.name
-                for part in walk(node)
+                for part in ast.walk(node)
                 if isinstance(part, ast.ImportFrom)
                 for alias in part.names
             }
 
 
 def _original(node: ast.ImportFrom, name: str) -> str:
+    """The name that is imported as ``name``."""
     return next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
+    """Whether a class is a dataclass, rather than a plain class.
+
+    Raises:
+        NotUnderstoodError: It is made by something else.
+    """
     plain = [
         ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
         for decorator in node.decorator_list
@@ -222,6 +228,7 @@ def _field(name: str, annotation: ast.expr, value: ast.expr | None, path: str) -
 
 
 def _made(factory: ast.expr) -> ast.expr | None:
+    """The expression for what a default factory returns; None if that is unknown."""
     match factory:
         case ast.Name(id="list"):
             return ast.List(elts=[], ctx=ast.Load())
@@ -231,6 +238,7 @@ def _made(factory: ast.expr) -> ast.expr | None:
 
 
 def _metadata(name: str, node: ast.expr | None) -> Mapping[str, ast.expr]:
+    """What the metadata of the field ``name`` passes to the argument parser."""
     found: Mapping[str, ast.expr] = {}
     for key, value in _items(name, node):
         if key == "argparse_meta":
@@ -239,6 +247,7 @@ def _metadata(name: str, node: ast.expr | None) -> Mapping[str, ast.expr]:
 
 
 def _items(name: str, node: ast.expr | None) -> Iterator[tuple[str, ast.expr]]:
+    """The keys and values of a dictionary in the metadata of the field ``name``."""
     match node:
         case None:
             return

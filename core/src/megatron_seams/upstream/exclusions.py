@@ -5,21 +5,21 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from megatron_seams.upstream.ast_queries import bindings, walk
+from megatron_seams.upstream.ast_queries import bindings
 
-#: What upstream calls the text that it checks; a rule over anything else is about a part of it.
+#: Upstream's names for the text that it checks; a rule over anything else is about a part of it.
 _WHOLE = ("pattern", "segment")
 
 
 @attrs.frozen(kw_only=True)
 class Exclusion:
-    """A combination that upstream refuses, as a boolean tree over its constants.
+    """A combination that upstream refuses, as a boolean expression over its constants.
 
     Attributes:
-        operator: ``has`` (a leaf), ``and``, ``or`` or ``not``.
-        constant: The constant of a leaf.
-        parts: The operands of a branch.
-        message: What upstream says.
+        operator: ``has`` (the pattern has a layer), ``and``, ``or`` or ``not``.
+        constant: The constant of ``has``.
+        parts: The operands of the others.
+        message: Upstream's message.
     """
 
     operator: str
@@ -46,37 +46,39 @@ def read_exclusions(
 ) -> Iterator[tuple[Exclusion, ast.If]]:
     """Each rule that is understood, with the statement that states it.
 
-    A rule stands in the body of a function that is given the whole text, before any return: one
-    that hides in a loop or a branch holds under conditions that are not read. What is not
-    understood is not said here: it mentions a layer, and the vocabulary's reader accounts for every
-    mention.
+    A rule stands in the body of a function that is given the whole text, before any return: one in
+    a loop or a branch holds under conditions that are not read. A rule that is not understood is
+    left out here; it mentions a layer, and the reader of the symbols accounts for every mention.
 
     Args:
         tree: The module.
-        sets: The sets of constants that ``Symbols`` names.
+        sets: The sets of constants in ``Symbols``: name -> constants.
     """
     for function in tree.body:
         if not isinstance(function, ast.FunctionDef) or not function.args.args:
             continue
         text = function.args.args[0].arg
-        if text not in _WHOLE or bindings(walk(function))[text] != 1:
+        if text not in _WHOLE or bindings(ast.walk(function))[text] != 1:
             continue
         for node in function.body:
             if isinstance(node, ast.If) and _only_raises(node):
-                rule = _rule(node.test, _said(node), text, sets)
+                rule = _rule(node.test, _message(node), text, sets)
                 if rule is not None:
                     yield rule, node
-            elif any(isinstance(part, ast.Return) for part in walk(node)):
+            elif any(isinstance(part, ast.Return) for part in ast.walk(node)):
                 break
 
 
 def _only_raises(node: ast.If) -> bool:
+    """Whether a condition leads to an exception and nothing else."""
     return isinstance(node.body[0], ast.Raise) and not node.orelse
 
 
 def _rule(
     test: ast.expr, message: str, text: str, sets: Mapping[str, tuple[str, ...]]
 ) -> Exclusion | None:
+    """The rule that a condition over the variable ``text`` states; None if it is not understood."""
+
     def has(constant: str) -> Exclusion:
         return Exclusion(operator="has", constant=constant, message=message)
 
@@ -120,8 +122,8 @@ def _rule(
     return None
 
 
-def _said(node: ast.If) -> str:
-    """The text that upstream raises with, where it is a literal."""
+def _message(node: ast.If) -> str:
+    """The text that upstream raises with where it is a literal, else the condition."""
     match node.body[0]:
         case ast.Raise(exc=ast.Call(args=[ast.Constant(value=str() as text), *_])):
             return text

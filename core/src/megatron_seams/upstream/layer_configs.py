@@ -1,9 +1,9 @@
-"""The classes of configuration that stand for layers, where upstream's stack is given those.
+"""The configuration classes of layers, where upstream's stack is given those instead of letters.
 
 Such a stack asks ``isinstance(layer_config, MambaLayerConfig)`` where others compare letters. A
-table beside ``Symbols`` says which class is which letter's, and that says which branch builds a
-symbol only if no class stands for two letters and none derives from another: a configuration would
-then pass a branch that is not its own.
+table beside ``Symbols`` maps each letter to its class. It tells which branch builds a symbol only
+if no class stands for two letters and none derives from another: a configuration would otherwise
+pass a branch that is not its own.
 """
 
 import ast
@@ -11,27 +11,28 @@ from collections.abc import Mapping
 
 import attrs
 
-from megatron_seams.upstream.ast_queries import bindings, classes, walk
+from megatron_seams.upstream.ast_queries import bindings, classes
 from megatron_seams.upstream.source import SourceFile
-from megatron_seams.upstream.symbols import CONFIG_TABLE
 
-#: What the classes may derive from: the configurations that are there for every layer.
+#: Upstream's table, letter -> class.
+CONFIG_TABLE = "LAYER_SYMBOL_TO_CONFIG_CLASS"
+#: The classes that a layer's may derive from: no branch asks for them.
 _ROOTS = ("MLATransformerConfig", "TransformerConfig")
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.frozen(kw_only=True)
 class LayerConfigs:
-    """The table of classes.
+    """The configuration class of each layer.
 
     Attributes:
-        constants: Class -> constant.
+        constants: Class -> constant of ``Symbols``.
         modules: Class -> the module that it is imported from.
-        table: The table itself.
+        table: The table in the source.
     """
 
     constants: Mapping[str, str]
     modules: Mapping[str, str]
-    table: ast.Dict
+    table: ast.Dict = attrs.field(repr=False)
 
     def lists(self, function: ast.FunctionDef) -> bool:
         """Whether a function returns one configuration for each letter, of the letter's class."""
@@ -42,7 +43,7 @@ class LayerConfigs:
                 ast.For(target=ast.Name(id=letter), iter=ast.Name(id=text), body=body, orelse=[]),
                 ast.Return(value=ast.Name(id=returned)),
             ]:
-                bound = bindings(walk(function))
+                bound = bindings(ast.walk(function))
                 plain = all(isinstance(node, ast.Expr) for node in before)
                 once = bound[made] == bound[letter] == bound[text] == 1
                 given = text == function.args.args[0].arg
@@ -51,6 +52,7 @@ class LayerConfigs:
 
 
 def _adds(body: list[ast.stmt], made: str, letter: str) -> bool:
+    """Whether statements append a configuration of the letter's class to the list ``made``."""
     match body:
         case [
             ast.Assign(targets=[ast.Name(id=config)], value=ast.Call(func=ast.Name(id="deepcopy"))),
@@ -101,18 +103,20 @@ def read_layer_configs(file: SourceFile) -> LayerConfigs:
         for node in file.tree.body
         if isinstance(node, ast.Assign | ast.AnnAssign)
         and isinstance(node.value, ast.Dict)
-        and CONFIG_TABLE in bindings(walk(node))
+        and CONFIG_TABLE in bindings(ast.walk(node))
     ]
-    file.hold(len(tables) == 1 and bound[CONFIG_TABLE] == 1, f"{CONFIG_TABLE} is not one table")
+    file.require(len(tables) == 1 and bound[CONFIG_TABLE] == 1, f"{CONFIG_TABLE} is not one table")
     constants: dict[str, str] = {}
     for key, value in zip(tables[0].keys, tables[0].values, strict=True):
         match key, value:
             case ast.Attribute(value=ast.Name(id="Symbols"), attr=constant), ast.Name(id=name):
-                file.hold(name not in constants, f"{name} stands for two symbols in {CONFIG_TABLE}")
+                file.require(
+                    name not in constants, f"{name} stands for two symbols in {CONFIG_TABLE}"
+                )
                 constants[name] = constant
             case _:
-                file.hold(
-                    False, f"line {value.lineno} of {CONFIG_TABLE} is not a symbol and a class"
+                raise file.unknown(
+                    f"line {value.lineno} of {CONFIG_TABLE} is not a symbol and a class"
                 )
     modules = {
         alias.asname or alias.name: node.module or ""
@@ -122,7 +126,9 @@ def read_layer_configs(file: SourceFile) -> LayerConfigs:
         if alias.asname is None
     }
     for name in constants:
-        file.hold(name in modules and bound[name] == 1, f"{name} is not imported from one module")
+        file.require(
+            name in modules and bound[name] == 1, f"{name} is not imported from one module"
+        )
     return LayerConfigs(
         constants=constants,
         modules={name: modules[name] for name in constants},
@@ -130,21 +136,21 @@ def read_layer_configs(file: SourceFile) -> LayerConfigs:
     )
 
 
-def hold_apart(file: SourceFile, name: str) -> None:
-    """Hold a class to derive from nothing that another layer's configuration may be.
+def check_bases(file: SourceFile, name: str) -> None:
+    """Check that a layer's configuration class derives from no other layer's.
 
     Args:
         file: The module that defines it.
         name: The class.
 
     Raises:
-        SurfaceUnknown: It may be another's too.
+        SurfaceUnknown: It may.
     """
     found = [cls for cls in classes(file.tree.body, name) if cls.name == name]
     bound = file.bound
-    file.hold(len(found) == 1 and bound[name] == 1, f"{name} is not one class")
+    file.require(len(found) == 1 and bound[name] == 1, f"{name} is not one class")
     bases = [base.id if isinstance(base, ast.Name) else "?" for base in found[0].bases]
-    file.hold(
+    file.require(
         bool(bases) and set(bases) <= set(_ROOTS) and not found[0].keywords,
         f"{name} derives from {', '.join(bases) or 'nothing'}: another layer's branch may take it",
     )

@@ -1,22 +1,21 @@
-"""What is done with a slot before its layer is built, as upstream writes it.
+"""Which slot of the submodules a branch of upstream's stack builds.
 
-A specification may be changed inside, under a condition or not: it is still the slot's own. To put
-one slot's specification in another's place is what these readers refuse to follow.
+Before it builds a slot, upstream may change what is inside its specification; that is followed.
+A piece that may put one slot's specification in another's place is not.
 """
 
 import ast
 
-from megatron_seams.upstream.ast_queries import is_docstring, walk
+from megatron_seams.upstream.ast_queries import is_docstring
 
 BUILD = "build_module"
 SUBMODULES = "submodules"
 
 
 def keeps_slots(method: ast.FunctionDef) -> bool:
-    """Whether a method returns a copy of the submodules whose slots are not exchanged.
+    """Whether a method returns a copy of the submodules with every slot in its place.
 
-    Upstream fuses projections of one slot's specification this way; what is inside a slot may
-    change and stays what the slot is for.
+    Upstream fuses the projections inside one slot's specification by such a method.
     """
     match [node for node in method.body if not is_docstring(node)]:
         case [
@@ -36,7 +35,7 @@ def keeps_slots(method: ast.FunctionDef) -> bool:
     uses = [
         node
         for statement in rest
-        for node in walk(statement)
+        for node in ast.walk(statement)
         if isinstance(node, ast.Name) and node.id == SUBMODULES
     ]
     taken = [
@@ -47,15 +46,15 @@ def keeps_slots(method: ast.FunctionDef) -> bool:
         and isinstance(node.targets[0], ast.Name)
         and isinstance(node.value, ast.Attribute)
     ]
-    left = any(isinstance(n, ast.Return) for statement in rest for n in walk(statement))
+    left = any(isinstance(n, ast.Return) for statement in rest for n in ast.walk(statement))
     return not left and all(any(use is value for value in taken) for use in uses)
 
 
 def built_by(body: list[ast.stmt]) -> tuple[str, tuple[str, ...]] | None:
-    """Slot and keywords of a branch, else None.
+    """The slot that a branch builds, and the keywords that it passes; None if not understood.
 
-    ``layer = build_module(submodules.SLOT, keyword=...)``, or the same through a local name that
-    was bound to the slot first and may have been specialised since: it is still that slot's layer.
+    Understood is ``layer = build_module(submodules.SLOT, keyword=...)``, also through a local name
+    that was bound to the slot first, and whose specification may have been changed inside since.
     """
     match body:
         case [*before, ast.Assign(targets=[ast.Name(id="layer")], value=ast.Call() as call)]:
@@ -87,7 +86,7 @@ def built_by(body: list[ast.stmt]) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _specialises(node: ast.stmt, local: str) -> bool:
-    """Whether a statement changes at most what is inside a local copy of a specification."""
+    """Whether a statement changes at most the inside of the specification that ``local`` names."""
     match node:
         case ast.If(body=body, orelse=[]):
             return all(_specialises(part, local) for part in body)

@@ -1,15 +1,14 @@
-"""The loop of upstream's hybrid stack: which slot it builds for each symbol, and with what.
+"""The loop of upstream's hybrid stack: which slot it builds for each symbol, with which keywords.
 
 The one shape that is understood is a loop over the list of layers, in the constructor, with a chain
 of branches that compare the layer with one symbol each and build one slot each. Everything that
-could make a branch mean something else is held: what is compared is the loop's own variable and is
-never rebound; the submodules are those of the caller; each name means one thing in the whole file;
-nothing leaves the loop early; and nothing else is ever built.
+could give a branch another meaning is checked: the loop's own variable is compared and is never
+rebound; the submodules are those of the caller; each name means one thing in the whole file;
+nothing leaves the loop early; and nothing is built outside it.
 """
 
 import ast
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import attrs
 
@@ -22,18 +21,18 @@ from megatron_seams.upstream.ast_queries import (
     mentions,
     module_of,
     own_nodes,
-    walk,
 )
+from megatron_seams.upstream.layer_configs import LayerConfigs
 from megatron_seams.upstream.slots import BUILD, SUBMODULES, built_by, keeps_slots
 from megatron_seams.upstream.source import SourceFile
 
-if TYPE_CHECKING:
-    from megatron_seams.upstream.layer_configs import LayerConfigs
-
+#: The module of the function that builds a slot.
 _BUILDER = "megatron.core.transformer.spec_utils"
+#: Upstream's names for the list of layers.
 _LISTS = ("layer_type_list", "layer_config_list")
-#: What upstream makes the list of layers with, where the caller does not give it.
+#: The functions that make the list of layers where the caller does not give it.
 _LISTED_BY = ("allocate_layers", "validate_segment_layers")
+#: Statements and expressions that may leave the loop, or do in it what is not read.
 _LEAVES = (
     *(ast.Continue, ast.Break, ast.Return, ast.Yield, ast.YieldFrom, ast.Await),
     *(ast.Try, ast.While, ast.AsyncFor, ast.AsyncWith, ast.Match, ast.NamedExpr, ast.Delete),
@@ -41,14 +40,14 @@ _LEAVES = (
 )
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.frozen(kw_only=True)
 class Branch:
-    """What the loop does for one symbol.
+    """One branch of the loop.
 
     Attributes:
-        constant: The symbol's constant.
-        slot: The field of the submodules that is built.
-        keywords: The keywords that it is built with, in upstream's order.
+        constant: The constant of the symbol that it is for.
+        slot: The field of the submodules that it builds.
+        keywords: The keywords that it builds it with, in upstream's order.
     """
 
     constant: str
@@ -56,26 +55,26 @@ class Branch:
     keywords: tuple[str, ...]
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.frozen(kw_only=True)
 class Stack:
     """The stack of one Megatron.
 
     Attributes:
         slots: The fields of its submodules, in order.
-        branches: What its loop builds, in order.
+        branches: The branches of its loop, in order.
     """
 
     slots: tuple[str, ...]
     branches: tuple[Branch, ...]
 
 
-def read_stack(file: SourceFile, allocation: str, configs: "LayerConfigs | None") -> Stack:
+def read_stack(file: SourceFile, allocation: str, configs: LayerConfigs | None) -> Stack:
     """Read the stack from the module that defines it.
 
     Args:
         file: The module.
-        allocation: Where ``Symbols`` is, to hold that the loop compares with those.
-        configs: The classes that the loop asks for instead, where it does.
+        allocation: The file of ``Symbols``, with which the loop must compare.
+        configs: The configuration classes that it asks for instead, where it does.
 
     Raises:
         SurfaceUnknown: It is of a shape that this reader does not know.
@@ -84,9 +83,9 @@ def read_stack(file: SourceFile, allocation: str, configs: "LayerConfigs | None"
 
 
 class _Reader:
-    """One reading, with what it needs at every step."""
+    """One reading of the module that defines the stack."""
 
-    def __init__(self, file: SourceFile, allocation: str, configs: "LayerConfigs | None") -> None:
+    def __init__(self, file: SourceFile, allocation: str, configs: LayerConfigs | None) -> None:
         self._file = file
         self._bound = file.bound
         self._allocation = module_of(allocation)
@@ -94,24 +93,25 @@ class _Reader:
         self._letters = imported(file.tree, self._allocation).get("Symbols")
 
     def stack(self) -> Stack:
+        """The stack; raises SurfaceUnknown as :func:`read_stack` does."""
         file, bound = self._file, self._bound
-        file.hold(not bound["*"], "it imports names that cannot be told")
+        file.require(not bound["*"], "it imports names that cannot be told")
         submodules = self._one_class("StackSubmodules")
         stack = self._one_class(submodules.name.removesuffix("Submodules"))
-        self._means(BUILD, _BUILDER)
+        self._check_import(BUILD, _BUILDER)
         if self._configs is None:
             letters = self._letters or "Symbols"
-            file.hold(
+            file.require(
                 self._letters is not None and bound[letters] == 1,
                 f"the symbols are not those of {self._allocation}",
             )
         else:
             for name, module in self._configs.modules.items():
-                self._means(name, module)
-        self._hold_names_unchanged({stack.name, submodules.name, self._letters})
+                self._check_import(name, module)
+        self._check_names_unchanged({stack.name, submodules.name, self._letters})
         slots = self._slots(submodules)
         constructors = functions(stack.body, "__init__")
-        file.hold(
+        file.require(
             len(constructors) == 1
             and bindings(own_nodes(stack.body))["__init__"] == 1
             and not constructors[0].decorator_list
@@ -120,40 +120,45 @@ class _Reader:
         )
         branches = tuple(self._branches(stack, constructors[0]))
         built = [b.constant for b in branches]
-        file.hold(len(set(built)) == len(built), f"two branches of the loop for one of {built}")
+        file.require(len(set(built)) == len(built), f"two branches of the loop for one of {built}")
         used = sum(isinstance(node, ast.Name) and node.id == BUILD for node in file.nodes)
-        file.hold(used == len(branches), "modules are built outside the branches of the loop")
+        file.require(used == len(branches), "modules are built outside the branches of the loop")
         return Stack(slots=slots, branches=branches)
 
     def _one_class(self, suffix: str) -> ast.ClassDef:
+        """The only class whose name ends in ``suffix``."""
         found = classes(self._file.tree.body, suffix)
-        self._file.hold(
+        self._file.require(
             len(found) == 1 and self._bound[found[0].name] == 1, f"not one class named *{suffix}"
         )
         return found[0]
 
-    def _means(self, name: str, module: str) -> None:
+    def _check_import(self, name: str, module: str) -> None:
+        """Check that a name is imported from a module and never bound again."""
         here = imported(self._file.tree, module).get(name)
-        self._file.hold(here == name and self._bound[name] == 1, f"{name} is not that of {module}")
+        self._file.require(
+            here == name and self._bound[name] == 1, f"{name} is not that of {module}"
+        )
 
-    def _hold_names_unchanged(self, names: set[str | None]) -> None:
-        """Hold that no attribute of a class is set from outside, nor the symbols passed on."""
+    def _check_names_unchanged(self, names: set[str | None]) -> None:
+        """Check that no attribute of these classes is set, nor the symbols passed on."""
         inner: set[int] = set()
         for node in self._file.nodes:
             match node:
                 case ast.Attribute(value=ast.Name(id=name) as base, ctx=context):
                     inner.add(id(base))
-                    self._file.hold(
+                    self._file.require(
                         name not in names or isinstance(context, ast.Load),
                         f"line {node.lineno} changes {name}",
                     )
                 case ast.Name(id=name) if name == self._letters:
                     # Breadth first: the attribute that it may be part of was seen before it.
-                    self._file.hold(id(node) in inner, f"line {node.lineno} may change {name}")
+                    self._file.require(id(node) in inner, f"line {node.lineno} may change {name}")
 
     def _slots(self, submodules: ast.ClassDef) -> tuple[str, ...]:
+        """The fields of the submodules dataclass."""
         file = self._file
-        file.hold(
+        file.require(
             not submodules.bases
             and not submodules.keywords
             and all(mentions(node, "dataclass") for node in submodules.decorator_list),
@@ -165,7 +170,7 @@ class _Reader:
                 case ast.AnnAssign(target=ast.Name(id=name)):
                     fields.append(name)
                 case _:
-                    file.hold(
+                    file.require(
                         is_docstring(node), f"line {node.lineno} of {submodules.name} is no field"
                     )
         return tuple(fields)
@@ -173,27 +178,28 @@ class _Reader:
     # --- the constructor ----------------------------------------------------------------------
 
     def _branches(self, stack: ast.ClassDef, constructor: ast.FunctionDef) -> Iterator[Branch]:
+        """The branches of the loop that builds layers, in the constructor."""
         loops = [
             node for node in constructor.body if isinstance(node, ast.For) and mentions(node, BUILD)
         ]
-        self._file.hold(len(loops) == 1, f"{len(loops)} loops that build layers")
+        self._file.require(len(loops) == 1, f"{len(loops)} loops that build layers")
         key, listed = self._loops_over(loops[0])
         chain, after = self._chain(loops[0].body)
-        nodes = walk(constructor)
+        nodes = list(ast.walk(constructor))
         bound = bindings(nodes)
-        self._file.hold(bound[key] == 1, f"{key} is bound more than once")
-        self._hold_given(stack, nodes, listed)
+        self._file.require(bound[key] == 1, f"{key} is bound more than once")
+        self._check_list_given(stack, nodes, listed)
         yield from self._read_chain(chain, key)
         wraps = self._wraps(after, key)
-        self._file.hold(
+        self._file.require(
             bound["layer"] == wraps + _length(chain), "layer is bound outside the branches"
         )
-        self._hold_submodules(stack, nodes, chain)
+        self._check_submodules(stack, nodes, chain)
         kept = [n for n in nodes if _stores(n, "layers")]
-        self._file.hold(len(kept) == 1, "self.layers is set more than once")
+        self._file.require(len(kept) == 1, "self.layers is set more than once")
 
     def _loops_over(self, loop: ast.For) -> tuple[str, str]:
-        """The loop's own variable, and the name of what it loops over."""
+        """The names of the loop's variable and of the list that it loops over."""
         match loop:
             case ast.For(
                 target=ast.Tuple(elts=[ast.Name(), ast.Name(id=key)]),
@@ -207,19 +213,18 @@ class _Reader:
                 orelse=[],
             ) if listed in _LISTS:
                 return key, listed
-        self._file.hold(False, f"line {loop.lineno} does not loop over the list of layers")
-        raise AssertionError
+        raise self._file.unknown(f"line {loop.lineno} does not loop over the list of layers")
 
     def _chain(self, body: list[ast.stmt]) -> tuple[ast.If, list[ast.stmt]]:
-        """The chain of branches, and the statements that follow it in the loop."""
+        """The chain of branches, and the statements after it in the loop."""
         heads = [node for node in body if mentions(node, BUILD)]
-        self._file.hold(len(heads) == 1, f"{len(heads)} statements of the loop build layers")
+        self._file.require(len(heads) == 1, f"{len(heads)} statements of the loop build layers")
         after = body[body.index(heads[0]) + 1 :]
         for node in body:
             if node is heads[0]:
                 continue
-            parts = walk(node)
-            self._file.hold(
+            parts = ast.walk(node)
+            self._file.require(
                 not any(isinstance(part, (ast.For, ast.Raise, *_LEAVES)) for part in parts),
                 f"line {node.lineno} of the loop is not understood",
             )
@@ -229,18 +234,17 @@ class _Reader:
                 return chain, [*rest, *after]
             case ast.If() as chain:
                 return chain, after
-        self._file.hold(False, f"line {heads[0].lineno} of the loop is not understood")
-        raise AssertionError
+        raise self._file.unknown(f"line {heads[0].lineno} of the loop is not understood")
 
     def _wraps(self, after: list[ast.stmt], key: str) -> int:
-        """How often a layer is wrapped after it is built, whichever layer it is."""
+        """How often every layer alike is wrapped after it is built."""
         wraps = 0
         for statement in after:
-            for node in walk(statement):
+            for node in ast.walk(statement):
                 match node:
                     case ast.Assign(targets=[ast.Name(id="layer")], value=value):
                         wraps += 1
-                        self._file.hold(
+                        self._file.require(
                             isinstance(value, ast.Call)
                             and mentions(value, "layer")
                             and not mentions(statement, key),
@@ -248,8 +252,8 @@ class _Reader:
                         )
         return wraps
 
-    def _hold_given(self, stack: ast.ClassDef, nodes: list[ast.AST], listed: str) -> None:
-        """Hold the list of layers to be the caller's, or one that upstream's own reader makes."""
+    def _check_list_given(self, stack: ast.ClassDef, nodes: list[ast.AST], listed: str) -> None:
+        """Check that the list of layers is the caller's, or made by upstream's own function."""
         for node in nodes:
             match node:
                 case ast.Assign(targets=[target], value=value) if _is_list(target, listed):
@@ -271,22 +275,23 @@ class _Reader:
                     known = not any(_is_list(argument, listed) for argument in arguments)
                 case _:
                     continue
-            self._file.hold(
+            self._file.require(
                 known, f"what line {node.lineno} does with the list of layers is not understood"
             )
 
     def _is_listing(self, value: ast.expr) -> bool:
+        """Whether an expression calls a function that makes the list of layers."""
         known = imported(self._file.tree, self._allocation)
         match value:
             case ast.Call(func=ast.Name(id=name)):
                 return name in _LISTED_BY and known.get(name) == name and self._bound[name] == 1
         return False
 
-    def _hold_submodules(self, stack: ast.ClassDef, nodes: list[ast.AST], chain: ast.If) -> None:
-        """Hold the submodules to be the caller's own, or copies with every slot in its place."""
-        known = {id(part) for part in walk(chain)}
+    def _check_submodules(self, stack: ast.ClassDef, nodes: list[ast.AST], chain: ast.If) -> None:
+        """Check that the submodules are the caller's, or copies with every slot in its place."""
+        known = {id(part) for part in ast.walk(chain)}
         given = sum(isinstance(node, ast.arg) and node.arg == SUBMODULES for node in nodes)
-        self._file.hold(given == 1, "the constructor is given no submodules")
+        self._file.require(given == 1, "the constructor is given no submodules")
         for node in nodes:
             match node:
                 case ast.Assign(
@@ -302,7 +307,7 @@ class _Reader:
                         known |= {id(stored), id(passed)}
         for node in nodes:
             if isinstance(node, ast.Name) and node.id == SUBMODULES:
-                self._file.hold(
+                self._file.require(
                     id(node) in known,
                     f"what line {node.lineno} does with the submodules is not understood",
                 )
@@ -310,26 +315,26 @@ class _Reader:
     # --- the chain ----------------------------------------------------------------------------
 
     def _read_chain(self, node: ast.If, key: str) -> Iterator[Branch]:
+        """The branches of a chain of comparisons with the variable ``key``."""
         while True:
             constant = self._compared(node.test, key)
             built = built_by(node.body)
             if constant is None or built is None:
-                self._file.hold(
-                    False, f"the branch at line {node.lineno} of the stack is not understood"
+                raise self._file.unknown(
+                    f"the branch at line {node.lineno} of the stack is not understood"
                 )
-                raise AssertionError
             yield Branch(constant=constant, slot=built[0], keywords=built[1])
             match node.orelse:
                 case [ast.If() as node]:
                     continue
                 case [ast.Raise()] | [ast.Assert(test=ast.Constant(value=False))]:
                     return
-            self._file.hold(
-                False, f"the chain that ends at line {node.lineno} of the stack has a default"
+            raise self._file.unknown(
+                f"the chain that ends at line {node.lineno} of the stack has a default"
             )
 
     def _compared(self, test: ast.expr, key: str) -> str | None:
-        """The constant that a branch is for, else None."""
+        """The constant that the variable ``key`` is compared with; None if not understood."""
         match test:
             case ast.Compare(
                 left=ast.Name(id=left),
@@ -347,6 +352,7 @@ class _Reader:
 
 
 def _length(chain: ast.If) -> int:
+    """The number of branches of a chain."""
     match chain.orelse:
         case [ast.If() as following]:
             return 1 + _length(following)
@@ -354,6 +360,7 @@ def _length(chain: ast.If) -> int:
 
 
 def _is_list(node: ast.expr, listed: str) -> bool:
+    """Whether an expression is ``listed`` or ``self.listed``."""
     match node:
         case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="self"), attr=name):
             return name == listed
@@ -361,6 +368,7 @@ def _is_list(node: ast.expr, listed: str) -> bool:
 
 
 def _stores(node: ast.AST, attribute: str) -> bool:
+    """Whether a node sets or deletes an attribute of ``self``."""
     match node:
         case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store() | ast.Del()):
             return name == attribute
@@ -375,7 +383,7 @@ def _selects(method: ast.FunctionDef) -> bool:
             pass
         case _:
             return False
-    nodes = walk(method)
+    nodes = list(ast.walk(method))
     bound = bindings(nodes)
     slices = [
         node

@@ -3,12 +3,11 @@
 There is no table of Megatron versions here. The reader knows one *shape* of source, the one that
 every published release of the hybrid stack has had: a class of symbols, a dataclass of submodules,
 and a chain of branches that builds one field for each symbol. A source of another shape is an error
-and nothing in it is native, since a reader that guesses is worse than one that refuses.
+and nothing in it is native: a wrong guess would build another model than the plan says.
 """
 
-import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import attrs
 from packaging.version import Version
@@ -17,11 +16,12 @@ from megatron_seams.errors import SeamsError, SymbolUnmapped
 from megatron_seams.families import BY_CONSTANT
 from megatron_seams.upstream.ast_queries import path_of
 from megatron_seams.upstream.exclusions import Exclusion
+from megatron_seams.upstream.layer_configs import check_bases
 from megatron_seams.upstream.source import MegatronSource, SourceFile, unknown_shape
 from megatron_seams.upstream.stack import read_stack
-from megatron_seams.upstream.symbols import read_vocabulary
+from megatron_seams.upstream.symbols import read_symbols
 
-#: Where the hybrid stack lives, the newest home first. Old homes stay behind as aliases.
+#: The files of the symbols and of the stack, the newest first: old ones stay behind as aliases.
 _HOMES = (
     ("core/models/hybrid/hybrid_layer_allocation.py", "core/models/hybrid/hybrid_block.py"),
     ("core/ssm/mamba_hybrid_layer_allocation.py", "core/ssm/mamba_block.py"),
@@ -64,7 +64,7 @@ class NativeSymbol:
         constant: Its name in upstream's ``Symbols`` class, ``MAMBA``.
         symbol: The letter, ``M``.
         slot: The field of upstream's submodules that builds it, ``mamba_layer``.
-        keywords: What upstream's loop passes to the slot, in its order.
+        keywords: The keywords that upstream's loop passes to the slot, in its order.
     """
 
     constant: str
@@ -77,9 +77,9 @@ class NativeSymbol:
         """The family that core knows under this constant; None if it is unmapped."""
         return BY_CONSTANT.get(self.constant)
 
-    @functools.cached_property
+    @property
     def provider(self) -> Native:
-        """What a plan says of the layers that it builds."""
+        """The provider of the layers that it builds."""
         return Native(symbol=self.symbol, slot=self.slot)
 
 
@@ -93,7 +93,7 @@ class NativeSurface:
         symbols: Its layer symbols, in the order of upstream's class.
         slots: All fields of its submodules dataclass.
         separators: Its structural characters, ``|`` and ``/``, as far as it has them.
-        exclusions: The combinations that it refuses.
+        exclusions: The combinations of layers that it refuses.
         digest: SHA-256 over the text that was read.
     """
 
@@ -105,32 +105,23 @@ class NativeSurface:
     exclusions: tuple[Exclusion, ...] = ()
     digest: str = ""
 
-    @functools.cached_property
-    def _indexed(self) -> Mapping[str, Mapping[str | None, NativeSymbol]]:
-        # Backwards, so that of two symbols the first is found.
-        symbols = self.symbols[::-1]
-        return {
-            key: {getattr(symbol, key): symbol for symbol in symbols}
-            for key in ("family", "constant", "slot")
-        }
-
     def of_family(self, family: str) -> NativeSymbol | None:
         """The symbol that builds a family that core knows."""
-        return self._indexed["family"].get(family)
+        return next((symbol for symbol in self.symbols if symbol.family == family), None)
 
     def of_constant(self, constant: str) -> NativeSymbol | None:
         """The symbol of an upstream constant, whether or not core has a family for it."""
-        return self._indexed["constant"].get(constant)
+        return next((symbol for symbol in self.symbols if symbol.constant == constant), None)
 
     def of_slot(self, slot: str) -> NativeSymbol | None:
         """The symbol whose layers a slot builds."""
-        return self._indexed["slot"].get(slot)
+        return next((symbol for symbol in self.symbols if symbol.slot == slot), None)
 
     def forbidden(self, constants: Iterable[str]) -> tuple[str, ...]:
-        """What upstream says against a pattern with exactly these constants."""
+        """Upstream's messages against a pattern with exactly these constants; none if legal."""
         present = frozenset(constants)
-        said = [rule.message for rule in self.exclusions if rule.forbids(present)]
-        return tuple(dict.fromkeys(said))
+        messages = [rule.message for rule in self.exclusions if rule.forbids(present)]
+        return tuple(dict.fromkeys(messages))
 
     def unmapped(self) -> tuple[SeamsError, ...]:
         """A finding for each symbol that no family stands for."""
@@ -154,24 +145,22 @@ def read_surface(source: MegatronSource) -> NativeSurface:
     Raises:
         SurfaceUnknown: The source is of a shape that this reader does not know.
     """
-    home, block = _home(source)
-    files = [_file(source, home), _file(source, block)]
-    vocabulary = read_vocabulary(files[0])
-    stack = read_stack(files[1], home, vocabulary.configs)
-    if vocabulary.configs is not None:
-        from megatron_seams.upstream.layer_configs import hold_apart
-
-        for name, module in sorted(vocabulary.configs.modules.items()):
-            files.append(_file(source, path_of(module)))
-            hold_apart(files[-1], name)
+    home, block = (_file(source, path) for path in _home(source))
+    symbols = read_symbols(home)
+    stack = read_stack(block, home.path, symbols.configs)
+    files = [home, block]
+    if symbols.configs is not None:
+        for name, module in sorted(symbols.configs.modules.items()):
+            defining = _file(source, path_of(module))
+            check_bases(defining, name)
+            files.append(defining)
     branches = {branch.constant: branch for branch in stack.branches}
-    files[1].hold(
-        set(branches) == set(vocabulary.layers),
-        f"Symbols names {sorted(vocabulary.layers)} as layers and the stack builds "
-        f"{sorted(branches)}",
+    block.require(
+        set(branches) == set(symbols.layers),
+        f"Symbols names {sorted(symbols.layers)} as layers and the stack builds {sorted(branches)}",
     )
     for branch in stack.branches:
-        files[1].hold(
+        block.require(
             branch.slot in stack.slots,
             f"the stack builds submodules.{branch.slot}, which is not a field",
         )
@@ -188,16 +177,17 @@ def read_surface(source: MegatronSource) -> NativeSurface:
                 slot=branches[name].slot,
                 keywords=branches[name].keywords,
             )
-            for name, letter in vocabulary.layers.items()
+            for name, letter in symbols.layers.items()
         ),
         slots=stack.slots,
-        separators=vocabulary.separators,
-        exclusions=vocabulary.exclusions,
+        separators=symbols.separators,
+        exclusions=symbols.exclusions,
         digest=digest.hexdigest(),
     )
 
 
 def _home(source: MegatronSource) -> tuple[str, str]:
+    """The files of the symbols and of the stack."""
     for allocation, block in _HOMES:
         if source.read(allocation) is not None:
             return allocation, block

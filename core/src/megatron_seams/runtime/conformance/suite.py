@@ -17,7 +17,7 @@ from megatron_seams.runtime.conformance import rules
 from megatron_seams.runtime.conformance.subject import Subject, find_subject, read_fragment
 from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.manifest import CAPABILITIES
-from megatron_seams.upstream.source import open_source
+from megatron_seams.upstream.locate import open_megatron
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class LayerConformance(SeamConformance):
     @classmethod
     def surfaces(cls, subject: Subject, megatrons: Sequence[Path]) -> list[NativeSurface]:
         """The Megatrons whose keywords are to be taken: the one in hand first."""
-        others = [read_surface(open_source(it)) for it in megatrons]
+        others = [read_surface(open_megatron(it)) for it in megatrons]
         wanted = subject.seam.manifest.requires.range
         return [
             subject.environment.surface,
