@@ -5,9 +5,9 @@
 demo: setup  ## The tour: audit, resolution, a refusal, a small hybrid learning text
 	@bash scripts/demo.sh
 
-# An import of Megatron takes 7 s, 2.5 of them for torch's compiler, which its decorators load: without it
-# the many processes of the tests start sooner, and on a CPU nothing is compiled anyway. A reader's own
-# run (tests/test_outside_plugin.py) has it. And byte code is kept, which some environments forbid.
+# An import of Megatron takes 7 s, 2.5 of them for torch's compiler, which its decorators load. The tests
+# start many processes, and compile nothing on a CPU, so they do without it; only the test that does as a
+# user does (tests/test_outside_plugin.py) has it. Byte code is saved, which some environments forbid.
 test: export TORCHDYNAMO_DISABLE = 1
 test: export PYTHONDONTWRITEBYTECODE =
 test: setup lint  ## Everything that CI runs, a test file at a time on each core

@@ -1,8 +1,8 @@
-"""What the M²RNN recurrence costs: ``python benchmarks/m2rnn.py``.
+"""The time and memory of the M²RNN recurrence: ``python benchmarks/m2rnn.py``.
 
 Every backend of the operator that runs on this device, beside a plain torch loop that autograd
-differentiates. That loop is the honest baseline: its time is linear in the sequence, where one that
-writes into a tensor in place is quadratic. All are measured in turns, and each figure is a median.
+differentiates. The time of that loop is linear in the sequence; one that writes into a tensor in
+place is quadratic, and would be no fair baseline. All are measured in turns; figures are medians.
 """
 
 import argparse
@@ -31,12 +31,12 @@ CLIP = 1.0
 
 @attrs.frozen(kw_only=True)
 class Bars:
-    """What backend ``cpu`` is held to, in multiples of the linear loop.
+    """The bars of backend ``cpu``: the linear loop's figure divided by the backend's, at least.
 
     Attributes:
-        forward: Times as fast forward.
-        both: Times as fast forward and backward.
-        memory: Times less memory.
+        forward: For the time of a forward pass.
+        both: For the time of a forward and a backward pass.
+        memory: For the extra memory.
     """
 
     forward: float | None = None
@@ -53,7 +53,7 @@ class Case:
         steps: Steps, S.
         heads: Heads of the state, N.
         shared: One query and one key head serve all, as in the paper's models.
-        bars: What is asked of it.
+        bars: The bars at this shape.
     """
 
     batch: int
@@ -68,7 +68,7 @@ class Case:
         return f"B{self.batch} S{self.steps} N{self.heads} K{K} V{V}{shared}"
 
     def inputs(self, device: torch.device) -> list[Tensor]:
-        """Draw q, k, v, W and f that ask for their gradients."""
+        """Draw q, k, v, W and f, which require gradients."""
         generator = torch.Generator().manual_seed(0)
         lead, keys = (self.batch, self.steps), 1 if self.shared else self.heads
         q, k = (torch.randn(*lead, keys, K, generator=generator) / K**0.5 for _ in range(2))
@@ -86,10 +86,10 @@ CASES = (
 
 
 def linear_loop(q: Tensor, k: Tensor, v: Tensor, W: Tensor, f: Tensor) -> Tensor:
-    """The recurrence as one writes it first: a list of states, stacked; autograd does the rest.
+    """The recurrence in its simplest form: a list of states, stacked; autograd does the rest.
 
-    It clips no gradient, which would cost it more. ``unbind`` and not ``x[:, t]``: the gradient of
-    one step of a tensor is as large as the tensor, and would make the loop quadratic.
+    It clips no gradient, which would make it slower. ``unbind`` and not ``x[:, t]``: the gradient
+    of one step of a tensor is as large as the tensor, and would make the loop quadratic.
     """
     h = v.new_zeros(v.shape[0], v.shape[2], q.shape[-1], v.shape[-1])
     states = []
@@ -102,7 +102,7 @@ def linear_loop(q: Tensor, k: Tensor, v: Tensor, W: Tensor, f: Tensor) -> Tensor
 
 @attrs.define
 class Measured:
-    """What one way to compute one case took."""
+    """The figures of one implementation in one case."""
 
     work: Callable[..., Tensor]
     inputs: list[Tensor]
@@ -141,7 +141,7 @@ def wait(device: torch.device) -> None:
 
 
 def peak_memory(work: Callable[[], list[Tensor]], device: torch.device) -> tuple[int, list[Tensor]]:
-    """The most bytes of torch's that ``work`` held at a time, and what it returned."""
+    """The peak of torch's memory during ``work``, in bytes, and the result of ``work``."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -155,10 +155,10 @@ def peak_memory(work: Callable[[], list[Tensor]], device: torch.device) -> tuple
         for event in recorded.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
-    held = peak = 0
+    allocated = peak = 0
     for _, change in sorted(changes):
-        held += change
-        peak = max(peak, held)
+        allocated += change
+        peak = max(peak, allocated)
     return peak, results
 
 
@@ -206,7 +206,7 @@ def table(case: Case, measured: dict[str, Measured]) -> None:
     if "cpu" in figures and any(bars.values()):
         found = [b / f for b, f in zip(base, figures["cpu"], strict=True)]
         judged = [
-            f"{name} {bar:g} ({'held' if ratio >= bar else 'MISSED'})"
+            f"{name} {bar:g} ({'met' if ratio >= bar else 'MISSED'})"
             for (name, bar), ratio in zip(bars.items(), found, strict=True)
             if bar
         ]

@@ -1,18 +1,18 @@
-"""What the hashed n-gram tables cost: ``python benchmarks/ngram.py``.
+"""The time and memory of the hashed n-gram tables: ``python benchmarks/ngram.py``.
 
 One embedding, forward and backward at the size of NAM56R (2 x 4096 tokens, 16 tables of half a
 million rows of 16), in fp32: the naive form, with one index computation, one look-up and one dense
-gradient for each table, beside the seam's. What carries over to another machine is the ratio.
+gradient for each table, beside the seam's. Compare the ratios between machines.
 
-Each row has a process of its own, and they take turns, so that a busy moment of the machine falls
-on all alike. In one process the rows would pay for each other: the half gigabyte that the naive
-form frees goes back to the system in the middle of whatever runs next. Here nothing goes back
-(glibc's allocator is told so, which otherwise does it or not by chance), so that the naive form is
-seen at its best: where it has to ask for its pages anew, a step takes up to ten times as long.
-Batches differ from step to step, so that no row is in the cache because the step before used it;
-and a turn begins with work that is not measured, since a processor that slept is slow at first.
+Each row has a process of its own, and they take turns, so that a busy moment of the machine slows
+all alike. In one process the rows would disturb each other: the half gigabyte that the naive form
+frees is returned to the system while the next row runs. Here glibc's allocator is set to return
+nothing, which otherwise happens or not by chance, and so the naive form is measured at its best:
+where it has to ask for its pages anew, a step takes up to ten times as long. Batches differ from
+step to step, so that no row of a table is in the cache from the step before; and each turn begins
+with work that is not measured, since a processor that slept is slow at first.
 
-Memory is what a first step needs beyond weights, gradients and its input, at its peak.
+Memory is the peak of a first step beyond weights, gradients and its input.
 """
 
 import argparse
@@ -135,16 +135,16 @@ class Case:
 
 @attrs.frozen
 class Row:
-    """What is measured, in a process of its own.
+    """One measured method, in a process of its own.
 
     Attributes:
-        title: How the table names it.
+        title: Its name in the table.
         work: The method of :class:`Case`.
-        over: The row that it is held against, by its ``work``.
-        bar: How many times as fast as that one it is to be.
-        main_grad: Whether the weight has Megatron's.
-        memory: Whether a first step shows what it needs.
-        calls: In a turn.
+        over: The ``work`` of the row that it is compared with.
+        bar: The least ratio of that row's time to its own.
+        main_grad: Whether the weight has Megatron's ``main_grad``.
+        memory: Whether the memory of a first step is shown.
+        calls: The number of calls in a turn.
     """
 
     title: str
@@ -170,8 +170,8 @@ ROWS: Final = (
 
 
 def measure(row: Row, backend: str | None, turns: Connection) -> None:
-    """Answer with the MiB that a first step needed; then to each turn, with milliseconds."""
-    # What torch loads and sets up once is no part of it.
+    """Send the MiB that a first step needed; then, at each turn, the milliseconds of one call."""
+    # Torch loads some parts at their first use; a small case does that first.
     case = prepared(Case(backend, table_rows=100, length=64), row)
     getattr(case, row.work)()
     case = prepared(Case(backend), row)
@@ -194,12 +194,12 @@ def prepared(case: Case, row: Row) -> Case:
     """A case with the gradient that its row adds to."""
     if row.main_grad:
         case.weight.main_grad = torch.zeros_like(case.weight)
-        case.weight.main_grad.fill_(0)  # its pages are there before they are counted
+        case.weight.main_grad.fill_(0)  # touches its pages before memory is measured
     return case
 
 
 def most() -> float:
-    """The most that this process ever held, KiB."""
+    """The peak memory of this process, KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

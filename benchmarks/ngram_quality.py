@@ -1,9 +1,9 @@
-"""Whether n-gram enrichment helps: ``python benchmarks/ngram_quality.py``.
+"""The loss of a small model with and without n-grams: ``python benchmarks/ngram_quality.py``.
 
 The smoke run of one small native model, without a feature, with the hashed n-gram embedding and
 with the gated memory, at equal steps, batches and native initial weights: the loss on text that no
-step saw, in nats per byte, for each seed. The text is the standard library's sources, as `registry
-smoke` has it, or a file.
+step used, in nats per byte, for each seed. The text is the standard library's sources, as for
+`registry smoke`, or a file.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.runtime.smoke.run import SmokeReport, run_smoke
 
 TABLES = {"heads": 4, "table-rows": 8192}
-#: What the model has beside its layers, and from whom.
+#: Variant -> the parts of its recipe that add a feature.
 VARIANTS: dict[str, dict[str, Any]] = {
     "neither": {},
     "ngram": {
@@ -63,7 +63,7 @@ def main() -> None:
     asked = parser.parse_args()
     losses: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     heads = "".join(f"{f'seed {seed}':>9}" for seed in asked.seeds)
-    print(f"{asked.pattern}, {asked.steps} steps; held-back loss, nats per byte")
+    print(f"{asked.pattern}, {asked.steps} steps; validation loss, nats per byte")
     print(f"{'':10}{heads}{'mean':>9}{'parameters':>13}{'tokens/s':>10}")
     for variant, found in losses.items():
         for seed in asked.seeds:

@@ -1,11 +1,11 @@
-"""What the registry costs, beside doing without it: ``python benchmarks/registry.py``.
+"""The time of the registry beside plain baselines: ``python benchmarks/registry.py``.
 
-Every row is a ratio to a plain baseline, each side the median of interleaved measurements, so that
-a busy moment of the machine falls on both alike. The ratio is what carries over to another machine.
+Every row is a ratio to a baseline, each side the median of interleaved measurements, so that a busy
+moment of the machine slows both alike. Compare the ratios between machines.
 
 The environment is this one, with a thousand plugins more: each a distribution as an installer
 leaves it, with a seam and its manifest for the registry, and a trivial class for stevedore. Byte
-code is kept, whatever the environment says of that, as it is where packages are installed.
+code is saved, as it is where packages are installed, also where the environment forbids it.
 """
 
 import argparse
@@ -63,11 +63,11 @@ class Row:
     """One comparison.
 
     Attributes:
-        name: What is measured.
+        name: The work of the registry that is measured.
         ours: Measures it once, in seconds.
-        baseline: What it is held against.
-        theirs: Measures that once.
-        bar: What the ratio may be; None where it is only shown.
+        baseline: The work that it is compared with.
+        theirs: Measures that once, in seconds.
+        bar: The largest ratio that is accepted; None where there is no bar.
     """
 
     name: str
@@ -89,8 +89,8 @@ def install(site: Path) -> None:
             file.write(f"\n[{GROUP}]\n{name} = acme_{name}:Extension\n")
 
 
-def said(code: str, variables: Mapping[str, str]) -> float:
-    """What a program in a process of its own measured."""
+def reported(code: str, variables: Mapping[str, str]) -> float:
+    """The number of seconds that a program in a process of its own prints."""
     done = subprocess.run(
         [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
     )
@@ -98,14 +98,14 @@ def said(code: str, variables: Mapping[str, str]) -> float:
 
 
 def process(command: list[str], variables: Mapping[str, str]) -> float:
-    """How long a whole process takes."""
+    """The time of a whole process, in seconds."""
     start = time.perf_counter()
     subprocess.run(command, env=variables, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
 def repeated(work: Callable[[], object], times: int) -> float:
-    """How long one call takes, of as many as the clock can tell."""
+    """The mean time of ``times`` calls, in seconds."""
     start = time.perf_counter()
     for _ in range(times):
         work()
@@ -120,15 +120,15 @@ def processes(folder: Path) -> Iterator[Row]:
     many = {**few, "PYTHONPATH": str(folder / "site")}
     scripts = Path(sys.executable).parent
     listing = [str(scripts / "registry"), "list", "--owners", "--json"]
-    # Stevedore keeps what it read in a file; in a folder that cannot be, it reads the environment
-    # as the registry does.
+    # Stevedore caches the entry points in a file; where the folder for it cannot exist, it reads
+    # the environment each time, as the registry does.
     for cache, noted in ((os.devnull, ""), (str(folder), ", its cache kept")):
         program = STEVEDORE.format(group=GROUP, seams=SEAMS, cache=cache)
         yield Row(
             name=f"discover() of {SEAMS} seams",
-            ours=functools.partial(said, DISCOVER.format(seams=SEAMS), many),
+            ours=functools.partial(reported, DISCOVER.format(seams=SEAMS), many),
             baseline=f"ExtensionManager{noted}",
-            theirs=functools.partial(said, program, many),
+            theirs=functools.partial(reported, program, many),
             bar=1.0,
         )
         yield Row(
@@ -171,7 +171,7 @@ def resolutions() -> Iterator[Row]:
 
 
 def surroundings() -> Environment:
-    """The Megatron in hand, and one seam for the block that it does not have."""
+    """The importable Megatron, and one seam for the block that it does not have."""
     source, _ = importable_megatron()
     if source is None:
         raise megatron_missing()

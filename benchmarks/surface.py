@@ -1,8 +1,8 @@
-"""What one reading of a native surface costs: ``python benchmarks/surface.py``.
+"""The time of one reading of a native surface: ``python benchmarks/surface.py``.
 
-Each row is the median of interleaved readings, every one from a source opened anew, beside the bar
-that it is held to and beside a plain baseline: the same files read and parsed, and nothing asked of
-them. The ratio of the two is what carries over to another machine.
+Each row is the median of interleaved readings, every one from a source opened anew, beside its bar
+and a plain baseline: the same files read and parsed, and no more. Compare the ratio of the two
+between machines.
 """
 
 import argparse
@@ -33,10 +33,10 @@ class Case:
     """One Megatron, read in one way.
 
     Attributes:
-        name: What the row is called.
-        opened: Opens it anew.
-        files: What a reading opens, inside ``megatron``.
-        bar: What it may cost in milliseconds, where it is held to something.
+        name: The name of the row.
+        opened: Opens the Megatron anew.
+        files: The files that a reading opens, inside ``megatron``.
+        bar: The most milliseconds that a reading may take; None where there is no bar.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Case:
     bar: float | None = None
 
     def read(self) -> None:
-        """What is measured."""
+        """Read the surface: the work that is measured."""
         read_surface(self.opened())
 
     def parse(self) -> None:
@@ -70,7 +70,7 @@ def files_of(source: MegatronSource) -> tuple[str, ...]:
 
 
 def installed() -> MegatronSource:
-    """The Megatron in hand, looked for as every command looks for it."""
+    """The importable Megatron, found as every command finds it."""
     source, _ = importable_megatron()
     if source is None:
         raise megatron_missing()
@@ -78,7 +78,7 @@ def installed() -> MegatronSource:
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """The Megatron in hand, a folder, and every published wheel."""
+    """The importable Megatron, a folder, and every published wheel."""
     files = files_of(installed())
     yield Case(name="installed", opened=installed, files=files, bar=INSTALLED_BAR)
     for name in files:
@@ -96,7 +96,7 @@ def cases(folder: Path) -> Iterator[Case]:
 
 
 def milliseconds(work: Callable[[], None]) -> float:
-    """How long one call takes."""
+    """The time of one call, in milliseconds."""
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * 1e3

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tour of `make demo`. Every command is shown, so that it can be typed again.
+# The tour of `make demo`. Every command is printed before it runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ show() { # show EXPECTED_EXIT_CODE TITLE COMMAND...
     fi
 }
 
-show 0 "What is custom here, and whose is it?" \
+show 0 "Which blocks are custom here, and who owns them?" \
     registry list --owners
 show 0 "A real Nemotron: every layer is Megatron's own" \
     registry resolve recipes/nemotron-3-nano-30b-a3b.toml
@@ -22,5 +22,5 @@ show 0 "NAM56R: native but for four R blocks, each with its seam and owner" \
     registry resolve recipes/nam56r-mamba2.toml
 show 2 "NAM56R as published: refused, since nothing builds its Mamba-3" \
     registry resolve recipes/nam56r.toml
-show 0 "The order of NAM56R at laptop size, learning real text" \
+show 0 "The layers of NAM56R at laptop size, learning real text" \
     registry smoke recipes/nam-mini.toml

@@ -29,8 +29,8 @@ _ERRORS = """\
 # Error codes
 
 Each cause has one code, which does not change. Every message says what was asked, what was found
-and what to do next; a refusal lists all its reasons at once. `--json` carries the same fields.
-Below each cause stands what its messages advise, with … for what they name.
+and what to do next; a refusal lists all its reasons at once. `--json` prints the same fields.
+Below each cause are the next steps that its messages give, with … for names.
 """
 
 _CLI = """\
@@ -53,7 +53,8 @@ a seam with options implements `<family>_options` beside it, which returns the a
 _MANIFEST = """\
 # Manifest keys
 
-What a `seam.toml` may say. Types are never coerced, and a key that is not listed is refused.
+The tables and keys of a `seam.toml`. Types are never coerced, and a key that is not listed is
+refused.
 """
 
 _TYPES = {
@@ -69,14 +70,14 @@ _TYPES = {
 
 
 def errors() -> str:
-    """A section for each cause: what it is, and what its messages advise."""
+    """A section for each cause: its docstring, and the next steps of its messages."""
     advice = _advice()
     lines = [_ERRORS]
     for cause in causes():
         lines.append(f"## {cause.code} {cause.__name__}\n")
         lines.append(f"{_sentence(cause)} Exit code {int(cause.exit_code)}.\n")
-        said = sorted(advice.get(cause.__name__, set()))
-        lines += [f"- {text}" for text in said] + ([""] if said else [])
+        listed = sorted(advice.get(cause.__name__, set()))
+        lines += [f"- {text}" for text in listed] + ([""] if listed else [])
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -85,12 +86,12 @@ def _sentence(thing: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """A docstring's text in one line, without Sphinx's own marks."""
+    """A docstring's text in one line, without Sphinx's markup."""
     return re.sub(r":\w+:(?=`)", "", " ".join(text.split()).replace("``", "`"))
 
 
 def _advice() -> dict[str, set[str]]:
-    """Cause -> the advice that stands where it is raised."""
+    """Cause -> the texts of ``next`` in the calls that make it."""
     found: dict[str, set[str]] = {}
     names = {cause.__name__ for cause in causes()}
     for file in sorted(_SOURCE.rglob("*.py")):
@@ -103,15 +104,15 @@ def _advice() -> dict[str, set[str]]:
 
 
 def _texts(node: ast.expr) -> Iterator[str]:
-    """The text of an expression, with … for what is put into it; nothing for a name alone."""
+    """The text of an expression, with … for each inserted value; nothing for a name alone."""
     match node:
         case ast.Constant(value=str() as text):
             yield text
         case ast.JoinedStr(values=parts):
-            said = "".join(
+            joined = "".join(
                 str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts
             )
-            yield re.sub(r"…( ?…)+", "…", said)
+            yield re.sub(r"…( ?…)+", "…", joined)
         case ast.IfExp(body=body, orelse=orelse):
             yield from _texts(body)
             yield from _texts(orelse)
@@ -153,14 +154,14 @@ def command_line() -> str:
 
 
 def _attributes(cls: type) -> dict[str, str]:
-    """What a class's docstring says of each attribute."""
+    """Attribute -> its description in the class's docstring."""
     _, _, listed = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", listed, re.MULTILINE)
     return {name: _plain(text) for name, text in entries}
 
 
 def hooks() -> str:
-    """A section for each hook, and what its context holds."""
+    """A section for each hook, and a table for each context."""
     lines = [_HOOKS]
     for name, hook in vars(Hooks).items():
         if name.startswith("_"):
@@ -190,11 +191,11 @@ def manifest() -> str:
 
 
 def _table(cls: type, table: str) -> Iterator[str]:
-    said = _attributes(cls)
+    meanings = _attributes(cls)
     yield "| key | type | if left out | meaning |\n| --- | --- | --- | --- |"
     for field in attrs.fields(attrs.resolve_types(cls)):
         key = f"{table}.{key_of(field.name)}".removeprefix(".")
-        yield f"| `{key}` | {_type(field.type)} | {_default(field)} | {said[field.name]} |"
+        yield f"| `{key}` | {_type(field.type)} | {_default(field)} | {meanings[field.name]} |"
     yield ""
 
 

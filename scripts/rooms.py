@@ -1,6 +1,6 @@
-"""The rooms of core and of each plugin, the arrows between them, and what is wrong: ``make rooms``.
+"""Print the rooms of core, the arrows between them, upward arrows and circles: ``make rooms``.
 
-Import-linter holds core's arrows (pyproject.toml); this prints them for a person, and looks for
+Import-linter checks core's arrows (pyproject.toml); this prints them for a person, and looks for
 circles in the plugins too, which the root does not name. Imports for typing alone and those inside
 functions count.
 """

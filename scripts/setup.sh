@@ -3,9 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Megatron-Core 0.17 and later need Python 3.12. A name on PATH proves nothing: a version manager's
-# shim exists for every Python it ever installed and fails for those that are not selected. So each
-# candidate is run.
+# Megatron-Core 0.17 and later need Python 3.12. Each candidate is run, since a name on PATH proves
+# nothing: a version manager has a shim for every Python that it ever installed, and those of
+# versions that are not selected fail.
 runs() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, '"$2"'))' >/dev/null 2>&1; }
 
 find_python() {
@@ -46,6 +46,6 @@ find_uv() {
 python="$(find_python)"
 uv="$(find_uv "$python")"
 [ -n "$python" ] || python=3.12 # none here: uv brings one
-# Byte code is compiled once, here: importing Megatron compiles 4,000 modules, 15 s in every process
-# that finds none, and some environments forbid Python to keep what it compiled.
+# Byte code is compiled once, here: importing Megatron compiles 4,000 modules, which takes 15 s in
+# every process that finds none, and some environments forbid Python to save it.
 UV_PYTHON="$python" "$uv" sync --quiet --all-packages --all-extras --compile-bytecode
