@@ -53,7 +53,7 @@ class DecayMixer(MegatronModule):
         return self.out_proj(torch.stack(states))
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
-        sharded = sharded_state(
+        return sharded_state(
             self,
             {"rate": 0},
             tp_group=self.tp_group,
@@ -61,4 +61,3 @@ class DecayMixer(MegatronModule):
             sharded_offsets=sharded_offsets,
             metadata=metadata,
         )
-        return sharded
