@@ -18,8 +18,7 @@ from megatron_seams.runtime import extensions, kernels
 from megatron_seams.runtime.extensions import SlowBackend
 from megatron_seams_m2rnn.ops import dispatch as backends
 from megatron_seams_m2rnn.ops import torch_loop
-from megatron_seams_m2rnn.ops.cpu import recurrence as cpu
-from megatron_seams_m2rnn.ops.cpu.library import Library, NotBuilt, build, library
+from megatron_seams_m2rnn.ops.cpu.library import Call, Library, NotBuilt, build, library
 from megatron_seams_m2rnn.ops.dispatch import choose
 
 CPU = torch.device("cpu")
@@ -103,4 +102,4 @@ def test_a_lock_that_is_held_is_an_error_and_no_reason_to_be_slow(
 
 
 def test_python_and_the_library_agree_on_a_call() -> None:
-    assert library().call_bytes() == ctypes.sizeof(cpu.Call)
+    assert library().call_bytes() == ctypes.sizeof(Call)

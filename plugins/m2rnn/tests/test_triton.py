@@ -14,10 +14,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from megatron_seams.errors import CannotRunHere
+from megatron_seams_m2rnn.ops.contract import Inputs
 from megatron_seams_m2rnn.ops.dispatch import choose
 from megatron_seams_m2rnn.ops.triton import kernels as triton_kernels
-from megatron_seams_m2rnn.ops.triton import recurrence as triton_backend
-from megatron_seams_m2rnn.ops.triton.recurrence import LARGEST, recurrence, segments
+from megatron_seams_m2rnn.ops.triton.recurrence import LARGEST, Launch, recurrence, segments
 
 TESTS = Path(__file__).parent
 #: What a block of threads may have of an SM's shared memory on compute capability 9.0, in bytes.
@@ -27,6 +27,19 @@ POINTERS = {
     torch.float32: "*fp32",
     torch.int64: "*i64",
 }
+
+
+def inputs(
+    q: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    f: torch.Tensor,
+    W: torch.Tensor,
+    h0: torch.Tensor | None = None,
+) -> Inputs:
+    """One document of q's length, with keys that are the queries."""
+    spans = ((0, q.shape[1]),)
+    return Inputs(q=q, k=q, v=v, f=f, W=W, h0=h0, spans=spans, clip=None, every=32)
 
 
 @pytest.mark.suite
@@ -93,7 +106,7 @@ def test_without_the_package_triton_the_backend_is_refused(monkeypatch: pytest.M
 def test_a_state_that_no_block_of_threads_holds_is_refused() -> None:
     q, v = torch.zeros(1, 2, 1, LARGEST + 1), torch.zeros(1, 2, 1, 4)
     with pytest.raises(ValueError, match="up to 128; found K = 129, V = 4"):
-        recurrence(q, q, v, v[..., 0], torch.eye(4)[None], None, ((0, 2),), None, 32)
+        recurrence(inputs(q, v, f=v[..., 0], W=torch.eye(4)[None]))
 
 
 @pytest.mark.parametrize("kernel", [triton_kernels.forward, triton_kernels.backward])
@@ -129,7 +142,7 @@ def compile_for_hopper(
     kind = {"dtype": torch.bfloat16}
     q, v = torch.empty(1, 4, 1, K, **kind), torch.empty(1, 4, 8, V, **kind)
     f, W, h0 = torch.empty(1, 4, 8), torch.empty(8, V, V, **kind), torch.empty(1, 1, 8, K, V)
-    run = triton_backend._Run.of(q, q, v, f, W, h0, ((0, 4),), 32)
+    run = Launch.of(inputs(q, v, f=f, W=W, h0=h0))
     constants = {"CLIP": 1.0, **run.constants}
     options = {name: constants.pop(name) for name in list(constants) if name.islower()}
     names = ("q", "k", "v", "f", "W", "h0", "bounds", "y", "dy", "room")

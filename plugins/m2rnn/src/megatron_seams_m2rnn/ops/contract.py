@@ -1,5 +1,10 @@
-"""What every implementation of the operator demands of its inputs, whatever runs it."""
+"""What the operator demands of its inputs, whatever computes it.
 
+Inside, inputs are [B, S, heads, ...] and states [D, B, N, K, V], with D documents in each row.
+Packed inputs come with B = 1; where nothing is packed, D is 1.
+"""
+
+import attrs
 import torch
 from torch import Tensor
 
@@ -7,43 +12,91 @@ from megatron_seams.runtime.documents import Spans
 from megatron_seams_m2rnn.ops.heads import HeadCounts
 
 
-def state_dtype(q: Tensor, f: Tensor, W: Tensor, h0: Tensor | None) -> torch.dtype:
-    """What the state is kept in: float32, or float64 as soon as one input is.
+@attrs.frozen(kw_only=True, eq=False)  # a tensor's own == compares elements
+class Inputs:
+    """The inputs of one call, as every backend takes them.
 
-    Args:
-        q: Query; k and v have its dtype.
-        f: Gates.
-        W: Transition matrices.
-        h0: Initial states, or None.
+    Attributes:
+        q: Query, [B, S, Nq, K].
+        k: Key, [B, S, Nk, K], in q's dtype.
+        v: Value, [B, S, Nv, V], in q's dtype.
+        f: Forget gates, [B, S, Nf], float32 or float64.
+        W: Transition matrices, [Nw, V, V].
+        h0: Initial states, [D, B, N, K, V]; None for zero.
+        spans: The ``(start, stop)`` of each of D documents, in steps.
+        clip: The bound on each element of the gradient that a step hands back; None for no bound.
+        every: C, the steps between the states that forward keeps for backward.
     """
-    dtype = torch.float32
-    for x in (q, f, W) if h0 is None else (q, f, W, h0):
-        dtype = torch.promote_types(dtype, x.dtype)
-    return dtype
 
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    f: Tensor
+    W: Tensor
+    h0: Tensor | None
+    spans: Spans
+    clip: float | None
+    every: int
 
-def state_heads(q: Tensor, k: Tensor, v: Tensor, f: Tensor, W: Tensor) -> int:
-    """How many heads the state has, N, from inputs in the layout of :func:`check_shapes`."""
-    return max(q.shape[2], k.shape[2], v.shape[2], f.shape[2], W.shape[0])
+    @property
+    def B(self) -> int:  # noqa: N802 - the paper's letter
+        """Rows of the batch."""
+        return self.q.shape[0]
 
+    @property
+    def S(self) -> int:  # noqa: N802 - the paper's letter
+        """Steps of a row."""
+        return self.q.shape[1]
 
-def kept_states(spans: Spans, every: int) -> int:
-    """How many states forward keeps for backward: each document's first is given."""
-    return sum(max(0, -((start - stop) // every) - 1) for start, stop in spans)
+    @property
+    def K(self) -> int:  # noqa: N802 - the paper's letter
+        """Rows of a head's state."""
+        return self.q.shape[-1]
+
+    @property
+    def V(self) -> int:  # noqa: N802 - the paper's letter
+        """Columns of a head's state."""
+        return self.v.shape[-1]
+
+    @property
+    def N(self) -> int:  # noqa: N802 - the paper's letter
+        """Heads of the state."""
+        heads = (x.shape[2] for x in (self.q, self.k, self.v, self.f))
+        return max(*heads, self.W.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The state's: float32, or float64 as soon as one input is; k and v have q's."""
+        dtype = torch.float32
+        for x in (self.q, self.f, self.W, self.h0):
+            dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+        return dtype
+
+    def kept_states(self) -> int:
+        """How many states forward keeps for backward; each document's first is h0, and given."""
+        return sum(max(0, -((start - stop) // self.every) - 1) for start, stop in self.spans)
+
+    def check(self) -> None:
+        """Refuse what no backend computes.
+
+        Raises:
+            TypeError: q, k and v of different dtypes, or a 16-bit gate.
+            ValueError: Shapes, head counts or devices that do not fit, a bound that is not
+                positive, or an interval below one step.
+        """
+        _check_settings(self.clip, self.every)
+        _check_devices(q=self.q, k=self.k, v=self.v, W=self.W, f=self.f, h0=self.h0)
+        _check_dtypes(self.q, self.k, self.v, self.f)
+        _check_shapes(self)
 
 
 def side_by_side(x: Tensor) -> Tensor:
-    """Give ``x``, [B, S, heads, dim], with each step's heads and their elements contiguous."""
+    """Return ``x``, [B, S, heads, dim], with each step's heads and their elements contiguous."""
     beside = x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == x.shape[3])
     return x if beside else x.contiguous()
 
 
-def check_settings(clip: float | None, every: int) -> None:
-    """Refuse settings that mean nothing.
-
-    Raises:
-        ValueError: A bound that is not positive, or an interval below one step.
-    """
+def _check_settings(clip: float | None, every: int) -> None:
     if clip is not None and not clip > 0:
         message = f"clip bounds the size of a gradient's elements and is above 0; found {clip}"
         raise ValueError(message)
@@ -52,12 +105,14 @@ def check_settings(clip: float | None, every: int) -> None:
         raise ValueError(message)
 
 
-def check_dtypes(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> None:
-    """Refuse dtypes that would lose the state.
+def _check_devices(**inputs: Tensor | None) -> None:
+    found = {name: str(x.device) for name, x in inputs.items() if x is not None}
+    if len(set(found.values())) > 1:
+        message = f"the inputs are on one device; found {found}"
+        raise ValueError(message)
 
-    Raises:
-        TypeError: q, k and v of different dtypes, or a 16-bit gate.
-    """
+
+def _check_dtypes(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> None:
     if not q.dtype == k.dtype == v.dtype:
         message = f"q, k and v share one dtype; found {q.dtype}, {k.dtype} and {v.dtype}"
         raise TypeError(message)
@@ -69,38 +124,8 @@ def check_dtypes(q: Tensor, k: Tensor, v: Tensor, f: Tensor) -> None:
         raise TypeError(message)
 
 
-def check_devices(**inputs: Tensor | None) -> None:
-    """Refuse inputs that are not all in one place.
-
-    Args:
-        inputs: The tensors by their names.
-
-    Raises:
-        ValueError: More than one device.
-    """
-    found = {name: str(x.device) for name, x in inputs.items() if x is not None}
-    if len(set(found.values())) > 1:
-        message = f"the inputs are on one device; found {found}"
-        raise ValueError(message)
-
-
-def check_shapes(
-    q: Tensor, k: Tensor, v: Tensor, f: Tensor, W: Tensor, h0: Tensor | None, documents: int
-) -> None:
-    """Hold everything to the [B, S, heads, ...] layout and [D, B, N, K, V] states.
-
-    Args:
-        q: Query, [B, S, Nq, K]; here and below, packed inputs come with B = 1.
-        k: Key, [B, S, Nk, K].
-        v: Value, [B, S, Nv, V].
-        f: Forget gates, [B, S, Nf].
-        W: Transition matrices, [Nw, V, V].
-        h0: Initial states, [D, B, N, K, V], or None.
-        documents: D, 1 where nothing is packed.
-
-    Raises:
-        ValueError: Shapes or head counts that do not fit.
-    """
+def _check_shapes(inputs: Inputs) -> None:
+    q, k, v, f, W, h0 = inputs.q, inputs.k, inputs.v, inputs.f, inputs.W, inputs.h0
     found = {name: tuple(x.shape) for name, x in zip("qkvfW", (q, k, v, f, W), strict=True)}
     dims = {"q": 4, "k": 4, "v": 4, "f": 3, "W": 3}
     if any(len(shape) != dims[name] for name, shape in found.items()):
@@ -117,7 +142,7 @@ def check_shapes(
     heads = HeadCounts(q=q.shape[2], k=k.shape[2], v=v.shape[2], W=W.shape[0], f=f.shape[2])
     if h0 is not None:
         found["h0"] = tuple(h0.shape)
-        expected["h0"] = (documents, q.shape[0], heads.state, K, V)
+        expected["h0"] = (len(inputs.spans), q.shape[0], heads.state, K, V)
     if found != expected:
         message = (
             f"expected shapes that fit q and v, {expected} (packed inputs with B = 1, h0 as "

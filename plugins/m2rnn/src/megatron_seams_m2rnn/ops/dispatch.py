@@ -2,21 +2,20 @@
 
 import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
+from torch import Tensor
 
 from megatron_seams.runtime.extensions import build_fault
 from megatron_seams.runtime.kernels import Kernel, choose_kernel
 from megatron_seams_m2rnn.ops import naive, torch_loop
+from megatron_seams_m2rnn.ops.contract import Inputs
 from megatron_seams_m2rnn.ops.cpu import recurrence as cpu
 from megatron_seams_m2rnn.ops.cpu.library import library
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-#: ``recurrence(q, k, v, f, W, h0, spans, clip, every)``: see :func:`.cpu.recurrence.recurrence`.
-Recurrence = Callable[..., "tuple[Tensor, Tensor]"]
+#: From the inputs to y and the last states: see :func:`.cpu.recurrence.recurrence`.
+Recurrence = Callable[[Inputs], tuple[Tensor, Tensor]]
 
 #: What runs where the recipe names none, by the type of torch's device, the best first.
 _PREFERRED: Final = {"cpu": ("cpu", "torch"), "cuda": ("triton",)}

@@ -8,38 +8,20 @@ compare with.
 import torch
 from torch import Tensor
 
-from megatron_seams.runtime.documents import Spans
-from megatron_seams_m2rnn.ops.contract import state_dtype, state_heads
+from megatron_seams_m2rnn.ops.contract import Inputs
 
 
-def recurrence(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    f: Tensor,
-    W: Tensor,
-    h0: Tensor | None,
-    spans: Spans,
-    clip: float | None,
-    every: int,
-) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments and results as :func:`.cpu.recurrence.recurrence`.
-
-    ``every`` counts for nothing here: all states are kept.
-    """
-    del every
-    kind = v.dtype
-    dtype = state_dtype(q, f, W, h0)
-    q, k, v, f, W = (x.to(dtype) for x in (q, k, v, f, W))
-    N = state_heads(q, k, v, f, W)
-    if h0 is None:
-        h0 = q.new_zeros(len(spans), q.shape[0], N, q.shape[-1], v.shape[-1])
+def recurrence(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Run the recurrence; as :func:`.cpu.recurrence.recurrence`, but keeping all states."""
+    x = inputs
+    q, k, v, f, W = (tensor.to(x.dtype) for tensor in (x.q, x.k, x.v, x.f, x.W))
+    h0 = q.new_zeros(len(x.spans), x.B, x.N, x.K, x.V) if x.h0 is None else x.h0.to(x.dtype)
     documents = [
-        _document(*(x[:, start:stop] for x in (q, k, v, f)), W=W, h0=initial, clip=clip)
-        for (start, stop), initial in zip(spans, h0.to(dtype), strict=True)
+        _document(*(tensor[:, start:stop] for tensor in (q, k, v, f)), W=W, h0=initial, clip=x.clip)
+        for (start, stop), initial in zip(x.spans, h0, strict=True)
     ]
     y = torch.cat([y for y, _ in documents], dim=1)
-    return y.to(kind), torch.stack([last for _, last in documents])
+    return y.to(x.v.dtype), torch.stack([last for _, last in documents])
 
 
 def _document(

@@ -23,12 +23,7 @@ import torch
 from torch import Tensor
 
 from megatron_seams.runtime.documents import Spans, document_spans
-from megatron_seams_m2rnn.ops.contract import (
-    check_devices,
-    check_dtypes,
-    check_settings,
-    check_shapes,
-)
+from megatron_seams_m2rnn.ops.contract import Inputs
 from megatron_seams_m2rnn.ops.dispatch import choose
 
 
@@ -85,9 +80,6 @@ def m2rnn(
             a ``cu_seqlens`` that does not describe the row, or a backend that there is not.
         CannotRunHere: The backend cannot run on this machine, or not on these tensors.
     """
-    check_settings(clip, checkpoint_every)
-    check_devices(q=q, k=k, v=v, W=W, f=f, h0=h0)
-    check_dtypes(q, k, v, f)
     spans: Spans = ((0, q.shape[1]),)
     if cu_seqlens is not None:
         spans = document_spans(cu_seqlens, q.shape[0])
@@ -95,9 +87,12 @@ def m2rnn(
     # Documents come first in the initial states, so that both layouts are the same loop: packed is
     # D documents of batch 1, not packed is one document of batch B.
     initial = None if h0 is None else h0.unsqueeze(0 if cu_seqlens is None else 1)
-    check_shapes(q, k, v, f, W, initial, len(spans))
+    inputs = Inputs(
+        q=q, k=k, v=v, f=f, W=W, h0=initial, spans=spans, clip=clip, every=checkpoint_every
+    )
+    inputs.check()
     recurrence = choose(backend, q.device)
     # Autocast would take the products of the state down to 16 bits.
     with torch.autocast(q.device.type, enabled=False):
-        y, last = recurrence(q, k, v, f, W, initial, spans, clip, checkpoint_every)
+        y, last = recurrence(inputs)
     return (y, last.squeeze(0)) if cu_seqlens is None else (y.squeeze(0), last.squeeze(1))

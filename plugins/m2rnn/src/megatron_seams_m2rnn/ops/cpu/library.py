@@ -9,21 +9,40 @@ of time, for an image that has no compiler later::
 import ctypes
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
 from megatron_seams.runtime import extensions
 from megatron_seams.runtime.extensions import PATIENCE, NotBuilt
 
-if TYPE_CHECKING:
-    from megatron_seams_m2rnn.ops.cpu.recurrence import Call
-
-__all__ = ["PATIENCE", "SOURCE", "Library", "NotBuilt", "build", "library"]
+__all__ = ["PATIENCE", "SOURCE", "Call", "Library", "NotBuilt", "build", "library"]
 
 SOURCE: Final = Path(__file__).parent / "csrc" / "m2rnn.cpp"
 _NAME: Final = "megatron_seams_m2rnn_cpu"
 _FLAGS: Final = ("-O3", "-std=c++17", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno")
+
+_COUNTS: Final = (
+    *("batch", "steps", "heads", "rows", "columns"),
+    *("q_heads", "k_heads", "v_heads", "w_heads", "f_heads"),
+    *("q_batch", "q_step", "k_batch", "k_step", "v_batch", "v_step"),
+    *("documents", "every", "padded_rows", "threads"),
+)
+_TENSORS: Final = (
+    *("bounds", "q", "k", "v", "f", "W", "h0", "dy", "dlast"),
+    *("y", "last", "dq", "dk", "dv", "df", "dW", "dh0", "kept"),
+    *("own", "carry", "part_q", "part_k", "part_v", "part_f"),
+)
+
+
+class Call(ctypes.Structure):
+    """``M2rnnCall`` of the C++, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        ("clip", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _TENSORS),
+    )
 
 
 class Library:
@@ -51,11 +70,11 @@ class Library:
         return elements
 
     def call_bytes(self) -> int:
-        """The size of ``M2rnnCall``, for a test to hold :class:`Call` to."""
+        """The bytes of ``M2rnnCall``, which a test compares with :class:`Call`."""
         size: int = self._functions.m2rnn_call_bytes()
         return size
 
-    def run(self, direction: str, dtype: torch.dtype, call: "Call") -> None:
+    def run(self, direction: str, dtype: torch.dtype, call: Call) -> None:
         """Run ``forward`` or ``backward`` in float32 or float64."""
         name = str(dtype).removeprefix("torch.")
         self._function(f"m2rnn_{direction}_{name}")(ctypes.byref(call))
@@ -78,7 +97,7 @@ def library() -> Library:
 
 
 def build(patience: float = PATIENCE) -> Path:
-    """Build the library where it is not built yet: :func:`.extensions.build` with our C++.
+    """Build the library where it is not built yet; see :func:`.extensions.build`.
 
     Args:
         patience: Seconds to wait for another process that builds.
@@ -88,7 +107,7 @@ def build(patience: float = PATIENCE) -> Path:
 
     Raises:
         NotBuilt: It cannot be built.
-        CannotRunHere: Another process has held the build's lock for so long.
+        CannotRunHere: Another process has held the build's lock for that long.
     """
     return extensions.build(
         SOURCE,

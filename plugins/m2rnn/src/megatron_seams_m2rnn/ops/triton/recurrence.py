@@ -1,4 +1,4 @@
-"""The ``triton`` backend: the recurrence on a GPU (:mod:`triton_kernels`).
+"""The ``triton`` backend: the recurrence on a GPU (:mod:`.kernels`).
 
 Backward goes through the row in segments, from the last one: what each head of the state asks of a
 head of q, k, v or f that it shares is kept for one segment only, then summed in the order of heads.
@@ -12,11 +12,11 @@ import torch
 import triton  # type: ignore[import-untyped]  # Triton ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # likewise
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from megatron_seams.runtime.documents import Spans
-from megatron_seams_m2rnn.ops.contract import side_by_side, state_dtype, state_heads
-from megatron_seams_m2rnn.ops.triton import kernels as triton_kernels
+from megatron_seams_m2rnn.ops.autograd import differentiable
+from megatron_seams_m2rnn.ops.contract import Inputs, side_by_side
+from megatron_seams_m2rnn.ops.triton import kernels
 
 #: The largest K and V: a state is held in the registers of one block of threads.
 LARGEST: Final = 128
@@ -24,18 +24,8 @@ LARGEST: Final = 128
 _CHUNKS: Final = 16
 
 
-def recurrence(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    f: Tensor,
-    W: Tensor,
-    h0: Tensor | None,
-    spans: Spans,
-    clip: float | None,
-    every: int,
-) -> tuple[Tensor, Tensor]:
-    """Run the recurrence; arguments and results as :func:`..cpu.recurrence.recurrence`.
+def recurrence(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Run the recurrence; as :func:`..cpu.recurrence.recurrence`, on a GPU.
 
     The operands of matrix products are rounded to bfloat16 where q has 16 bits (float16 has not the
     range of a gradient), and not at all where it is float32 or float64.
@@ -43,83 +33,64 @@ def recurrence(
     Raises:
         ValueError: K or V above :data:`LARGEST`.
     """
-    if max(q.shape[-1], v.shape[-1]) > LARGEST:
+    if max(inputs.K, inputs.V) > LARGEST:
         message = (
-            f"backend 'triton' takes K and V up to {LARGEST}; found K = {q.shape[-1]}, "
-            f"V = {v.shape[-1]}"
+            f"backend 'triton' takes K and V up to {LARGEST}; found K = {inputs.K}, V = {inputs.V}"
         )
         raise ValueError(message)
-    outputs: tuple[Tensor, Tensor] = _Recurrence.apply(q, k, v, f, W, h0, spans, clip, every)
-    return outputs
+    return differentiable(_forward, _backward, inputs)
 
 
-class _Recurrence(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        f: Tensor,
-        W: Tensor,
-        h0: Tensor | None,
-        spans: Spans,
-        clip: float | None,
-        every: int,
-    ) -> tuple[Tensor, Tensor]:
-        run = _Run.of(q, k, v, f, W, h0, spans, every)
-        y = v.new_empty(run.B, run.S, run.N, run.V)
-        last = run.new(len(spans), run.B, run.N, run.K, run.V)
-        kept = run.new(max(0, (run.S - 1) // every), run.B, run.N, run.K, run.V)
-        if last.numel():
-            triton_kernels.forward[(len(spans) * run.B * run.N,)](
-                *run.inputs, y, last, kept, run.B, run.S, *run.strides, **run.constants
-            )
-        ctx.save_for_backward(q, k, v, f, W, h0, kept)
-        ctx.spans, ctx.clip, ctx.every = spans, clip, every
-        return y, last
+def _forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    x, launch = inputs, Launch.of(inputs)
+    y = x.v.new_empty(x.B, x.S, x.N, x.V)
+    last = launch.new(len(x.spans), x.B, x.N, x.K, x.V)
+    kept = launch.new(max(0, (x.S - 1) // x.every), x.B, x.N, x.K, x.V)
+    if last.numel():
+        kernels.forward[(len(x.spans) * x.B * x.N,)](
+            *launch.inputs, y, last, kept, x.B, x.S, *launch.strides, **launch.constants
+        )
+    return y, last, kept
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, f, W, h0, kept = ctx.saved_tensors
-        run = _Run.of(q, k, v, f, W, h0, ctx.spans, ctx.every)
-        dy = dy.contiguous()
-        carry = dlast.to(run.dtype).clone(memory_format=torch.contiguous_format)
-        gradients = [torch.empty_like(x) for x in (q, k, v, f)]
-        dW = run.new(run.N, run.V, run.V).zero_()
-        for segment in segments(ctx.spans, ctx.every, _CHUNKS * ctx.every):
-            heads = (run.B, segment.high - segment.low, run.N)
-            parts = [run.new(*heads, *size) for size in ((run.K,), (run.K,), (run.V,), ())]
-            part_w = run.new(segment.documents, run.B, run.N, run.V, run.V)
-            block = (run.constants["BLOCK_K"], run.constants["BLOCK_V"])
-            states = run.new(segment.steps, run.B, run.N, *block)
-            triton_kernels.backward[(segment.documents * run.B * run.N,)](
-                *run.inputs,
-                kept,
-                dy,
-                carry,
-                torch.tensor(segment.room, device=q.device),
-                states,
-                torch.empty_like(states),
-                *parts,
-                part_w,
-                run.B,
-                run.S,
-                *run.strides,
-                segment.low,
-                segment.high,
-                segment.first,
-                CLIP=ctx.clip,
-                **run.constants,
-            )
-            for gradient, part in zip(gradients, parts, strict=True):
-                shared = torch.unflatten(part, 2, (gradient.shape[2], -1)).sum(3)
-                gradient[:, segment.low : segment.high] = shared
-            dW += part_w.sum((0, 1))
-        dW = torch.unflatten(dW, 0, (W.shape[0], -1)).sum(1).to(W.dtype)
-        dh0 = None if h0 is None else carry.to(h0.dtype)
-        return (*gradients, dW, dh0, None, None, None)
+
+def _backward(inputs: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+    x, launch = inputs, Launch.of(inputs)
+    dy = dy.contiguous()
+    carry = dlast.to(launch.dtype).clone(memory_format=torch.contiguous_format)
+    gradients = [torch.empty_like(part) for part in (x.q, x.k, x.v, x.f)]
+    dW = launch.new(x.N, x.V, x.V).zero_()
+    for segment in segments(x.spans, x.every, _CHUNKS * x.every):
+        heads = (x.B, segment.high - segment.low, x.N)
+        parts = [launch.new(*heads, *size) for size in ((x.K,), (x.K,), (x.V,), ())]
+        part_w = launch.new(segment.documents, x.B, x.N, x.V, x.V)
+        block = (launch.constants["BLOCK_K"], launch.constants["BLOCK_V"])
+        states = launch.new(segment.steps, x.B, x.N, *block)
+        kernels.backward[(segment.documents * x.B * x.N,)](
+            *launch.inputs,
+            kept,
+            dy,
+            carry,
+            torch.tensor(segment.room, device=x.q.device),
+            states,
+            torch.empty_like(states),
+            *parts,
+            part_w,
+            x.B,
+            x.S,
+            *launch.strides,
+            segment.low,
+            segment.high,
+            segment.first,
+            CLIP=x.clip,
+            **launch.constants,
+        )
+        for gradient, part in zip(gradients, parts, strict=True):
+            shared = torch.unflatten(part, 2, (gradient.shape[2], -1)).sum(3)
+            gradient[:, segment.low : segment.high] = shared
+        dW += part_w.sum((0, 1))
+    dW = torch.unflatten(dW, 0, (x.W.shape[0], -1)).sum(1).to(x.W.dtype)
+    dh0 = None if x.h0 is None else carry.to(x.h0.dtype)
+    return *gradients, dW, dh0
 
 
 @attrs.frozen(kw_only=True)
@@ -165,72 +136,59 @@ def segments(spans: Spans, every: int, length: int) -> Iterator[Segment]:
         )
 
 
-@attrs.frozen(kw_only=True)
-class _Run:
-    """One call's inputs, as the kernels take them."""
+@attrs.frozen(kw_only=True, eq=False)  # a tensor's own == compares elements
+class Launch:
+    """One call's inputs, as the kernels take them.
+
+    Attributes:
+        dtype: The state's.
+        inputs: The kernels' first arguments, ``q`` to ``bounds``.
+        strides: Batch and step of q, k and v, in elements.
+        constants: What the kernels are compiled for, and the options to compile them with.
+    """
 
     dtype: torch.dtype
-    B: int
-    S: int
-    N: int
-    K: int
-    V: int
     inputs: tuple[Tensor, ...]
     strides: tuple[int, ...]
     constants: dict[str, Any]
 
     @classmethod
-    def of(
-        cls,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        f: Tensor,
-        W: Tensor,
-        h0: Tensor | None,
-        spans: Spans,
-        every: int,
-    ) -> "_Run":
+    def of(cls, inputs: Inputs) -> "Launch":
         """Lay the inputs out and derive the constants that the kernels are compiled for."""
-        dtype = state_dtype(q, f, W, h0)
-        N, K, V = state_heads(q, k, v, f, W), q.shape[-1], v.shape[-1]
-        rows = [side_by_side(x) for x in (q, k, v)]
+        q, f, W, dtype, N = inputs.q, inputs.f, inputs.W, inputs.dtype, inputs.N
+        spans = inputs.spans
+        rows = [side_by_side(x) for x in (q, inputs.k, inputs.v)]
         bounds = torch.tensor([start for start, _ in spans] + [spans[-1][1]], device=q.device)
-        initial = W if h0 is None else h0.contiguous()  # W is not read there
+        initial = W if inputs.h0 is None else inputs.h0.contiguous()  # W is not read there
         state = tl.float64 if dtype is torch.float64 else tl.float32
         rounded = tl.bfloat16 if q.dtype.itemsize == 2 else state
-        block_k, block_v = (max(16, triton.next_power_of_2(size)) for size in (K, V))
+        block_k, block_v = (max(16, triton.next_power_of_2(x)) for x in (inputs.K, inputs.V))
         return cls(
             dtype=dtype,
-            B=q.shape[0],
-            S=q.shape[1],
-            N=N,
-            K=K,
-            V=V,
             inputs=(*rows, f.contiguous(), W.contiguous(), initial, bounds),
             strides=tuple(stride for x in rows for stride in x.stride()[:2]),
             constants={
                 "N": N,
-                "K": K,
-                "V": V,
+                "K": inputs.K,
+                "V": inputs.V,
                 **{f"{name}_SHARE": N // x.shape[2] for name, x in zip("QKV", rows, strict=True)},
                 "W_SHARE": N // W.shape[0],
                 "F_SHARE": N // f.shape[2],
-                "HAS_H0": h0 is not None,
-                "C": every,
+                "HAS_H0": inputs.h0 is not None,
+                "C": inputs.every,
                 "BLOCK_K": block_k,
                 "BLOCK_V": block_v,
                 "ROUNDED": rounded,
                 # The interpreter multiplies bfloat16 by its bits; in float32 the numbers are those
                 # of a GPU's tensor cores.
-                "MULTIPLIED": state if triton_kernels.INTERPRETED else rounded,
+                "MULTIPLIED": state if kernels.INTERPRETED else rounded,
                 "num_warps": min(8, block_k // 16),
                 # Two large states in flight at a time would not fit in an SM's shared memory.
                 "num_stages": 3 if block_k * block_v <= 2048 else 1,
-                "enable_fp_fusion": True,  # said, since Triton's own default changes
+                "enable_fp_fusion": True,  # given, since Triton's own default changes
             },
         )
 
     def new(self, *shape: int) -> Tensor:
-        """Memory in the state's dtype."""
+        """Allocate memory in the state's dtype."""
         return self.inputs[0].new_empty(shape, dtype=self.dtype)

@@ -1,7 +1,7 @@
-// The M²RNN recurrence on a CPU; ../operator.py has the equations and what each letter means.
+// The M²RNN recurrence on a CPU; ../../operator.py has the equations and what each letter means.
 //
 // Plain C++ behind a C interface: no header of torch's or Python's, so that it compiles in seconds
-// and outlives both. cpu.py calls it and owns all memory, scratch included.
+// and outlives both. ../recurrence.py calls it and owns all memory, scratch included.
 //
 // Inside, the state of one head is stored transposed and padded, [V][KP]: a vector holds
 // neighbouring rows of K for one column of V. The rows of h are independent of each other given W,
@@ -25,7 +25,7 @@
 
 extern "C" {
 
-// One call. cpu.py declares the same fields in the same order.
+// One call. ../library.py declares the same fields in the same order.
 struct M2rnnCall {
   int64_t batch, steps, heads, rows, columns;            // B, S, N, K, V
   int64_t q_heads, k_heads, v_heads, w_heads, f_heads;   // each divides N
