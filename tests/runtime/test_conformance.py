@@ -174,8 +174,12 @@ BAD = {
         rules.ROUND_TRIP,
         {
             "mixer.py": (
-                "        return sharded",
-                "        del sharded[f'{prefix}rate']\n        return sharded",
+                'return {"rate": 0}\n',
+                'return {"rate": 0}\n\n'
+                "    def sharded_state_dict(self, prefix='', sharded_offsets=(), metadata=None):\n"
+                "        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)\n"
+                "        del sharded[f'{prefix}rate']\n"
+                "        return sharded\n",
             )
         },
         "mixer.rate",

@@ -1,9 +1,9 @@
 """Parameters that are divided over tensor-parallel ranks, and their part in Megatron's checkpoints.
 
 A checkpoint of Megatron's describes each tensor as a shard of a whole, so that a model saved at one
-parallel size loads at another. Upstream's linears do this by themselves; :func:`sharded_state` does
-it for a module with parameters of its own, and :func:`sharded_parts` for a parameter that holds
-several parts, each divided by itself.
+parallel size loads at another. Upstream's linears do this by themselves; :class:`ShardedModule`
+does it for parameters of a seam's own, and :func:`sharded_parts` for a parameter that holds several
+parts, each divided by itself.
 
 Importing this module imports torch. Megatron is imported when a state is asked for, so that a
 module of torch alone runs without it.
@@ -43,52 +43,63 @@ def own_rows(x: Tensor, parts: Iterable[int], group: "ProcessGroup | None") -> T
     return torch.cat([part.chunk(ranks)[rank_in(group)] for part in torch.split(x, list(parts))])
 
 
-def sharded_state(
-    module: nn.Module,
-    axes: Mapping[str, int],
-    *,
-    tp_group: "ProcessGroup | None",
-    prefix: str = "",
-    sharded_offsets: Offsets = (),
-    metadata: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Describe the state of a module and of its children: the body of ``sharded_state_dict``.
+class ShardedModule(nn.Module):
+    """A module that describes its state, and its children's, to Megatron's checkpoints.
 
-    Args:
-        module: The module. Children that have a ``sharded_state_dict`` describe themselves; the
-            others are taken as whole on every rank.
-        axes: The module's own parameters and buffers that the ranks divide -> along which
-            dimension. Those not named are whole on every rank.
-        tp_group: The tensor-parallel ranks; None for a single one.
-        prefix: Of the keys, as upstream passes it.
-        sharded_offsets: As upstream passes them.
-        metadata: As upstream passes it.
+    Children with a ``sharded_state_dict`` describe themselves; the others are taken as whole on
+    every rank. A module of Megatron's derives from both, from this one first.
 
-    Returns:
-        Key -> upstream's ``ShardedTensor``, or ``ShardedObject`` for state that is no tensor.
+    Attributes:
+        tp_group: The tensor-parallel ranks; None for a single one. The subclass sets it.
     """
-    from megatron.core.transformer.utils import (
-        ensure_metadata_has_dp_cp_group,
-        make_sharded_tensors_for_checkpoint,
-        sharded_state_dict_default,
-    )
 
-    metadata = ensure_metadata_has_dp_cp_group(metadata)
-    own: dict[str, Any] = {}
-    module._save_to_state_dict(own, "", keep_vars=True)
-    state: dict[str, Any] = make_sharded_tensors_for_checkpoint(
-        own,
-        prefix,
-        dict(axes),
-        sharded_offsets,
-        tp_group=tp_group,
-        dp_cp_group=metadata["dp_cp_group"],
-    )
-    for name, child in module.named_children():
-        state |= sharded_state_dict_default(
-            child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=tp_group
+    tp_group: "ProcessGroup | None"
+
+    def divided(self) -> Mapping[str, int]:
+        """The module's own parameters and buffers that the ranks divide -> along which dimension.
+
+        Those that are not named are whole on every rank.
+        """
+        return {}
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: Offsets = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Describe the state, as upstream calls it.
+
+        Args:
+            prefix: Of the keys.
+            sharded_offsets: The dimensions that upstream puts before a tensor's own.
+            metadata: Upstream's.
+
+        Returns:
+            Key -> upstream's ``ShardedTensor``, or ``ShardedObject`` for state that is no tensor.
+        """
+        from megatron.core.transformer.utils import (
+            ensure_metadata_has_dp_cp_group,
+            make_sharded_tensors_for_checkpoint,
+            sharded_state_dict_default,
         )
-    return state
+
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        own: dict[str, Any] = {}
+        self._save_to_state_dict(own, "", keep_vars=True)
+        state: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            own,
+            prefix,
+            dict(self.divided()),
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+        for name, child in self.named_children():
+            state |= sharded_state_dict_default(
+                child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=self.tp_group
+            )
+        return state
 
 
 def sharded_parts(

@@ -1,13 +1,13 @@
 """The trainable tables of n-gram rows, spread over tensor-parallel ranks."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from megatron_seams.runtime.collectives import rank_in, size_of
-from megatron_seams.runtime.sharding import Offsets, sharded_state
+from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_ngram.ops import huge_pages
 from megatron_seams_ngram.ops.dispatch import choose
 from megatron_seams_ngram.ops.indices import Constants
@@ -25,7 +25,7 @@ _MULTIPLE = 128
 _BLOCK = 4_096
 
 
-class NgramTables(nn.Module):
+class NgramTables(ShardedModule):
     """Rows of trainable values, found by hashing the n-gram that ends at each position.
 
     All tables lie in one matrix, one below the other, and its rows are divided over the
@@ -124,21 +124,9 @@ class NgramTables(nn.Module):
         kernels = choose(self.backend, self.weight.device)
         return kernels.hash_indices(input_ids.long(), starts, constants)
 
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: Offsets = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Describe the state to Megatron's checkpoints: rows divided, constants on every rank."""
-        return sharded_state(
-            self,
-            {"weight": 0},
-            tp_group=self.tp_group,
-            prefix=prefix,
-            sharded_offsets=sharded_offsets,
-            metadata=metadata,
-        )
+    def divided(self) -> dict[str, int]:
+        """The rows; every rank has all constants."""
+        return {"weight": 0}
 
     def extra_repr(self) -> str:
         """Show the sizes where torch prints the module."""

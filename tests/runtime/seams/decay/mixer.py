@@ -4,10 +4,10 @@ import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
 
-from megatron_seams.runtime.sharding import sharded_state
+from megatron_seams.runtime.sharding import ShardedModule
 
 
-class DecayMixer(MegatronModule):
+class DecayMixer(ShardedModule, MegatronModule):
     def __init__(
         self,
         config,
@@ -52,12 +52,5 @@ class DecayMixer(MegatronModule):
             inference_context.key_value_memory_dict[self.layer_number] = state
         return self.out_proj(torch.stack(states))
 
-    def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
-        return sharded_state(
-            self,
-            {"rate": 0},
-            tp_group=self.tp_group,
-            prefix=prefix,
-            sharded_offsets=sharded_offsets,
-            metadata=metadata,
-        )
+    def divided(self):
+        return {"rate": 0}

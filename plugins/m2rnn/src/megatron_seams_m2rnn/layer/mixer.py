@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megatron_seams.runtime.collectives import gathered, replicated
-from megatron_seams.runtime.sharding import Offsets, own_rows, sharded_parts, sharded_state
+from megatron_seams.runtime.sharding import Offsets, ShardedModule, own_rows, sharded_parts
 from megatron_seams_m2rnn.layer.cache import kept
 from megatron_seams_m2rnn.layer.context_parallel import held_tokens, to_heads, to_tokens
 from megatron_seams_m2rnn.layer.convolution import causal_convolution
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from torch.distributed import ProcessGroup
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +56,7 @@ class M2RNNMixerSubmodules:
     out_proj: type
 
 
-class M2RNNMixer(MegatronModule):  # type: ignore[misc]  # Megatron ships no types
+class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatron ships no types
     """Mix along the sequence with a matrix-state recurrent network.
 
     Args:
@@ -71,6 +72,9 @@ class M2RNNMixer(MegatronModule):  # type: ignore[misc]  # Megatron ships no typ
     Raises:
         ValueError: Head counts that do not fit, or that do not divide over the ranks.
     """
+
+    config: "TransformerConfig"
+    tp_group: "ProcessGroup"
 
     def __init__(
         self,
@@ -284,6 +288,11 @@ class M2RNNMixer(MegatronModule):  # type: ignore[misc]  # Megatron ships no typ
         what = "dynamic batching"
         raise unsupported(f"inference with {what}", what, "use a static context")
 
+    def divided(self) -> dict[str, int]:
+        """All of them, but for transition matrices that are fewer than the ranks."""
+        own = (name for name, _ in self.named_parameters(recurse=False))
+        return {name: 0 for name in own if name != "W" or self.W_is_split}
+
     def sharded_state_dict(
         self,
         prefix: str = "",
@@ -291,15 +300,7 @@ class M2RNNMixer(MegatronModule):  # type: ignore[misc]  # Megatron ships no typ
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Describe the parameters to Megatron's checkpoints, to be read at any parallel size."""
-        own = (name for name, _ in self.named_parameters(recurse=False))
-        sharded = sharded_state(
-            self,
-            {name: 0 for name in own if name != "W" or self.W_is_split},
-            tp_group=self.tp_group,
-            prefix=prefix,
-            sharded_offsets=sharded_offsets,
-            metadata=metadata,
-        )
+        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         mixed = {name: self.widths[name] for name in "qkv"}
         for name, widths in (("in_proj.weight", self.widths), ("conv_weight", mixed)):
             key = f"{prefix}{name}"

@@ -1,6 +1,6 @@
 """RMSNorm over channels that are split over ranks."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megatron_seams.runtime.collectives import replicated, summed
-from megatron_seams.runtime.sharding import Offsets, sharded_state
+from megatron_seams.runtime.sharding import ShardedModule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class SplitRMSNorm(nn.Module):
+class SplitRMSNorm(ShardedModule):
     """Divide by the root mean square over the channels of *all* tensor-parallel ranks.
 
     The paper normalises over all N·V channels of the mixer. A norm over each rank's own would cost
@@ -28,6 +28,8 @@ class SplitRMSNorm(nn.Module):
         device: Where the weight is.
         dtype: The weight's.
     """
+
+    tp_group: "ProcessGroup"
 
     def __init__(
         self,
@@ -54,18 +56,6 @@ class SplitRMSNorm(nn.Module):
         squares = replicated(squares, self.tp_group)
         return (wide * torch.rsqrt(squares / self.size + self.eps)).to(x.dtype) * self.weight
 
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: Offsets = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Describe the weight to Megatron's checkpoints: each rank has its rows of it."""
-        return sharded_state(
-            self,
-            {"weight": 0},
-            tp_group=self.tp_group,
-            prefix=prefix,
-            sharded_offsets=sharded_offsets,
-            metadata=metadata,
-        )
+    def divided(self) -> dict[str, int]:
+        """Each rank has its channels of the weight."""
+        return {"weight": 0}

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn.functional import linear, silu
 
 from megatron_seams.runtime.collectives import summed, summed_and_scattered
 from megatron_seams.runtime.documents import DocumentBoundaries
-from megatron_seams.runtime.sharding import Offsets, sharded_state
+from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_ngram.engram.compression import read_table
 from megatron_seams_ngram.engram.convolution import causal_convolution
 from megatron_seams_ngram.engram.options import Options
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class Engram(nn.Module):
+class Engram(ShardedModule):
     """What a layer's hidden states take from the n-grams of the text, through a gate.
 
     After arXiv:2601.07372. With h(t) the hidden state that enters the layer, of d elements, and
@@ -174,22 +174,6 @@ class Engram(nn.Module):
 
     def _compressed(self, input_ids: Tensor) -> Tensor:
         return input_ids if self.compression is None else self.compression[input_ids]
-
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: Offsets = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Describe the state to Megatron's checkpoints: the tables divided, all else whole."""
-        return sharded_state(
-            self,
-            {},
-            tp_group=self.tp_group,
-            prefix=prefix,
-            sharded_offsets=sharded_offsets,
-            metadata=metadata,
-        )
 
 
 def _compression(options: Options, vocab_size: int) -> Tensor | None:

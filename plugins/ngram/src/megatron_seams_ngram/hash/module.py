@@ -1,6 +1,6 @@
 """The hashed n-gram embedding as a module."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 
 from megatron_seams.runtime.collectives import summed, summed_and_scattered
 from megatron_seams.runtime.documents import DocumentBoundaries
-from megatron_seams.runtime.sharding import Offsets, sharded_state
+from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_ngram.hash.options import Options
 from megatron_seams_ngram.ngram_tables import NgramTables
 from megatron_seams_ngram.tables.hash_tables import make_tables
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class HashedNgramEmbedding(nn.Module):
+class HashedNgramEmbedding(ShardedModule):
     """Rows of hashed n-gram tables, projected to the hidden size, to add to the word embedding.
 
     With e(t) the concatenation of row idx_j(t) of every table j
@@ -131,19 +131,3 @@ class HashedNgramEmbedding(nn.Module):
             FeatureInvalid: As in :meth:`forward`.
         """
         return self.tables.indices(input_ids, self.boundaries.starts(input_ids, cu_seqlens))
-
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: Offsets = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Describe the state to Megatron's checkpoints: the tables divided, all else whole."""
-        return sharded_state(
-            self,
-            {},
-            tp_group=self.tp_group,
-            prefix=prefix,
-            sharded_offsets=sharded_offsets,
-            metadata=metadata,
-        )
