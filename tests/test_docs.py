@@ -1,8 +1,10 @@
 """The documentation keeps up: what a user can meet is written down, and tables are generated."""
 
+import ast
 import inspect
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,20 +132,24 @@ def test_every_key_of_a_workspace_stands_in_the_page_on_the_gate(repository: Pat
     assert missing_from(page(repository, "check.md"), keys) == []
 
 
+def pages(repository: Path) -> list[Path]:
+    return [*sorted(repository.glob("*.md")), *sorted((repository / "docs").glob("*.md"))]
+
+
 def test_every_link_between_the_pages_leads_somewhere(repository: Path) -> None:
-    for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+    for file in pages(repository):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
             assert (file.parent / target).exists(), (file.name, target)
 
 
 def test_no_code_in_the_documentation_is_one_that_does_not_exist(repository: Path) -> None:
     known = {cause.code for cause in causes()}
-    for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+    for file in pages(repository):
         assert set(re.findall(r"SEAM-[A-Z]\d\d", file.read_text(encoding="utf-8"))) <= known, file
 
 
 def test_every_registry_command_in_the_documentation_is_one(repository: Path) -> None:
-    for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+    for file in pages(repository):
         text = file.read_text(encoding="utf-8")
         for name in re.findall(r"^(?:\$ )?registry ([a-z]+)", text, re.MULTILINE):
             assert name in commands(), (file.name, name)
@@ -157,7 +163,7 @@ def recipes_in(text: str) -> list[dict[str, Any]]:
 
 
 def test_every_toml_block_is_toml_and_every_whole_recipe_is_valid(repository: Path) -> None:
-    for file in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+    for file in pages(repository):
         for table in recipes_in(file.read_text(encoding="utf-8")):
             _, faults = structure(Recipe, table)
             assert not faults, (file.name, faults)
@@ -210,3 +216,162 @@ def test_every_rule_and_option_of_the_conformance_kit_stands_in_its_page(reposit
         assert f"| `{option} " in text
     for capability in CAPABILITIES:
         assert f"`{capability}`" in text
+
+
+# --- the architecture -------------------------------------------------------------------------
+
+
+def test_every_room_stands_in_the_architecture(repository: Path) -> None:
+    text = page(repository, "architecture.md")
+    package = repository / "core/src/megatron_seams"
+    rooms = {f"{file.parent.name}/" for file in package.glob("*/__init__.py")}
+    modules = {file.name for file in package.glob("*.py")}
+    assert {"planning/", "runtime/"} <= rooms
+    assert missing_from(text, rooms | modules) == []
+
+
+def test_the_diagram_has_the_rooms_and_the_arrows_of_the_import_contract(repository: Path) -> None:
+    settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (layers,) = (one["layers"] for one in contracts if one["type"] == "layers")
+    level = {room.strip(): at for at, rooms in enumerate(layers) for room in rooms.split("|")}
+    words = {"errors", "families", "hookspecs", "_version"}
+    diagram = page(repository, "architecture.md").split("```mermaid\n")[1].partition("```")[0]
+    arrows = []
+    for start, ends in re.findall(r"(\w+)(?:\[[^]]*\])? --> (.+)", diagram):
+        arrows += [(start, end) for end in re.findall(r"(\w+)(?:\[[^]]*\])?(?: & |$)", ends)]
+    shown = {room for arrow in arrows for room in arrow} - {"words"}
+    assert shown == level.keys() - words - {"pytest_plugin", "__main__"}
+    for start, end in arrows:
+        assert level[start] < level.get(end, level["errors"]), (start, end)
+
+
+def defined_in(module: Path) -> set[str]:
+    """The names at the top of a module, and ``Class.method`` for its classes."""
+    names = set()
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = (it for it in node.body if isinstance(it, ast.FunctionDef))
+            names |= {f"{node.name}.{it.name}" for it in inner}
+            fields = (it.target for it in node.body if isinstance(it, ast.AnnAssign))
+            names |= {f"{node.name}.{it.id}" for it in fields if isinstance(it, ast.Name)}
+    return names
+
+
+def test_every_module_and_name_in_the_pages_for_developers_exists(repository: Path) -> None:
+    package = repository / "core/src/megatron_seams"
+    rooms = "|".join(file.parent.name for file in package.glob("*/__init__.py"))
+    named = re.compile(rf"(?:{rooms})/[a-z_/]*[a-z_](?:\.[A-Za-z_.]+)?")
+    seen = 0
+    for file in ("docs/architecture.md", "CONTRIBUTING.md"):
+        text = (repository / file).read_text(encoding="utf-8")
+        for place in re.findall(r"[`|]([\w./]+)[`|]", text):
+            if not named.fullmatch(place) or (package / place).exists():
+                continue
+            module, _, name = place.partition(".")
+            path = package / f"{module}.py"
+            path = path if path.exists() else package / module / "__init__.py"
+            assert path.exists(), (file, place)
+            assert not name or name in defined_in(path), (file, place)
+            seen += 1
+    assert seen > 40
+
+
+def test_every_test_file_that_contributors_are_sent_to_exists(repository: Path) -> None:
+    text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/*])tests/[\w*/]+\.py", text))
+    assert len(named) > 25
+    assert [name for name in sorted(named) if not list(repository.glob(name))] == []
+
+
+# --- environment variables --------------------------------------------------------------------
+
+
+def is_environ(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "environ"
+
+
+def variables_in(source: str) -> Iterator[str]:
+    """The environment variables that a Python module reads, sets or removes."""
+    tree = ast.parse(source)
+    constants = {
+        node.targets[0].id if isinstance(node, ast.Assign) else node.target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.targets[0] if isinstance(node, ast.Assign) else node.target, ast.Name)
+    }
+    keys: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Subscript(value=value, slice=key) if is_environ(value):
+                keys.append(key)
+            case ast.Compare(left=key, comparators=[other]) if is_environ(other):
+                keys.append(key)
+            case ast.Call(func=ast.Attribute(value=value), args=[key, *_]) if is_environ(value):
+                keys.append(key)
+            case ast.Call(func=ast.Attribute(attr="setenv" | "delenv" | "getenv"), args=[key, *_]):
+                keys.append(key)
+            case ast.BinOp(left=value, right=ast.Dict(keys=named)) if is_environ(value):
+                keys += named
+            case ast.Dict(keys=[None, *named]) | ast.AugAssign(value=ast.Dict(keys=named)):
+                # Settings with some more: {**settings, "NAME": value}, settings |= {"NAME": value}.
+                keys += named if any(map(is_environ, ast.walk(tree))) else []
+            case ast.DictComp(generators=[ast.comprehension(iter=ast.Call(func=func), ifs=ifs)]):
+                if isinstance(func, ast.Attribute) and is_environ(func.value):
+                    keys += [part for test in ifs for part in ast.walk(test)]  # type: ignore[misc]
+    for key in keys:
+        named = key.value if isinstance(key, ast.Constant) else None
+        if isinstance(key, ast.Name):
+            named = constants.get(key.id)
+        if isinstance(named, str) and named.isupper():
+            yield named
+    yield from (it for it in constants.values() if str(it).startswith("MEGATRON_SEAMS_"))
+
+
+def variables_of_shell(text: str) -> Iterator[str]:
+    """The environment variables that a shell script or a Makefile reads or sets."""
+    yield from re.findall(r"\$\{([A-Z][A-Z0-9_]+)", text)
+    yield from re.findall(r"(?:^|[\s:])(?:export )?([A-Z][A-Z0-9_]+) ?=(?!=)", text, re.MULTILINE)
+
+
+def files_in(repository: Path, *places: str) -> list[Path]:
+    files: list[Path] = []
+    for place in places:
+        found = repository / place
+        files += [found] if found.is_file() else sorted(found.rglob("*"))
+    return [file for file in files if file.is_file() and "__pycache__" not in file.parts]
+
+
+def test_every_environment_variable_stands_in_its_page_and_no_other(repository: Path) -> None:
+    text = page(repository, "environment-variables.md")
+    own, libraries = text.split("Read by Python and the libraries")
+    rows = re.findall(r"^\| (`.+?`) \| `([^`]+)` \| .{10,} \|$", own, re.MULTILINE)
+    where = {name: file for names, file in rows for name in re.findall(r"`(\w+)`", names)}
+    found: dict[str, set[str]] = {}
+    for file in files_in(
+        repository, "core/src", "scripts", "Makefile", ".ci", "benchmarks", "tests"
+    ):
+        text = file.read_text(encoding="utf-8", errors="ignore")
+        names: Iterator[str] = iter(())
+        if file.suffix == ".py":
+            names = variables_in(text)
+        elif file.name == "Makefile" or text.startswith("#!/usr/bin/env bash"):
+            names = variables_of_shell(text)
+        for name in names:
+            found.setdefault(name, set()).add(file.relative_to(repository).as_posix())
+    assert found.keys() == where.keys()
+    for name, file in where.items():
+        assert file in found[name], (name, file, found[name])
+    assert re.findall(r"^\| `", libraries, re.MULTILINE)
+
+
+def test_a_plugin_lists_its_own_environment_variables(repository: Path) -> None:
+    known = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", page(repository, "environment-variables.md")))
+    for plugin in sorted((repository / "plugins").iterdir()):
+        readme = (plugin / "README.md").read_text(encoding="utf-8") if plugin.is_dir() else ""
+        for file in plugin.rglob("*.py"):
+            names = set(variables_in(file.read_text(encoding="utf-8"))) - known
+            assert missing_from(readme, names) == [], file
