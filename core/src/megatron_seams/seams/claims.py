@@ -182,9 +182,10 @@ def _locate(claim: Claim, project: Installed) -> Path:
             raise _shadowed(claim, Path(spec.origin or top))
         found = f"{top!r} is a module and not a package"
         raise missing(claim, found)
-    # A namespace package has several folders; an import takes the first that holds the package.
-    folders = [Path(it, *inner) for it in spec.submodule_search_locations]
-    folder = next((it for it in folders if (it / "__init__.py").is_file()), folders[0])
+    folder, *others = [Path(it, *inner) for it in spec.submodule_search_locations]
+    if others:  # of a namespace package; an import takes the first that holds the package
+        holding = (it for it in (folder, *others) if (it / "__init__.py").is_file())
+        folder = next(holding, folder)
     file = folder / MANIFEST
     present = file.is_file()
     if not _belongs(folder, present, project, "/".join([top, *inner])):
