@@ -118,7 +118,7 @@ class _Reader:
             and not stack.decorator_list,
             f"{stack.name} has not one plain constructor",
         )
-        branches = tuple(self._branches(stack, constructors[0]))
+        branches = self._branches(stack, constructors[0])
         built = [b.constant for b in branches]
         file.require(len(set(built)) == len(built), f"two branches of the loop for one of {built}")
         used = sum(isinstance(node, ast.Name) and node.id == BUILD for node in file.nodes)
@@ -177,7 +177,7 @@ class _Reader:
 
     # --- the constructor ----------------------------------------------------------------------
 
-    def _branches(self, stack: ast.ClassDef, constructor: ast.FunctionDef) -> Iterator[Branch]:
+    def _branches(self, stack: ast.ClassDef, constructor: ast.FunctionDef) -> tuple[Branch, ...]:
         """The branches of the loop that builds layers, in the constructor."""
         loops = [
             node for node in constructor.body if isinstance(node, ast.For) and mentions(node, BUILD)
@@ -189,14 +189,13 @@ class _Reader:
         bound = bindings(nodes)
         self._file.require(bound[key] == 1, f"{key} is bound more than once")
         self._check_list_given(stack, nodes, listed)
-        yield from self._read_chain(chain, key)
-        wraps = self._wraps(after, key)
-        self._file.require(
-            bound["layer"] == wraps + _length(chain), "layer is bound outside the branches"
-        )
+        branches = tuple(self._read_chain(chain, key))
+        once = bound["layer"] == len(branches) + self._wraps(after, key)
+        self._file.require(once, "layer is bound outside the branches")
         self._check_submodules(stack, nodes, chain)
         kept = [n for n in nodes if _stores(n, "layers")]
         self._file.require(len(kept) == 1, "self.layers is set more than once")
+        return branches
 
     def _loops_over(self, loop: ast.For) -> tuple[str, str]:
         """The names of the loop's variable and of the list that it loops over."""
@@ -349,14 +348,6 @@ class _Reader:
             ) if self._configs is not None and left == key:
                 return self._configs.constants.get(name)
         return None
-
-
-def _length(chain: ast.If) -> int:
-    """The number of branches of a chain."""
-    match chain.orelse:
-        case [ast.If() as following]:
-            return 1 + _length(following)
-    return 1
 
 
 def _is_list(node: ast.expr, listed: str) -> bool:
