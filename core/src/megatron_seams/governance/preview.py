@@ -215,7 +215,7 @@ def _layer_changes(old: Plan | None, new: Plan) -> Iterator[LayerChange]:
 def _line(layer: Layer) -> str:
     provider = layer.provider
     owner = "" if isinstance(provider, Native) else f" of {provider.owner}"
-    return f"{layer.family} by {provider.label} ({provider.slot}){owner}"
+    return f"{layer.family} by {provider.name}{owner} on {provider.slot} {provider.symbol}"
 
 
 def _breaks(seam: Seam, before: Environment, after: Environment) -> Iterator[str]:

@@ -28,10 +28,15 @@ class Custom:
     slot: str
 
     @property
+    def name(self) -> str:
+        """The provider without its slot, ``seam m2rnn``."""
+        mark = " (experiment)" if self.seam.manifest.experiment else ""
+        return f"seam {self.seam.name}{mark}"
+
+    @property
     def label(self) -> str:
         """The provider's name in tables, ``seam m2rnn on M``."""
-        mark = " (experiment)" if self.seam.manifest.experiment else ""
-        return f"seam {self.seam.name}{mark} on {self.symbol}"
+        return f"{self.name} on {self.symbol}"
 
     @property
     def owner(self) -> str:

@@ -41,6 +41,11 @@ class Native:
     slot: str
 
     @property
+    def name(self) -> str:
+        """The provider without its slot, ``native``."""
+        return "native"
+
+    @property
     def label(self) -> str:
         """How tables name the provider, ``native M``."""
         return f"native {self.symbol}"
