@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -226,8 +227,6 @@ def check_packed(model: "HybridModel") -> None:
 
 def check_inference(model: "HybridModel") -> None:
     """Token by token, from what it keeps, a model says what it says of the whole row."""
-    from megatron.core.inference.contexts import StaticInferenceContext
-
     row = tokens()[:, :-1]
     model.eval()
     with torch.no_grad():
