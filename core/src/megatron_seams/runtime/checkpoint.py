@@ -1,4 +1,4 @@
-"""A model's checkpoint through upstream's own distributed checkpointing, and what is in it."""
+"""Checkpoints through upstream's distributed checkpointing: save, load, and list their keys."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,13 +18,13 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel
 
-#: Where the receipt travels: common state beside the sharded tensors, never a key of the model.
+#: The key of the receipt: common state beside the sharded tensors, never a key of the model.
 RECEIPT: Final = "megatron_seams_receipt"
 
 
 @attrs.frozen(kw_only=True)
 class Entry:
-    """What a checkpoint holds under one key.
+    """The shape and type of a checkpoint's value under one key.
 
     Attributes:
         shape: The global shape; None for an object that is no tensor.
@@ -35,7 +35,7 @@ class Entry:
     dtype: str | None = None
 
     def __str__(self) -> str:
-        """``float32 [64, 128]``, or what it is else."""
+        """``float32 [64, 128]``, or ``an object``."""
         return f"{self.dtype} {list(self.shape)}" if self.shape is not None else "an object"
 
 
@@ -65,7 +65,7 @@ def load_checkpoint(model: "HybridModel", folder: Path) -> None:
 
 
 def saved_receipt(folder: Path) -> str | None:
-    """The text of the receipt that travelled in a checkpoint; None if none did."""
+    """The text of the receipt in a checkpoint; None if there is none."""
     receipt = dist_checkpointing.load_common_state_dict(str(folder)).get(RECEIPT)
     return receipt if isinstance(receipt, str) else None
 

@@ -1,7 +1,7 @@
-"""What differs between Megatron-Core releases: the only module that may know.
+"""The differences between Megatron-Core releases; no other module of the runtime depends on them.
 
-Every name or rule here answers to one fact of upstream, says which, and says when it can go. The
-rest of the runtime imports from this module whatever moved or will move.
+Every name here answers to one fact of upstream. Its comment gives the fact, and the release with
+which the name can go. The rest of the runtime imports from here whatever moved or will move.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Building a seam's C++ on the machine that runs it: once, and never twice at a time.
 
-It is built for the processor at hand on first use, by torch's own extension loader, and kept below
-torch's folder for extensions. A build happens in a folder of its own, under a lock that the
-operating system releases when its holder dies, and its result is moved into place in one step. So a
-killed build leaves nothing that a later process could wait for or load.
+It is built on first use for the machine's own processor, by torch's extension loader, and kept
+below torch's folder for extensions. A build happens in a folder of its own, under a lock that the
+operating system releases when the process ends, and its result is moved into place in one step. So
+a killed build leaves nothing that a later process could wait for or load.
 
 The result is a plain shared library, for ctypes: C++ without torch's headers is built in seconds,
 and serves every torch.
@@ -24,10 +24,10 @@ import torch
 
 from megatron_seams.errors import CannotRunHere
 
-#: Seconds to wait for another process that builds, far above the seconds that a build takes.
+#: Seconds to wait for another process that builds; a build takes some ten.
 PATIENCE: Final = 300.0
 
-#: torch's name for what the processor can do -> the compiler's.
+#: torch's name for what the processor can do -> the compiler's options.
 _MACHINE: Final = {
     "AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
     "AVX2": ("-march=x86-64-v3",),
@@ -57,9 +57,9 @@ def build(
         source: The C++ file. It may include others of its folder; a change of any of them makes
             another library.
         name: The library's name, by which it is kept.
-        seam: Whose C++ it is, for messages.
-        flags: For the compiler, beside those for this processor.
-        link_flags: For the linker.
+        seam: The seam's name, for messages.
+        flags: Options of the compiler, beside those for this processor.
+        link_flags: Options of the linker.
         patience: Seconds to wait for another process that builds.
 
     Returns:
@@ -68,7 +68,7 @@ def build(
 
     Raises:
         NotBuilt: It cannot be built.
-        CannotRunHere: Another process has held the build's lock for so long.
+        CannotRunHere: Another process has held the build's lock for ``patience`` seconds.
     """
     flags = (*flags, *_MACHINE.get(torch.backends.cpu.get_cpu_capability(), ()))
     code = b"".join(file.read_bytes() for file in sorted(source.parent.iterdir()))
@@ -99,10 +99,13 @@ def build(
 
 @functools.cache
 def build_fault(library: Callable[[], object]) -> str | None:
-    """Say why this process cannot have a seam's C++; None where it has it.
+    """Try to load a seam's C++, once for each process.
 
     Args:
         library: Builds it where it is not built yet, and loads it.
+
+    Returns:
+        Why it cannot be built; None where it is loaded.
 
     Raises:
         CannotRunHere: Another process holds the build's lock.

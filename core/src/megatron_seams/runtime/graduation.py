@@ -1,4 +1,4 @@
-"""The proof itself: a seam's checkpoint in a native model, and the numbers that come out."""
+"""Graduation: a seam's checkpoint loaded into a native model, and their numbers compared."""
 
 import torch
 
@@ -17,7 +17,7 @@ from megatron_seams.runtime.smoke.run import on_one_rank, one_thread
 
 
 def graduate(candidate: Candidate) -> Graduation:
-    """Load the seam's checkpoint natively and hold the model to the seam's probe.
+    """Load the seam's checkpoint into the native model and compare its numbers with the probe's.
 
     On one process, on the CPU, in float32, with one thread, as the proof was made.
 

@@ -1,1 +1,1 @@
-"""Who builds linears, norms and attention: Transformer Engine, or plain torch without it."""
+"""The sources of linears, norms and attention: Transformer Engine, or plain torch without it."""

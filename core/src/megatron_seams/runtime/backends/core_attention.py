@@ -3,11 +3,12 @@
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 from torch.nn import functional
+
+from megatron_seams.runtime.documents import document_starts, packed_cu_seqlens
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -87,7 +88,7 @@ class LocalCoreAttention(nn.Module):
             [s, b, n * v], or [t, n * v] packed.
 
         Raises:
-            ValueError: Another mask, or a bias.
+            ValueError: Another mask, a bias, or packed input without boundaries.
         """
         del attention_mask
         if attn_mask_type not in (None, *_CAUSAL) or attention_bias is not None:
@@ -129,10 +130,9 @@ class LocalCoreAttention(nn.Module):
 
 def _same_document(packed_seq_params: "PackedSeqParams", length: int) -> Tensor:
     """[t, t] bool: whether a query may see a key, at or before it in the same document."""
-    boundaries = packed_seq_params.cu_seqlens_q_padded
+    boundaries = packed_cu_seqlens(packed_seq_params)
     if boundaries is None:
-        boundaries = packed_seq_params.cu_seqlens_q
-    position = torch.arange(length, device=boundaries.device)
-    document = torch.bucketize(position, boundaries, right=True)
-    same = document[:, None] == document[None, :]
-    return same & (position[:, None] >= position[None, :])
+        message = "packed input without packed_seq_params.cu_seqlens_q"
+        raise ValueError(message)
+    starts = document_starts(boundaries, length)
+    return (starts[:, None] == starts[None, :]).tril()

@@ -1,4 +1,4 @@
-"""A linear layer that every tensor-parallel rank holds whole, for the TE-free backend."""
+"""A linear layer that is whole on every tensor-parallel rank, for the TE-free backend."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class DuplicatedLinear(nn.Module):
-    """What Transformer Engine's ``TELinear(parallel_mode="duplicated")`` computes.
+    """A linear layer as Transformer Engine's ``TELinear(parallel_mode="duplicated")``.
 
     Upstream has no TE-free module of this kind, and its sparse attention's indexer builds nothing
     else. Without a bias, as the indexer wants it.

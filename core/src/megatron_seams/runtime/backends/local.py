@@ -49,7 +49,7 @@ from megatron_seams.runtime.backends.norm import LocalNorm
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-#: Families that this backend does not build, and why.
+#: Families that this backend cannot build -> why.
 _WHY_NOT: Final = {
     "mamba": "upstream's Mamba-2 mixer needs a CUDA device and the mamba-ssm kernels",
     "gdn": "upstream's gated delta net needs a CUDA device and the flash-linear-attention kernels",
@@ -63,7 +63,7 @@ _WHY_NOT: Final = {
     ),
 }
 
-#: Fields of the configuration that choose a kernel which is not here; the numbers stay the same.
+#: Fields of the configuration that choose a kernel which is not here, with the same numbers.
 _KERNELS: Final = {
     "transformer_impl": "local",
     "apply_rope_fusion": False,
@@ -82,7 +82,7 @@ _KERNELS: Final = {
     "use_transformer_engine_op_fuser": False,
 }
 
-#: What a CPU needs besides: weights made there, and no CUDA stream.
+#: Further fields on a CPU: weights are made there, and there is no CUDA stream.
 _ON_CPU: Final = {
     "use_cpu_initialization": True,
     "batch_p2p_sync": False,
@@ -99,7 +99,7 @@ class LocalProvider(LocalSpecProvider):  # type: ignore[misc]  # Megatron ships 
     def layer_norm(
         self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False
     ) -> type[LocalNorm]:
-        """The norm; which kind is read from the configuration when it is built."""
+        """The norm; its kind is read from the configuration when it is built."""
         del rms_norm, for_qk, has_residual
         return LocalNorm
 

@@ -1,4 +1,4 @@
-"""The norm of the TE-free backend: torch's own, with what sequence parallelism needs."""
+"""The norm of the TE-free backend: torch's own, marked for sequence parallelism."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class LocalNorm:
-    """Builds ``torch.nn.RMSNorm`` or ``torch.nn.LayerNorm`` as ``config.normalization`` says.
+    """Builds ``torch.nn.RMSNorm`` or ``torch.nn.LayerNorm``, by ``config.normalization``.
 
     Called like every norm of Megatron's, with ``config``, ``hidden_size`` and ``eps``. It is a
     class whose ``__new__`` gives torch's module, so that the parameters keep their natural names

@@ -1,4 +1,4 @@
-"""The conformance kit: what every seam has to do, as tests that its author inherits or runs.
+"""The conformance kit: the tests of every seam, which its author inherits or runs.
 
 ``pytest --seam NAME`` runs them for an installed seam. In a seam's own suite::
 

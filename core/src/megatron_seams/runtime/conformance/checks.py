@@ -34,14 +34,14 @@ from megatron_seams.upstream.surface import NativeSurface
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel
 
-#: What torch's and Megatron's wrappers call what they wrap.
+#: The names that wrappers of torch and Megatron give to the module inside.
 _WRAPPED: Final = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped"})
-#: Sums of floats in another order differ by so much.
+#: How far sums of floats in another order may differ.
 _CLOSE: Final = 1e-4
 
 
 def check_forward(model: "HybridModel", plan: Plan) -> None:
-    """Hold what each part returns against what it is given."""
+    """Each part returns the shapes and dtypes that its inputs call for."""
     seen: list[tuple[Part, tuple[Any, ...], dict[str, Any], Any]] = []
 
     def note(part: Part) -> Callable[..., None]:
@@ -57,7 +57,7 @@ def check_forward(model: "HybridModel", plan: Plan) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    # What was returned before says more than what upstream made of it.
+    # A wrong output explains more than the error that it leads to.
     for part, args, kwargs, output in seen:
         given = args[0] if args else kwargs.get("hidden_states", kwargs.get("input_ids"))
         wrong = _wrong_output(part, given, output, model.config.hidden_size)
@@ -99,7 +99,7 @@ def _described(value: Any) -> str:
 
 
 def gradients_of(model: "HybridModel") -> dict[str, Tensor | None]:
-    """The gradients of the mean loss, by the parameters' names; left on nothing."""
+    """The gradients of the mean loss, by the parameters' names; the parameters keep none."""
     model.zero_grad(set_to_none=True)
     torch.autograd.backward(losses_of(model, tokens()).mean())
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -111,7 +111,7 @@ def check_gradients(model: "HybridModel", plan: Plan) -> None:
     """Every parameter of the seam gets a gradient."""
     found = gradients_of(model)
     own = [name for name in found if _of_parts(name, parts(model, plan))]
-    faults = [f"{name}: {said}" for name in own if (said := _no_gradient(found[name]))]
+    faults = [f"{name}: {fault}" for name in own if (fault := _no_gradient(found[name]))]
     if faults:
         rules.GRADIENTS.broken("; ".join(faults))
 
@@ -129,7 +129,7 @@ def _no_gradient(gradient: Tensor | None) -> str | None:
 
 
 def check_determinism(model: "HybridModel") -> None:
-    """The same twice, to the bit."""
+    """Two passes over the same tokens give the same bits."""
     once, again = ((losses_of(model, tokens()).detach(), gradients_of(model)) for _ in range(2))
     if not torch.equal(once[0], again[0]):
         rules.DETERMINISTIC.broken("two forward passes gave different losses")
@@ -145,7 +145,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def check_recompute(model: "HybridModel", plan: Plan) -> None:
-    """Gradients under torch's activation checkpointing of each part."""
+    """Torch's activation checkpointing of each part changes no gradient."""
     expected = gradients_of(model)
     found = parts(model, plan)
     for part in found:
@@ -186,7 +186,7 @@ def check_names(model: "HybridModel", plan: Plan) -> None:
 
 
 def check_round_trip(model: "HybridModel", other: "HybridModel", plan: Plan) -> None:
-    """Save one model and load it into another with other weights."""
+    """A saved model comes back in another one that had other weights."""
     own = {
         name: value
         for name, value in model.state_dict().items()
@@ -196,7 +196,7 @@ def check_round_trip(model: "HybridModel", other: "HybridModel", plan: Plan) -> 
         try:
             save_checkpoint(model, "", Path(folder))
             load_checkpoint(other, Path(folder))
-        except Exception as error:  # noqa: BLE001 - upstream's and torch's own words say which key
+        except Exception as error:  # noqa: BLE001 - upstream's and torch's messages name the key
             rules.ROUND_TRIP.broken(f"{type(error).__name__}: {error}")
     loaded = other.state_dict()
     changed = sorted(name for name, value in own.items() if not torch.equal(loaded[name], value))
@@ -208,7 +208,7 @@ def check_round_trip(model: "HybridModel", other: "HybridModel", plan: Plan) -> 
 
 
 def check_packed(model: "HybridModel") -> None:
-    """A document of a packed row is alone in it, forward and backward."""
+    """A document of a packed row has the logits that it has alone."""
     row = tokens(rows=1)[:, :-1]
     with torch.no_grad():
         whole = logits_of(model, row, packed_seq_params=packed(*DOCUMENTS))
@@ -226,7 +226,7 @@ def check_packed(model: "HybridModel") -> None:
 
 
 def check_inference(model: "HybridModel") -> None:
-    """Token by token, from what it keeps, a model says what it says of the whole row."""
+    """Token by token, from the state that it keeps, a model has the logits of the whole row."""
     row = tokens()[:, :-1]
     model.eval()
     with torch.no_grad():
@@ -237,7 +237,7 @@ def check_inference(model: "HybridModel") -> None:
         start = row.shape[1] // 2
         given = [(0, start), *((at, at + 1) for at in range(start, row.shape[1]))]
         for begin, end in given:
-            said = logits_of(
+            logits = logits_of(
                 model,
                 row[:, begin:end],
                 begin=begin,
@@ -245,7 +245,7 @@ def check_inference(model: "HybridModel") -> None:
                 runtime_gather_output=True,
             )
             context.sequence_len_offset += end - begin
-            worst = float((said[:, -1] - whole[:, end - 1]).abs().max())
+            worst = float((logits[:, -1] - whole[:, end - 1]).abs().max())
             if worst > _CLOSE:
                 rules.INFERENCE.broken(
                     f"the logits after token {end} differ by {worst:.2g} from those of a forward "
@@ -254,7 +254,7 @@ def check_inference(model: "HybridModel") -> None:
 
 
 def check_numbers(plan: Plan, model: "HybridModel", surface: NativeSurface) -> None:
-    """A layer that is the third of the model and the first of its stage is the third."""
+    """A layer that is the third of the model, and the first of its stage, has number 3."""
     for slot, spec, _ in layer_specs(plan, model):
         symbol = surface.of_slot(slot)
         layer = _built(spec, slot, model, symbol.keywords if symbol else ())
@@ -293,7 +293,7 @@ def passed(model: "HybridModel", keywords: Iterable[str]) -> dict[str, Any]:
 
 
 def check_keywords(plan: Plan, model: "HybridModel", surfaces: Iterable[NativeSurface]) -> None:
-    """Build a layer with exactly what each Megatron's loop passes to its slot."""
+    """A layer is built with exactly the keywords that each Megatron's loop passes to its slot."""
     for slot, spec, kind in layer_specs(plan, model):
         for surface in surfaces:
             symbol = surface.of_slot(slot)
@@ -323,7 +323,7 @@ def check_keywords(plan: Plan, model: "HybridModel", surfaces: Iterable[NativeSu
 
 
 def layer_specs(plan: Plan, model: "HybridModel") -> list[tuple[str, ModuleSpec, str]]:
-    """Slot, spec and kind of what the seam gives for its layers."""
+    """The slot, the spec and the kind (``mixer`` or ``layer``) of the seam's layers."""
     loaded = load_plugins(plan.seams, plan.options)
     layers = SeamLayers.of_plan(plan, loaded, LocalBackend().provider)
     kinds = {provider.slot: kind_of(provider) for provider in plan.custom_layers().values()}

@@ -1,4 +1,4 @@
-"""The small models that show a seam: built, given weights and tokens, asked what they compute."""
+"""The kit's small models: built, given weights, and run on tokens."""
 
 import itertools
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ LENGTH: Final = 16
 ROWS: Final = 2
 #: Where the documents of a packed row begin and end.
 DOCUMENTS: Final = (0, 5, 9, 16)
-#: Of the one step that is taken: large, so that a wrong gradient shows.
+#: The size of the one step that is taken; large, so that a wrong gradient shows.
 STEP: Final = 0.5
 
 
@@ -79,7 +79,7 @@ def losses_of(model: nn.Module, row: Tensor) -> Tensor:
 
 
 def logits_of(model: nn.Module, inputs: Tensor, *, begin: int = 0, **keywords: Any) -> Tensor:
-    """What the model says after each token of ``inputs`` [b, s], [b, s, v].
+    """The logits after each token of ``inputs`` [b, s], as [b, s, v].
 
     Args:
         model: On one rank.
@@ -122,7 +122,7 @@ class Part:
 
 
 def parts(model: "HybridModel", plan: Plan) -> list[Part]:
-    """What the seam built of the model, or of this stage of it, in the order of layers."""
+    """The modules that the seam built of the model, or of this stage, in the order of layers."""
     return [*_layers(model, plan), *_features(model, plan)]
 
 

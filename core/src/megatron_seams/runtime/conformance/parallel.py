@@ -1,4 +1,4 @@
-"""What a seam says that it supports over ranks, held against the same model on one.
+"""The parallel capabilities that a seam claims, each compared with the same model on one rank.
 
 The model of one process saves its weights and what it computes. Each parallel model loads those
 weights through its own sharded state, computes the same, takes one step and computes again: a
@@ -25,7 +25,7 @@ from megatron_seams.runtime.conformance.models import (
     losses_of,
     tokens,
 )
-from megatron_seams.runtime.conformance.subject import ASKED, Subject
+from megatron_seams.runtime.conformance.subject import OVER_RANKS, Subject
 from megatron_seams.runtime.cpu.ranks import RankFailed, on_ranks
 from megatron_seams.runtime.cpu.world import cuda_on_cpu, gloo_world
 from megatron_seams.runtime.model.next_token import NextTokenBatch
@@ -33,18 +33,10 @@ from megatron_seams.runtime.model.next_token import NextTokenBatch
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-#: What needs two ranks, in the order in which it is tried.
-OVER_RANKS: Final = (
-    "tensor-parallel",
-    "sequence-parallel",
-    "pipeline-parallel",
-    "expert-parallel",
-    "context-parallel",
-)
 #: The losses of one and of two ranks differ by the order in which floats are added.
 TOLERANCE: Final = 2e-4
 
-#: After which a rank whose peer does not come gives up.
+#: How long a rank waits for its peer.
 _PATIENCE: Final = datetime.timedelta(minutes=3)
 
 _CHECKPOINT, _FOUND = "checkpoint", "found.pt"
@@ -53,7 +45,7 @@ _CHECKPOINT, _FOUND = "checkpoint", "found.pt"
 def over_ranks(
     subject: Subject, groups: "ProcessGroupCollection", folder: Path
 ) -> dict[str, str | None]:
-    """Hold every parallel capability that the seam claims against one process.
+    """Compare every parallel capability that the seam claims with one process.
 
     Args:
         subject: The seam.
@@ -87,13 +79,13 @@ def over_ranks(
 def _launched(plans: Mapping[str, Plan], folder: Path) -> dict[str, str | None]:
     ranks = on_ranks(spread, plans, folder, world_size=2)
     return {
-        name: next((said for rank in ranks if (said := rank[name]) is not None), None)
+        name: next((differs for rank in ranks if (differs := rank[name]) is not None), None)
         for name in plans
     }
 
 
 def _reference(plan: Plan, groups: "ProcessGroupCollection", folder: Path) -> None:
-    """Save what one process has and computes."""
+    """Save the weights of one process, and what it computes."""
     model = build(plan, groups)
     save_checkpoint(model, "", folder / _CHECKPOINT)
     before = losses_of(model, tokens())
@@ -105,7 +97,7 @@ def _reference(plan: Plan, groups: "ProcessGroupCollection", folder: Path) -> No
 
 
 def layers_of(plan: Plan) -> str:
-    """The layers of a plan, by which the model of one rank is found."""
+    """The layers of a plan: the key of its model on one rank."""
     return plan.pattern.tokens
 
 
@@ -199,7 +191,7 @@ def _of_piece(model: nn.Module, row: Tensor, groups: "ProcessGroupCollection") -
 
 
 def _complete(model: nn.Module, groups: "ProcessGroupCollection") -> None:
-    """What upstream does to gradients between the backward pass and the step.
+    """Complete the gradients, as upstream does between the backward pass and the step.
 
     ``finalize_model_grads`` wants its own wrapper around the model; these are its two rules: a
     parameter marked ``sequence_parallel`` saw a piece of the sequence on each rank, and every
@@ -222,6 +214,3 @@ def _differs(what: str, found: Tensor | None, expected: Tensor) -> str | None:
     if worst <= TOLERANCE:
         return None
     return f"{what} differ from one rank's by up to {worst:.2g} (at most {TOLERANCE:.0e})"
-
-
-assert set(OVER_RANKS) <= set(ASKED)  # noqa: S101

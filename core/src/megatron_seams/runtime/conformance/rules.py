@@ -1,4 +1,4 @@
-"""The rules of the kit: a name for each, what it says, and what to do where it is broken."""
+"""The rules of the kit: the name of each, its sentence, and what to do where it is broken."""
 
 from typing import NoReturn
 
@@ -14,9 +14,9 @@ class Rule:
     """One rule.
 
     Attributes:
-        name: How messages and the documentation call it.
+        name: Its name in messages and in the documentation.
         says: The rule in one sentence.
-        next: What its author does where it is broken.
+        next: What the seam's author does where it is broken.
     """
 
     name: str

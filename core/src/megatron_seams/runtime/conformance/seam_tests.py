@@ -1,4 +1,4 @@
-"""What ``pytest --seam NAME`` collects; the class that does not fit the seam is left out."""
+"""The tests of ``pytest --seam NAME``; the class that does not fit the seam is left out."""
 
 import pytest
 

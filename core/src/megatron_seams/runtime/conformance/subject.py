@@ -1,4 +1,4 @@
-"""The seam under test and the small models that it is tested in. Nothing here imports torch."""
+"""The seam under test, and the recipes of the small models that it is tested in; without torch."""
 
 import datetime
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from megatron_seams.runtime.conformance.rules import BUILDS, FOUND
 from megatron_seams.seams.manifest import CAPABILITIES
 from megatron_seams.seams.seam import Seam
 
-#: How the seam's layers are spelled here, whatever spells their family elsewhere.
+#: The token of the seam's layers in the kit's patterns.
 LAYER: Final = "X"
 
 #: The layers that have a feature placed at layers: of two stages only the first has token ids.
@@ -41,14 +41,17 @@ ASKED: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
 }
 assert set(CAPABILITIES) == set(ASKED) - {""}  # noqa: S101 - a new capability needs a model here
 
+#: The capabilities that need two ranks, in the order in which they are tried.
+OVER_RANKS: Final = tuple(name for name in ASKED if name.endswith("-parallel"))
+
 
 @attrs.frozen(kw_only=True)
 class Subject:
-    """A seam with what it is built with.
+    """A seam, and the settings that it is built with.
 
     Attributes:
         seam: The seam.
-        environment: The Megatron in hand and the installed seams.
+        environment: The installed Megatron and seams.
         options: ``[seams.NAME]`` of the recipe.
         megatron: ``[megatron]`` of the recipe, over the kit's own small sizes.
     """
@@ -59,11 +62,11 @@ class Subject:
     megatron: Mapping[str, Any] = attrs.field(factory=dict)
 
     def supports(self, capability: str) -> bool:
-        """Whether the manifest says so."""
+        """Whether the manifest's ``[supports]`` has the capability."""
         return self.seam.manifest.supports[capability]
 
     def recipe(self, capability: str = "") -> Recipe:
-        """The recipe of the small model that shows a capability; of the plain one without."""
+        """The recipe of the small model for a capability; of the plain model without one."""
         tables, pattern = ASKED[capability]
         manifest = self.seam.manifest
         table: dict[str, Any] = {
@@ -106,16 +109,16 @@ class Subject:
         }
 
     def alone(self, capability: str) -> Plan:
-        """The plan of the same layers on one rank."""
+        """The plan of the same layers on one rank, to compare with."""
         recipe = self.recipe(capability)
         model = attrs.evolve(recipe.model, pattern=recipe.model.pattern.replace("|", ""))
         return self._resolved(attrs.evolve(recipe, model=model, parallelism=Parallelism()))
 
     def plan(self, capability: str = "") -> Plan:
-        """The plan of that model.
+        """The plan of the small model for a capability.
 
         Raises:
-            RuleBroken: There is none.
+            RuleBroken: The plan is refused.
         """
         return self._resolved(self.recipe(capability))
 
@@ -167,7 +170,7 @@ def read_fragment(file: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]
     """Options and native settings from a part of a recipe: ``[seams.NAME]`` and ``[megatron]``.
 
     Raises:
-        ValueError: The file cannot be read, or holds other tables.
+        ValueError: The file cannot be read, or has other tables.
     """
     table = read_toml(file)
     others = set(table) - {"seams", "megatron"} | set(table.get("seams", {})) - {name}

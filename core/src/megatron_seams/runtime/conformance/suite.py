@@ -14,7 +14,12 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.runtime.conformance import rules
-from megatron_seams.runtime.conformance.subject import Subject, find_subject, read_fragment
+from megatron_seams.runtime.conformance.subject import (
+    OVER_RANKS,
+    Subject,
+    find_subject,
+    read_fragment,
+)
 from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.manifest import CAPABILITIES
 from megatron_seams.upstream.locate import open_megatron
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 
     from megatron_seams.runtime.compat import HybridModel
 
-#: Prints what an import of a package brought in that it must not.
+#: Imports a package and prints which of the forbidden ones it imported.
 _IMPORT = """
 import importlib, sys
 importlib.import_module(sys.argv[1])
@@ -34,7 +39,7 @@ print(" ".join(sorted({"torch", "megatron", "transformer_engine"} & set(sys.modu
 
 
 class SeamConformance:
-    """What every seam has to do.
+    """The tests of every seam.
 
     Attributes:
         seam: The seam's name.
@@ -64,7 +69,7 @@ class SeamConformance:
         """Megatron's process groups, of this process alone."""
         from megatron_seams.runtime.cpu.world import cpu_world
 
-        del subject  # first, so that a seam that is not there is said before torch is imported
+        del subject  # asked for first: a missing seam is reported before torch is imported
         with cpu_world() as groups:
             yield groups
 
@@ -96,7 +101,7 @@ class SeamConformance:
         return over_ranks(subject, world, tmp_path_factory.mktemp("conformance"))
 
     def test_importing_the_package_is_light(self, subject: Subject) -> None:
-        """Without a line of the plugin's own having run in this process."""
+        """The import runs in a process of its own, so that nothing else can have imported them."""
         done = subprocess.run(
             [sys.executable, "-c", _IMPORT, subject.seam.package],
             # Found there as it was found here.
@@ -111,7 +116,7 @@ class SeamConformance:
             rules.LIGHT_IMPORT.broken(f"import {subject.seam.package} imports {brought}")
 
     def test_the_plugin_agrees_with_the_manifest(self, subject: Subject) -> None:
-        """Its hooks, and its options."""
+        """The plugin loads, with the test class's options."""
         options = {subject.seam.name: subject.options}
         try:
             load_plugins([subject.seam], options)
@@ -120,14 +125,14 @@ class SeamConformance:
 
     @pytest.mark.parametrize("capability", CAPABILITIES)
     def test_what_it_does_not_support_is_refused(self, subject: Subject, capability: str) -> None:
-        """And what it says that it supports is not."""
+        """A capability is refused by the resolver exactly where the manifest does not have it."""
         try:
             resolve(subject.recipe(capability), subject.environment)
         except Refusal as refusal:
-            said = [it for it in refusal.reasons if isinstance(it, Unsupported)]
-            refused = any(it.key == capability for it in said)
+            unsupported = [it for it in refusal.reasons if isinstance(it, Unsupported)]
+            refused = any(it.key == capability for it in unsupported)
             others = [str(it) for it in refusal.reasons if not isinstance(it, Unsupported)]
-            needs = [it.key for it in said if it.key != capability]
+            needs = [it.key for it in unsupported if it.key != capability]
         else:
             refused, others, needs = False, [], []
         if subject.supports(capability):
@@ -138,19 +143,19 @@ class SeamConformance:
             rules.REFUSED.broken(f"{capability} = false, and a plan with it is made")
 
     def test_forward_returns_what_it_must(self, model: "HybridModel", plan: Plan) -> None:
-        """Shapes and dtypes, in a model."""
+        """Shapes and dtypes are compared inside a small model."""
         from megatron_seams.runtime.conformance.checks import check_forward
 
         check_forward(model, plan)
 
     def test_gradients_reach_every_parameter(self, model: "HybridModel", plan: Plan) -> None:
-        """Finite, and not all zero."""
+        """Every gradient is finite and not all zero."""
         from megatron_seams.runtime.conformance.checks import check_gradients
 
         check_gradients(model, plan)
 
     def test_the_same_twice_to_the_bit(self, model: "HybridModel") -> None:
-        """Forward and backward."""
+        """Forward and backward passes are compared bit by bit."""
         from megatron_seams.runtime.conformance.checks import check_determinism
 
         check_determinism(model)
@@ -158,13 +163,13 @@ class SeamConformance:
     def test_activation_checkpointing_changes_no_gradient(
         self, model: "HybridModel", plan: Plan
     ) -> None:
-        """By torch's own, around each module of the seam."""
+        """Each module of the seam is run under ``torch.utils.checkpoint``."""
         from megatron_seams.runtime.conformance.checks import check_recompute
 
         check_recompute(model, plan)
 
     def test_no_wrapper_is_in_the_state_dict(self, model: "HybridModel", plan: Plan) -> None:
-        """The names of a checkpoint outlive the code."""
+        """A checkpoint has the seam's own names, which outlive the code."""
         from megatron_seams.runtime.conformance.checks import check_names
 
         check_names(model, plan)
@@ -172,7 +177,7 @@ class SeamConformance:
     def test_the_sharded_state_comes_back(
         self, model: "HybridModel", plan: Plan, world: "ProcessGroupCollection"
     ) -> None:
-        """Through upstream's distributed checkpointing, into a model with other weights."""
+        """Upstream's distributed checkpointing loads it into a model with other weights."""
         import torch
 
         from megatron_seams.runtime.conformance.checks import check_round_trip
@@ -187,7 +192,7 @@ class SeamConformance:
     def test_packed_documents_do_not_leak(
         self, subject: Subject, world: "ProcessGroupCollection"
     ) -> None:
-        """Each comes out as if it were alone."""
+        """Each document has the logits that it has alone."""
         from megatron_seams.runtime.conformance.checks import check_packed
         from megatron_seams.runtime.conformance.models import build
 
@@ -197,27 +202,18 @@ class SeamConformance:
     def test_inference_continues_what_it_began(
         self, subject: Subject, world: "ProcessGroupCollection"
     ) -> None:
-        """Token by token from the state that it keeps."""
+        """Token by token, the logits are those of the whole row."""
         from megatron_seams.runtime.conformance.checks import check_inference
         from megatron_seams.runtime.conformance.models import build
 
         self._claimed(subject, "inference")
         check_inference(build(subject.plan("inference"), world))
 
-    @pytest.mark.parametrize(
-        "capability",
-        [
-            "tensor-parallel",
-            "sequence-parallel",
-            "pipeline-parallel",
-            "expert-parallel",
-            "context-parallel",
-        ],
-    )
+    @pytest.mark.parametrize("capability", OVER_RANKS)
     def test_two_ranks_compute_what_one_does(
         self, subject: Subject, spread: dict[str, str | None], capability: str
     ) -> None:
-        """Real ranks over gloo, from the same checkpoint, before and after a step."""
+        """Two processes over gloo load one rank's checkpoint; their losses are its own."""
         self._claimed(subject, capability)
         if differs := spread[capability]:
             rules.SPREAD.broken(f"{capability}: {differs}")
@@ -229,21 +225,21 @@ class SeamConformance:
 
 
 class LayerConformance(SeamConformance):
-    """What a seam of layers has to do besides."""
+    """The tests of a seam that builds layers."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def megatrons(cls, request: pytest.FixtureRequest) -> Sequence[Path]:
         """Further megatron-cores (wheels or folders) whose keywords the layers are to take.
 
-        Override it to name those that the manifest's range has beside the one in hand.
+        Override it to name the other releases of the manifest's range.
         """
         return [Path(it) for it in request.config.getoption("--seam-megatron", default=[])]
 
     @pytest.fixture(scope="class")
     @classmethod
     def surfaces(cls, subject: Subject, megatrons: Sequence[Path]) -> list[NativeSurface]:
-        """The Megatrons whose keywords are to be taken: the one in hand first."""
+        """The Megatrons whose keywords the layers must take; the installed one first."""
         others = [read_surface(open_megatron(it)) for it in megatrons]
         wanted = subject.seam.manifest.requires.range
         return [
@@ -254,7 +250,7 @@ class LayerConformance(SeamConformance):
     def test_the_keywords_of_every_supported_megatron_are_taken(
         self, plan: Plan, model: "HybridModel", surfaces: list[NativeSurface]
     ) -> None:
-        """Exactly those, as each loop passes them."""
+        """The layer is built with exactly the keywords that each release passes."""
         from megatron_seams.runtime.conformance.checks import check_keywords
 
         check_keywords(plan, model, surfaces)
@@ -262,11 +258,11 @@ class LayerConformance(SeamConformance):
     def test_a_layer_of_a_later_stage_keeps_its_number(
         self, plan: Plan, model: "HybridModel", subject: Subject
     ) -> None:
-        """The global one, whatever its stage's offset is."""
+        """The number is global, whatever the stage's offset is."""
         from megatron_seams.runtime.conformance.checks import check_numbers
 
         check_numbers(plan, model, subject.environment.surface)
 
 
 class FeatureConformance(SeamConformance):
-    """What a feature has to do: nothing besides, so far."""
+    """The tests of a feature: those of every seam."""

@@ -1,8 +1,8 @@
 """Running one function on several ranks of this machine, each a fresh process.
 
-For what only real ranks can show: tests, and the checks of the conformance kit. The launch is
-torch's own, the one behind torchrun: it finds a free port, hands each process its ``RANK`` and
-``WORLD_SIZE``, and ends all of them as soon as one fails.
+The tests and the conformance kit use it. The launch is torch's own, the one behind torchrun: it
+finds a free port, gives each process its ``RANK`` and ``WORLD_SIZE``, and ends all of them as soon
+as one fails.
 """
 
 import importlib
@@ -34,7 +34,7 @@ def on_ranks(function: Callable[..., Any], *arguments: Any, world_size: int = 2)
 
     Args:
         function: A function at the top level of a module.
-        *arguments: Whatever pickle carries.
+        *arguments: Values that can be pickled.
         world_size: The number of processes.
 
     Returns:

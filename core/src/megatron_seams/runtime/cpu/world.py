@@ -57,8 +57,8 @@ _IN_PLACE_OF: dict[str, Callable[..., Any]] = {
 def cuda_on_cpu() -> Iterator[None]:
     """Let torch answer every CUDA request with the CPU, for the time of the block.
 
-    It holds for the whole process while it is open (``torch.cuda`` is a module), so two threads
-    must not disagree on it. On a machine with a GPU it keeps the run off that GPU.
+    It changes ``torch.cuda`` for the whole process, so all threads are inside it or none is. On a
+    machine with a GPU it keeps the run off that GPU.
     """
     originals = {name: getattr(torch.cuda, name) for name in _IN_PLACE_OF}
     try:
@@ -90,7 +90,7 @@ def gloo_world(
     virtual_pipeline_parallel: int | None = None,
     timeout: datetime.timedelta = datetime.timedelta(minutes=10),
 ) -> Iterator[ProcessGroupCollection]:
-    """Megatron's process groups over gloo, and its random number tracker; both gone afterwards.
+    """Megatron's process groups over gloo and its random number tracker, for the time of the block.
 
     Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) the rank joins the launcher's world, and
     may join it again after it has left, with all its peers; otherwise the process is a world of its

@@ -1,4 +1,4 @@
-"""The batch of the forward that is under way, for what attaches where upstream does not pass it."""
+"""The batch of the running forward, for features that upstream does not pass it to."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from megatron_seams.runtime.documents import packed_cu_seqlens
 
 @attrs.define(kw_only=True, eq=False)
 class Batch:
-    """What features need of the model's arguments.
+    """The arguments of the model's forward that features read.
 
-    Its hooks are bound methods. A copy made by ``copy.deepcopy`` thus gets hooks of a copied batch
-    (hooks that are closures would go on filling the original).
+    Its hooks are bound methods, so that a model copied by ``copy.deepcopy`` gets hooks of a copied
+    batch; closures would go on filling the original.
 
     Attributes:
-        features: The names of those who read it, for messages.
+        features: The names of the features that read it, for messages.
         input_ids: [b, s] int64; None outside of a forward.
         cu_seqlens: The document boundaries, [documents + 1] int32; None outside of a forward, and
             in one without packed sequences.
@@ -30,7 +30,7 @@ class Batch:
     cu_seqlens: Tensor | None = None
 
     def watch(self, model: nn.Module) -> None:
-        """Be filled by every forward of ``model``, upstream's model as a stage has it."""
+        """Let every forward of ``model``, upstream's model or one stage of it, fill the batch."""
         model.register_forward_pre_hook(self.enter, with_kwargs=True)
         model.register_forward_hook(self.leave, always_call=True)
 
@@ -38,7 +38,7 @@ class Batch:
         """Note the batch of this forward.
 
         Raises:
-            FeatureInvalid: It is one of inference, whose ids are a few of a longer text.
+            FeatureInvalid: The forward is one of inference, with a part of the text's ids.
         """
         given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
         if given.get("inference_context") is None and given.get("inference_params") is None:
@@ -54,6 +54,6 @@ class Batch:
         )
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forget the batch, so that no later call can take it for its own."""
+        """Clear the batch, so that no later call reads it."""
         del model, args, output
         self.input_ids = self.cu_seqlens = None

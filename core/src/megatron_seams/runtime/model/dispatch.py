@@ -1,9 +1,9 @@
 """One native slot, several kinds of layer: the class that picks by layer number.
 
-Upstream builds every layer of one symbol from one slot of its submodules. Where a seam's layers
-ride on a slot that may also build native ones, the slot holds a spec of :class:`Dispatcher`, whose
-``__new__`` returns the chosen layer itself: module tree and checkpoint keys know no wrapper. It has
-to be a class, since ``build_module`` returns plain functions without calling them.
+Upstream builds every layer of one symbol from one slot of its submodules. Where seams build some of
+these layers, the slot gets a spec of :class:`Dispatcher`, whose ``__new__`` returns the chosen
+layer itself, so that module tree and checkpoint keys contain no wrapper. It is a class, since
+``build_module`` returns plain functions without calling them.
 """
 
 import inspect
@@ -43,15 +43,15 @@ class Choice:
         return spec
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Choice":
-        """Itself: upstream copies submodules, and a seam's spec may hold process groups."""
+        """Itself: upstream copies submodules, and a seam's spec may have process groups in it."""
         return self
 
 
 class Dispatcher:
-    """Builds the layer that :class:`Choice` names for ``layer_number``."""
+    """Builds the layer that a :class:`Choice` names for ``layer_number``, and never an instance."""
 
     def __new__(cls, *, choice: Choice, layer_number: int, **keywords: Any) -> Any:
-        """Return the layer itself, never an instance of this class.
+        """Build the layer.
 
         Args:
             choice: From the spec's params.
@@ -65,7 +65,7 @@ class Dispatcher:
 
 
 def dispatching_spec(choice: Choice) -> ModuleSpec:
-    """The spec that takes the slot's place."""
+    """The spec to put into ``choice.slot``."""
     return ModuleSpec(module=Dispatcher, params={"choice": choice})
 
 
@@ -73,7 +73,7 @@ def accepted(spec: ModuleSpec | type, keywords: Mapping[str, Any]) -> dict[str, 
     """The keywords that the spec's class takes, of those that the slot passes.
 
     Slots differ in what they pass, and a seam's class is written for none of them in particular. A
-    class that adds its stage's offset to ``layer_number`` on its own is told not to.
+    class that would add its stage's offset to ``layer_number`` gets the keyword that prevents it.
     """
     target = get_module(spec)
     taken = {
@@ -89,8 +89,8 @@ def accepted(spec: ModuleSpec | type, keywords: Mapping[str, Any]) -> dict[str, 
 def takes(target: type, keyword: str) -> bool:
     """Whether a constructor of ``target`` names ``keyword``.
 
-    ``**kwargs`` alone is no answer, since most layers hand theirs on to a base class that names
-    what it takes: the bases are asked in their order for as long as keywords flow on.
+    A constructor with ``**kwargs`` passes them on to its base class, which names what it takes: so
+    the bases are searched in their order, up to the first without ``**kwargs``.
     """
     for base in target.__mro__:
         constructor = base.__dict__.get("__init__")

@@ -28,8 +28,8 @@ class EmbeddingFeature:
 
     Attributes:
         feature: Called as ``feature(input_ids, cu_seqlens=...)``, [b, s] -> what the word embedding
-            gives: [b, s, h], or [s / tp, b, h] with ``reduce_scatter_embeddings``.
-        batch: The forward that is under way.
+            returns: [b, s, h], or [s / tp, b, h] with ``reduce_scatter_embeddings``.
+        batch: The batch of the running forward.
     """
 
     feature: nn.Module
@@ -49,7 +49,7 @@ class ResidualFeature:
     Attributes:
         name: The feature's name, for messages.
         feature: Called as ``feature(hidden_states, input_ids, cu_seqlens=...)``.
-        batch: The forward that is under way.
+        batch: The batch of the running forward.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The specs of a plan's seam layers, asked from their plugins once the configuration is known."""
+"""The specs of a plan's seam layers, from their plugins' hooks."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class SeamLayers:
-    """Which layers the seams of one plan build, and how to get their specs.
+    """The layers that seams build, and what their hooks need.
 
     Attributes:
         layers: Global layer number -> its seam and slot.

@@ -1,4 +1,4 @@
-"""From a plan's native settings to Megatron's own configuration and model arguments."""
+"""A plan's native settings as Megatron's own configuration and its model's arguments."""
 
 import dataclasses
 import inspect
@@ -53,10 +53,10 @@ _OURS: Final = frozenset(
 
 @attrs.frozen(kw_only=True)
 class ModelSettings:
-    """What upstream's model is built from.
+    """The configuration and the arguments of upstream's model.
 
     Attributes:
-        config: Megatron's configuration, checked by itself.
+        config: Megatron's configuration, which has passed its own checks.
         arguments: The arguments of the model's constructor that a recipe may set.
     """
 
@@ -79,7 +79,7 @@ def model_settings(
 
     Raises:
         Refusal: With a :class:`SettingsInvalid` for each setting that is unknown or misspelled, or
-            for what Megatron's own checks say.
+            for an error of Megatron's own checks.
     """
     latent = not plan.families.isdisjoint(LATENT)
     kind = MLATransformerConfig if latent else TransformerConfig
@@ -103,7 +103,7 @@ def model_settings(
     config.setdefault("pipeline_dtype", config["params_dtype"])
     try:
         checked = kind(**config)
-    except Exception as error:  # whatever upstream's checks raise is their verdict
+    except Exception as error:  # upstream's checks raise errors of many types
         raise Refusal([rejected(error, plan)]) from error
     return ModelSettings(
         config=checked,
@@ -112,7 +112,7 @@ def model_settings(
 
 
 def rejected(error: BaseException, plan: Plan) -> SettingsInvalid:
-    """The fault that Megatron's own checks raised ``error``."""
+    """The fault for an ``error`` of Megatron's own checks."""
     return SettingsInvalid(
         asked=f"Megatron's configuration for {plan.name}",
         found=f"{type(error).__name__}: {error}",
@@ -123,6 +123,7 @@ def rejected(error: BaseException, plan: Plan) -> SettingsInvalid:
 
 
 def _derived(plan: Plan, latent: bool) -> dict[str, Any]:
+    """The fields of the configuration that follow from the plan."""
     spread = plan.parallelism
     stages = len(plan.pattern.stages)
     virtual = stages // spread.pipeline_parallel if spread.pipeline_parallel > 1 else 1

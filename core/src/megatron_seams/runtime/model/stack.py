@@ -1,7 +1,6 @@
 """Upstream's stack of layers, with a final norm of the backend and with seams in their slots.
 
-Upstream's loop is called, not copied: it changed in nearly every release. What is changed is only
-what it is given.
+Upstream's loop is called with other arguments, not copied: it changed in nearly every release.
 """
 
 import dataclasses
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
 class StackRefused(Exception):
     """A refusal on its way out of a constructor.
 
-    ``build_module`` re-raises whatever a constructor raises as ``type(error)(one_string)``. Our own
-    errors are values with several fields and would not survive that; this one does, and
-    :func:`refusal_behind` finds what it carries.
+    ``build_module`` re-raises whatever a constructor raises as ``type(error)(one_string)``. Faults,
+    which have several fields, would not survive that; this does, and :func:`refusal_behind` finds
+    the faults behind it.
     """
 
 

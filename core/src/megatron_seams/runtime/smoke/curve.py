@@ -7,7 +7,7 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 def plot(values: Sequence[float], *, width: int = 60, height: int = 8) -> str:
-    """Draw values from left to right over a scale from their least to their greatest.
+    """Draw values from left to right, on a scale from the least to the greatest.
 
     Args:
         values: At least one; more than ``width`` are averaged in equal groups.

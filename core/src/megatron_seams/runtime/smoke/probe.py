@@ -1,4 +1,4 @@
-"""A probe: what a model says of a few tokens, kept so that another build can be held to it."""
+"""A probe: a model's losses and logits for a few tokens, kept to compare another build with."""
 
 import shutil
 import tempfile
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Probe:
-    """Tokens and what a model makes of them.
+    """Tokens, and a model's losses and logits for them.
 
     Attributes:
         tokens: [b, s + 1] int64; each but the last predicts the next.
@@ -43,9 +43,11 @@ class Probe:
 
 @torch.no_grad()
 def take_probe(model: "HybridModel", tokens: Tensor) -> Probe:
-    """What a model says of ``tokens`` [b, s + 1] int64, in evaluation mode.
+    """Compute a model's losses and logits in evaluation mode; its own mode is restored.
 
-    The mode of the model is as before afterwards.
+    Args:
+        model: On one rank.
+        tokens: [b, s + 1] int64.
     """
     batch, training = NextTokenBatch.of(tokens), model.training
     model.eval()
@@ -102,10 +104,10 @@ def save_proof(
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse a folder for a proof that holds something, before a run is spent on it.
+    """Refuse a folder for a proof that is not empty, before a run is spent on it.
 
     Raises:
-        CannotRunHere: There is something in it, or it is a file.
+        CannotRunHere: The folder is not empty, or is a file.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

@@ -1,6 +1,4 @@
-"""The smoke run: build a plan's model at toy width and train it a little, on a CPU, before the
-cluster does.
-"""
+"""The smoke run: a plan's model at toy width, trained for a few steps on a CPU."""
 
 import contextlib
 import math
@@ -36,11 +34,11 @@ if TYPE_CHECKING:
 
 #: Windows of the held-back text that the final loss is taken over.
 _HELD_BACK_WINDOWS: Final = 256
-#: Of which so many at a time.
+#: Of these, how many the model takes at a time.
 _HELD_BACK_BATCH: Final = 32
-#: Windows of it that a proof keeps with their losses and logits.
+#: Windows of the held-back text that a proof keeps with their losses and logits.
 _PROBE_WINDOWS: Final = 4
-#: The gradient's norm is cut here, as every published recipe does.
+#: The bound of the gradient's norm, as in every published recipe.
 _CLIP: Final = 1.0
 #: Share of the steps over which the learning rate rises; then it falls as a cosine to a tenth.
 _WARM_UP: Final = 0.05
@@ -48,7 +46,7 @@ _WARM_UP: Final = 0.05
 
 @attrs.frozen(kw_only=True)
 class Keep:
-    """Where a run leaves its proof (``registry graduate`` reads it).
+    """Where a run saves its proof, for a later graduation.
 
     Attributes:
         folder: Does not exist yet, or is empty.
@@ -61,14 +59,14 @@ class Keep:
 
 @attrs.frozen(kw_only=True)
 class SmokeReport:
-    """What came out.
+    """The figures of a smoke run.
 
     Attributes:
-        parameters: Of the toy model.
+        parameters: The number of the toy model's parameters.
         losses: The training loss of each step, nats per byte.
-        held_back_loss: On text that no step saw, nats per byte.
-        unigram_entropy: What no model that ignores the context can go below there, nats per byte.
-        tokens_per_second: Over the training steps.
+        held_back_loss: The mean loss on text that no step saw, nats per byte.
+        unigram_entropy: The lowest loss there of a model that ignores the context, nats per byte.
+        tokens_per_second: The mean speed of the training steps.
         seconds: The training steps' wall time.
     """
 
@@ -93,7 +91,7 @@ def run_smoke(
     console: Console,
     keep: Keep | None = None,
 ) -> SmokeReport:
-    """Train the plan's model at toy width, in this process, and say how it went.
+    """Train the plan's model at toy width, in this process, and print its losses.
 
     Every layer of the plan is there and built by its own provider; only the widths are small, and
     neither stages nor ranks divide the model.
@@ -102,9 +100,9 @@ def run_smoke(
         plan: The model.
         smoke: The recipe's ``[smoke]``.
         data: A text file; None for the standard library's sources.
-        steps: Instead of the recipe's.
+        steps: The number of steps; the recipe's if None.
         console: Where progress and result are shown.
-        keep: Saves the trained model and what it says of some held-back text.
+        keep: Where to save the trained model and its probe; None saves nothing.
 
     Returns:
         The losses and the speed.
@@ -112,7 +110,7 @@ def run_smoke(
     Raises:
         Refusal: The model cannot be built here.
         DataInvalid: The text is too short.
-        CannotRunHere: ``keep`` names a folder that holds something.
+        CannotRunHere: ``keep`` names a folder that is not empty.
     """
     if keep is not None:
         refuse_used(keep.folder)

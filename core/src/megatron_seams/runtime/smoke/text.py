@@ -1,4 +1,4 @@
-"""Text for the smoke run: bytes, a part of them held back, and windows drawn from a seed."""
+"""Text for the smoke run: bytes, a part of which is held back, and windows of them."""
 
 import math
 import sysconfig
@@ -65,7 +65,7 @@ class Text:
     """Bytes as tokens.
 
     Attributes:
-        source: Where they are from, in words.
+        source: The file's name, or a description of it.
         training: [n] uint8, all but the last tenth.
         held_back: [m] uint8, the last tenth.
     """
@@ -81,7 +81,7 @@ def read_text(path: Path | None, *, sequence: int) -> Text:
     Args:
         path: The file; the licence and sources of the running Python's standard library if None.
             They are the same bytes on every machine with that Python, and need no download.
-        sequence: The length of a window, of which each part must hold one.
+        sequence: The length of a window; each part is longer than one.
 
     Raises:
         DataInvalid: The file cannot be read or is too short.
@@ -121,9 +121,9 @@ def draw_windows(tokens: Tensor, *, batch: int, length: int, generator: torch.Ge
 
     Args:
         tokens: [n] uint8.
-        batch: How many.
-        length: Of each.
-        generator: Where the places come from.
+        batch: The number of windows.
+        length: The length of a window.
+        generator: The source of the places.
 
     Returns:
         [batch, length] int64.

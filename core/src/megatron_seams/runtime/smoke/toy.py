@@ -1,4 +1,4 @@
-"""A model of the same layers at toy width: the settings with which ``registry smoke`` builds it."""
+"""The native settings of a plan's model at toy width, for the smoke run."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -7,14 +7,14 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Smoke
 from megatron_seams.runtime import compat
 
-#: One byte, one token.
+#: The tokens are bytes.
 VOCABULARY: Final = 256
 
 _WIDTH: Final = 128
 _HEADS: Final = 4
 _HEAD_WIDTH: Final = _WIDTH // _HEADS
 
-#: What every toy model has, whatever the recipe says: small, in fp32, without dropout.
+#: Settings of every toy model, over the recipe's: small, in fp32, without dropout.
 _SMALL: Final = {
     "vocab_size": VOCABULARY,
     "hidden_size": _WIDTH,
@@ -27,7 +27,7 @@ _SMALL: Final = {
     "params_dtype": "float32",
 }
 
-#: What a recipe that says nothing on it gets, as published hybrid models have it.
+#: Settings that the recipe goes over, as published hybrid models have them.
 _USUAL: Final = {"normalization": "RMSNorm", "add_bias_linear": False}
 
 #: Sizes of one family's layers.
@@ -57,14 +57,14 @@ _OF_FAMILY: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
-#: The same where the recipe has no value of its own.
+#: Settings of one family's layers that the recipe goes over.
 _USUAL_OF_FAMILY: Final[Mapping[str, Mapping[str, Any]]] = {
     "mla": {"rope_type": "rope"},
     "dsa": {"rope_type": "rope", "dsa_indexer_loss_coeff": 0.01},
     "gdn": {"linear_conv_kernel_dim": 4},
 }
 
-#: Sizes that many models do not have: cut where the recipe has them, never introduced.
+#: Sizes that many models do not have: taken only where the recipe sets them.
 _IF_ASKED: Final = {
     "kv_channels": _HEAD_WIDTH,
     "mamba_num_heads": 2 * _HEADS,
@@ -72,7 +72,7 @@ _IF_ASKED: Final = {
     "moe_shared_expert_intermediate_size": _WIDTH,
 }
 
-#: Settings that divide what the toy no longer has enough of, or spread it over ranks.
+#: Settings of the recipe that a toy is too small for, or that spread it over ranks.
 _DROPPED: Final = (
     "moe_router_group_topk",
     "moe_router_num_groups",
@@ -82,9 +82,9 @@ _DROPPED: Final = (
 
 
 def toy_settings(plan: Plan, smoke: Smoke) -> dict[str, Any]:
-    """The plan's native settings, with every size cut down to a toy's.
+    """The plan's native settings, with every size reduced to a toy's.
 
-    What is no size (norms, activations, routing, position embeddings) stays the recipe's.
+    Norms, activations, routing and position embeddings stay the recipe's.
 
     Args:
         plan: The model.
