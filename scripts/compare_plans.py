@@ -1,11 +1,11 @@
-"""Two checkouts of this repository beside each other: the same plans, refusals and exit codes?
+"""Compare two checkouts of this repository: plans, receipts, refusals and exit codes.
 
     python scripts/compare_plans.py OTHER_CHECKOUT [--recipes 2000] [--environments 100] [--seed 1]
 
 Each checkout plans with its own interpreter (.venv): every recipe of this checkout, random recipes
-over random environments, and every command of the command line. What is compared is what programs
-read: plans and receipts as JSON, codes, layers, keys and subjects of refusals, exit codes. Prose
-and the digests of code are not compared, and a reason that is given twice counts once.
+over random environments, and every command of the command line. It compares the parts that programs
+read: plans and receipts as JSON, codes, layers, keys and subjects of refusals, exit codes. It does
+not compare prose and the digests of code, and a reason that is given twice counts once.
 """
 
 import argparse
@@ -277,11 +277,11 @@ def called(checkout: Path, folder: Path, wheel: str | None) -> list[dict[str, An
     for arguments in commands(folder, wheel):
         command = [str(checkout / ".venv" / "bin" / "registry"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout)
-        said = None
+        answer = None
         if "json" in arguments or "--json" in arguments:
-            said = json.loads(done.stdout or "null")
+            answer = json.loads(done.stdout or "null")
         shown = [it.replace(str(folder), "FOLDER") for it in arguments]
-        found.append({"command": shown, "exit": done.returncode, "json": said})
+        found.append({"command": shown, "exit": done.returncode, "json": answer})
     return found
 
 
@@ -300,7 +300,7 @@ def bare(value: Any) -> Any:
 
 
 def differences(mine: list[Any], other: list[Any], names: list[str]) -> list[str]:
-    """What differs, one line each."""
+    """The differences, two lines each."""
     found = []
     for name, one, two in zip(names, mine, other, strict=True):
         if bare(one) != bare(two):

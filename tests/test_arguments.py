@@ -25,7 +25,7 @@ SIZES = {"hidden_size": 64, "num_attention_heads": 4}
 
 @pytest.fixture(scope="module")
 def here() -> tuple[Environment, NativeSettings]:
-    """The Megatron in hand with one test seam."""
+    """The importable Megatron with one test seam."""
     source, _ = importable_megatron()
     assert source is not None
     seam = make_seam("kda", "kda", slots=["mamba_layer"])
@@ -178,7 +178,7 @@ def test_the_command_prints_arguments_alone_on_standard_output(
 
 @pytest.mark.megatron
 @pytest.mark.published
-@pytest.mark.parametrize("release", [*megatron_releases.RUN, "in hand"])
+@pytest.mark.parametrize("release", [*megatron_releases.RUN, "installed"])
 def test_upstreams_own_parser_takes_every_recipe_that_resolves(
     release: str, repository: Path, tmp_path: Path
 ) -> None:

@@ -236,7 +236,7 @@ def test_the_command_annotates_the_key_of_a_manifest_in_a_source_tree(tmp_path: 
 def test_a_finding_in_an_installed_manifest_is_shown_in_the_same_manifest_of_the_tree(
     tmp_path: Path,
 ) -> None:
-    """What continuous integration installs as a wheel is annotated where it is written."""
+    """A seam that continuous integration installs as a wheel is annotated in its source."""
     (tmp_path / "pyproject.toml").write_text("[tool.megatron-seams]\n")
     table = manifest_table("kda", requires=">=0.1,<0.2")
     site = tmp_path / "site-packages"
@@ -266,7 +266,7 @@ def test_an_annotation_is_named_from_the_repository_and_not_from_the_workspace(
 
 
 def test_a_refusal_is_no_format(tmp_path: Path) -> None:
-    """Bad input is said as everywhere else, and nothing that looks like a result is printed."""
+    """Bad input is reported as by other commands, and nothing like a result is printed."""
     for arguments in (("--codeowners", "none"), ("--workspace", ".")):
         (tmp_path / "pyproject.toml").write_text("[tool.megatron-seams]\nx = 1\n")
         done = registry("check", "--format", "sarif", *arguments, cwd=tmp_path, code=2)

@@ -101,7 +101,7 @@ def test_exit_code_1_is_findings(site: Path, tmp_path: Path) -> None:
     done = registry("list", path=[site], cwd=tmp_path, code=1)
     assert "SEAM-D04" in done.stderr
     assert "SEAM-D04" in done.stdout  # in the broken seam's row
-    # A plan that stands is fine, whatever else is wrong in the environment; that is said beside it.
+    # A plan that can be made is fine; other faults of the environment are reported beside it.
     resolved = registry("resolve", "M", path=[site], cwd=tmp_path, code=0)
     assert "SEAM-D04" in resolved.stderr
 
@@ -257,7 +257,7 @@ def test_plain_text_where_nobody_looks(model: Path, site: Path, tmp_path: Path) 
 
 
 def in_a_terminal(*arguments: str | Path, path: Path, cwd: Path, **variables: str) -> str:
-    """What a command writes to a terminal of 256 colours."""
+    """The output of a command on a terminal of 256 colours."""
     leader, follower = pty.openpty()
     settings = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     kept = [settings["PYTHONPATH"]] if settings.get("PYTHONPATH") else []

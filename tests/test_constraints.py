@@ -1,4 +1,4 @@
-"""What a plan is held to: upstream's own rules, carriers, MTP, and what each seam supports."""
+"""Constraints on plans: upstream's own rules, carriers, MTP, and the settings of each seam."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ from seam_support import (
 
 
 def findings(found: Table, subject: str) -> list[Table]:
-    """What was found about one seam."""
+    """The findings about one seam."""
     return [finding for finding in found["findings"] if finding["subject"] == subject]
 
 
@@ -250,7 +250,7 @@ def test_two_distributions_in_one_folder_do_not_answer_for_each_others_files(
 
 
 def editable(project: Path, site: Path, name: str, *, source: str) -> None:
-    """What ``pip install -e`` leaves: the record of the folder, and a path file or finder."""
+    """An editable installation: the record of the folder, and a path file or finder."""
     package = project / source / f"acme_{name}"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")

@@ -1,4 +1,4 @@
-"""What is installed is listed with its name, version and entry points; damage hides nothing."""
+"""Distributions are listed with name, version and entry points; a damaged one hides no other."""
 
 import importlib.metadata
 import json

@@ -193,7 +193,7 @@ def test_every_seam_of_the_repository_has_an_owner_who_owns_its_folder(repositor
 
 
 def test_nothing_at_the_root_or_in_core_names_a_plugin(repository: Path) -> None:
-    """What needs a plugin lives in its folder; a recipe may name what it installs."""
+    """Code that needs a plugin is in its folder; only a recipe may name what to install."""
     names = [path.name for path in (repository / "plugins").iterdir() if path.is_dir()]
     packages = [f"megatron_seams_{name}" for name in names] + [f"megatron-seams-{n}" for n in names]
     checked = [repository / "pyproject.toml", repository / "Makefile"]

@@ -209,7 +209,7 @@ def module_instead(place: Place) -> None:
 
 
 def stale_egg(place: Place) -> None:
-    """What an older installer left of the same distribution."""
+    """The metadata that an older installer left of the same distribution."""
     egg = place.site / "acme_bad-0.9.egg-info"
     egg.mkdir()
     (egg / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: acme-bad\nVersion: 0.9\n")
@@ -325,7 +325,7 @@ def committed(name: str, text: str) -> Force:
     return force
 
 
-#: What only the gate looks for, and not the audit.
+#: The faults that the gate finds, and the audit does not look for.
 GATE: dict[str, tuple[Force, str, str]] = {
     "review-by has passed": (key("seam.review-by", datetime.date(2026, 1, 1)), "O06", "error"),
     "it is not shipped and claimed": (key("upstream.native-since", "0.1"), "D10", "error"),
@@ -347,7 +347,7 @@ GATE: dict[str, tuple[Force, str, str]] = {
     "a recipe that is none": (committed("recipes/x.toml", "[model"), "C01", "error"),
 }
 HOOK = "from megatron_seams.hookspecs import hookimpl\n@hookimpl\ndef {}(context): return 1\n"
-#: What shows only when the plugin is imported to build a plan: its ``plugin.py``.
+#: The faults that show only when a plan is built: those of ``plugin.py``.
 BUILD = {
     "it cannot be compiled": ("def", "B01"),
     "it imports what is not there": ("import not_there", "B01"),
@@ -405,7 +405,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, set[Any]]:
-    """What is listed, and which verdicts there are, where no fault is forced."""
+    """The list, and the verdicts, where no fault is forced."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         laid_out(tmp_path_factory.mktemp("before"), monkeypatch)
         _, listing = ran("list", "--json")

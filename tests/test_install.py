@@ -37,7 +37,7 @@ def find_uv() -> str:
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> str:
-    """Run a tool; a failure shows what it said."""
+    """Run a tool; a failure shows its output."""
     done = subprocess.run(
         [str(part) for part in arguments], cwd=cwd, capture_output=True, text=True, check=False
     )

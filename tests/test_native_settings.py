@@ -15,8 +15,8 @@ from seam_support import run_python
 
 REAL = Path(__file__).with_name("real_parser.py")
 
-#: What the reader knows that it cannot tell, on each release alike: the type of one field is not
-#: one that the generator of flags has a rule for, and two are there under a condition.
+#: The flags that the reader reports as not understood, on each release: the generator of flags has
+#: no rule for the type of one field, and two flags are added under a condition.
 UNREAD = ("--exit-signal",)
 
 
@@ -30,7 +30,7 @@ def _read(release: str) -> NativeSettings:
 
 @pytest.mark.megatron
 @pytest.mark.published
-@pytest.mark.parametrize("release", [*megatron_releases.RUN, "in hand"])
+@pytest.mark.parametrize("release", [*megatron_releases.RUN, "installed"])
 def test_flags_and_fields_are_those_of_upstreams_own_parser(release: str) -> None:
     path = [megatron_releases.installation(release)] if release in megatron_releases.RUN else []
     done = run_python("-W", "ignore", str(REAL), path=path, code=0)
@@ -81,7 +81,7 @@ def test_a_flag_that_is_not_understood_is_left_out(change: tuple[str, str], tmp_
 
 
 def test_the_nearest_names_are_real_ones() -> None:
-    found = _read("in hand")
+    found = _read("installed")
     assert "hidden_size" in found.nearest("hiden_size")
     assert found.nearest("completely_unlike_anything") == ()
 

@@ -40,7 +40,7 @@ class File:
 
 
 def steps(page: str) -> Iterator[Command | File]:
-    """What a reader of the page does, in order."""
+    """The steps of the page, in order."""
     for kind, block in _BLOCK.findall(page):
         if kind == "console":
             for line in block.splitlines():

@@ -1,4 +1,4 @@
-"""Loading: each chosen plugin is held to its manifest before anything is built with it."""
+"""Loading: each chosen plugin is checked against its manifest before anything is built with it."""
 
 import datetime
 from collections.abc import Callable

@@ -10,7 +10,7 @@ import pytest
 import megatron_seams as ms
 from seam_support import run_python
 
-#: What no name of the public surface loads before it is used.
+#: Modules that importing the public surface must not load.
 HEAVY = ("torch", "megatron", "click", "rich", "jinja2", "cattrs", "attrs")
 
 

@@ -53,7 +53,7 @@ NAMED = {
 
 @attrs.frozen(kw_only=True)
 class Release:
-    """What a release is known to build: keywords by symbol, in upstream's order."""
+    """The known surface of a release: keywords by symbol, in upstream's order."""
 
     python: str
     keywords: dict[str, str]
@@ -135,7 +135,7 @@ def test_the_text_of_a_surface_fits_a_hundred_columns(release: str) -> None:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What ``surface --json`` says, but for where it read it."""
+    """The output of ``surface --json`` without the place of the source."""
     done = CliRunner().invoke(cli, ["surface", str(path), "--json"])
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)["surface"]

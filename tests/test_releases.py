@@ -50,7 +50,7 @@ def test_the_runtime_and_the_plugins_pass_on(
     modules = {case.attrib["classname"].rpartition(".")[2] for case in passed}
     files = [file for file in folders[0].glob("test_*.py") if "mark.megatron" in file.read_text()]
     assert {file.stem for file in files} <= modules
-    # Said by a test that compared what was imported with what was read.
+    # Recorded by a test that compared the imported Megatron with the one that was read.
     (megatron,) = {
         said.attrib["value"]
         for case in passed

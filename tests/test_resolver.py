@@ -44,7 +44,7 @@ EXPIRES = TODAY + datetime.timedelta(days=30)
 
 def broken(name: str, family: str | None) -> BrokenSeam:
     """A seam whose manifest is at fault; with a family if so much could be read."""
-    fault = ManifestInvalid(asked="a manifest", found=f"fault of {name}", next="mend it")
+    fault = ManifestInvalid(asked="a manifest", found=f"fault of {name}", next="correct it")
     manifest = make_seam(name, family).manifest if family else None
     return BrokenSeam(
         name=name, distribution=f"acme-{name}", version="3.1", faults=(fault,), manifest=manifest

@@ -1,4 +1,4 @@
-"""What a recipe says beside its pattern: features, specialised layers, settings nothing reads."""
+"""Recipes beside the pattern: features, specialised layers, settings that nothing reads."""
 
 import datetime
 import re

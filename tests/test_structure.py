@@ -39,7 +39,7 @@ MOMENT = datetime.datetime(2026, 1, 1)
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """What the declared types of these two classes mean, without any library."""
+    """The declared types of these two classes, checked without any library."""
     match kind:
         case (each,):
             return type(value) is list and all(fits(each, part) for part in value)

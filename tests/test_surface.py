@@ -37,7 +37,7 @@ FILES = (
 
 @pytest.fixture(scope="module")
 def installed() -> Path:
-    """The ``megatron`` folder of the Megatron in hand."""
+    """The ``megatron`` folder of the importable Megatron."""
     source, notes = importable_megatron()
     assert source is not None
     assert not notes
@@ -393,7 +393,7 @@ def test_a_source_without_a_file_that_is_read_is_an_error(name: str, tree: Path)
 
 
 def add_kda(tree: Path) -> None:
-    """What upstream does when it adds a layer: a letter, a field, a branch."""
+    """A new layer as upstream adds one: a letter, a field, a branch."""
     edit(tree, ALLOCATION, replaced("    MOE = 'E'\n", "    MOE = 'E'\n    KDA = 'K'\n"))
     edit(tree, ALLOCATION, replaced("MLP, MOE}", "MLP, MOE, KDA}"))
     edit(

@@ -1,4 +1,4 @@
-"""What the runtime's tests share: test seams, plans over them, and one process's Megatron."""
+"""Shared by the runtime's tests: test seams, plans over them, and one process's Megatron."""
 
 import functools
 import sys
@@ -50,7 +50,7 @@ PlanOf = Callable[..., Plan]
 
 @functools.cache
 def surface_in_hand() -> NativeSurface:
-    """What the Megatron of this run builds; the suite runs on several releases."""
+    """The native surface of this run's Megatron; the suite runs on several releases."""
     source, _ = importable_megatron()
     assert source is not None
     return read_surface(source)
@@ -87,7 +87,7 @@ def seam(name: str) -> Seam:
 
 @pytest.fixture(scope="session")
 def plan_of() -> Iterator[PlanOf]:
-    """Resolve a pattern over the Megatron in hand and the named test seams."""
+    """Resolve a pattern over the importable Megatron and the named test seams."""
     source, _ = importable_megatron()
     surface = surface_in_hand()
 

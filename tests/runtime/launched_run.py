@@ -1,4 +1,4 @@
-"""What test_launch.py runs: upstream's own loader and builder around the stack of a receipt."""
+"""The program of test_launch.py: upstream's own loader and builder around a receipt's stack."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a plan becomes: upstream's own model without a seam, and no wrapper with one."""
+"""Building: a plan without a seam is upstream's own model, and one with seams has no wrapper."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ INFO = "acme_decay-1.0.dist-info"
 
 
 class Reports:
-    """What the tests of one run came to."""
+    """The outcome of each test of one run."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
