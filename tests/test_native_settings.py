@@ -15,8 +15,8 @@ from seam_support import run_python
 
 REAL = Path(__file__).with_name("real_parser.py")
 
-#: The flags that the reader reports as not understood, on each release: the generator of flags has
-#: no rule for the type of one field, and two flags are added under a condition.
+#: The flags that the reader reports as not understood, on each release: upstream's generator of
+#: flags has no rule for the type of this one's field.
 UNREAD = ("--exit-signal",)
 
 
