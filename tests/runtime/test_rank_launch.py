@@ -44,6 +44,7 @@ def exit_on_one():
         os._exit(7)
 
 
+@pytest.mark.fresh_ranks
 def test_every_rank_returns_and_in_order():
     assert on_ranks(add_up, 10) == [(0, torch.tensor([21])), (1, torch.tensor([21]))]
 

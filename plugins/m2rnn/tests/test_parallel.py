@@ -22,6 +22,9 @@ from seam_support import plan, recipe
 
 pytestmark = pytest.mark.megatron
 
+#: Read once on each rank, not for each of its runs.
+here = functools.cache(read_environment)
+
 VOCABULARY = 64
 SETTINGS = {
     "vocab_size": VOCABULARY,
@@ -72,7 +75,7 @@ class Run:
                 },
                 runtime={"packed-sequences": self.bounds is not None},
             ),
-            read_environment(),
+            here(),
         )
 
 

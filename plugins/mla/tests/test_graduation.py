@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+import forked
 import megatron_releases
 from megatron_seams.errors import ProofUnreadable
 from megatron_seams.records.proof import CHECKPOINT, INDEX, PROBE, read_proof, write_index
@@ -67,7 +68,7 @@ def test_the_checkpoint_loads_natively_with_the_same_keys_and_numbers(
     proof_of: Callable[[str], Path], release: str
 ) -> None:
     proof = proof_of(release)
-    done = registry("graduate", "mla", "--from", str(proof))
+    done = forked.registry("graduate", "mla", "--from", str(proof))
     assert done.returncode == 0, done.stderr
     assert "seam mla is deletable: delete plugins/mla" in done.stdout
     found = report(proof)
@@ -135,7 +136,7 @@ def test_a_damaged_proof_proves_nothing(damaged: Path, harm: Callable[[Path], No
     before = {file: file.read_bytes() for file in damaged.rglob("*") if file.is_file()}
     harm(damaged)
     assert before != {file: file.read_bytes() for file in damaged.rglob("*") if file.is_file()}
-    with pytest.raises(ProofUnreadable, match="registry smoke RECIPE --save DIR"):
+    with pytest.raises(ProofUnreadable, match="make it anew by a smoke run"):
         read_proof(damaged)
 
 
@@ -172,7 +173,7 @@ def test_another_weight_gives_other_numbers_and_no_deletion(damaged: Path) -> No
         state[WEIGHT].data.detach()[0, 0] += 0.01
 
     _rewrite(damaged, change)
-    done = registry("graduate", "mla", "--from", str(damaged))
+    done = forked.registry("graduate", "mla", "--from", str(damaged))
     assert done.returncode == 2
     assert "SEAM-G04" in done.stderr
     assert "deletable" not in done.stdout
@@ -197,7 +198,7 @@ def test_every_key_that_differs_is_named(damaged: Path) -> None:
         state[other] = ShardedTensor.from_rank_offsets(other, state[other].data[:-1].clone())
 
     _rewrite(damaged, change)
-    done = registry("graduate", "mla", "--from", str(damaged))
+    done = forked.registry("graduate", "mla", "--from", str(damaged))
     assert done.returncode == 2
     assert done.stderr.count("SEAM-G03") == 3
     found = report(damaged)

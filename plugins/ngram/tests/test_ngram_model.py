@@ -1,5 +1,6 @@
 """Both seams in a real model of one process: nothing at step 0, and what is refused."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan
 
 pytestmark = pytest.mark.megatron
+
+here = functools.cache(read_environment)
 
 SEAMS = {"ngram": "ngram_hash", "engram": "engram"}
 ROWS = {"heads": 2, "table-rows": 100, "width": 4}
@@ -43,7 +46,7 @@ def plan_of(*features: dict[str, Any], pattern: str = "*-", **tables: Any) -> Pl
     }
     recipe, faults = structure(Recipe, table)
     assert recipe is not None, faults
-    return resolve(recipe, read_environment())
+    return resolve(recipe, here())
 
 
 @pytest.fixture(scope="module", autouse=True)

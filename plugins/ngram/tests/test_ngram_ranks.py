@@ -3,6 +3,7 @@
 What a rank computes is held to what one process computes. Each launch does all that its ranks can.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.runtime.cpu.ranks import on_ranks
 
 pytestmark = pytest.mark.megatron
+
+here = functools.cache(read_environment)
 
 LENGTH, BATCH, VOCABULARY, EOD = 16, 2, 64, 3
 ROWS = {"heads": 2, "table-rows": 100, "width": 4, "end-of-document-id": EOD}
@@ -63,7 +66,7 @@ def plan_of(
     }
     recipe, faults = structure(Recipe, table)
     assert recipe is not None, faults
-    return resolve(recipe, read_environment())
+    return resolve(recipe, here())
 
 
 def is_ours(name: str) -> bool:
