@@ -101,7 +101,7 @@ def _fault(
         return OwnerShadowed(
             asked=asked,
             found=f"{found}, and overrules line {earlier.line}, `{earlier.pattern}`",
-            next=f"move line {earlier.line} below line {last.line}, or narrow the latter",
+            next=f"move line {earlier.line} below line {last.line}, or narrow line {last.line}",
             subject=seam.name,
             file=str(codeowners.file),
             line=last.line,

@@ -174,7 +174,7 @@ def seam_change(seam: Seam, before: Environment, after: Environment) -> SeamChan
         why = f"{was_retired} is gone: {seam.family} has no native equivalent there"
         return SeamChange(seam=seam, state="needed again", why=(why,))
     return SeamChange(
-        seam=seam, state="stays", why=("not native there, and nothing that it needs goes",)
+        seam=seam, state="stays", why=("not native there, and all that it needs is there",)
     )
 
 

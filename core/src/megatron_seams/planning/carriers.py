@@ -88,7 +88,7 @@ def _no_slot(seam: Seam, surface: NativeSurface) -> NoCarrier:
         asked=f"a carrier for {seam.claim}",
         found=f"its manifest offers {', '.join(_slots(seam))}; megatron-core {surface.version} has "
         f"{', '.join(symbol.slot for symbol in surface.symbols) or 'no slot'}",
-        next=f"ask {seam.owner} for a release that rides on one of those",
+        next=f"ask {seam.owner} for a release that one of those can carry",
         subject=seam.family,
     )
 

@@ -119,7 +119,7 @@ class Chooser:
             return NativeContested(
                 asked=f"the native equivalent of {family}",
                 found=f"this Megatron has {' and '.join(sorted(symbols))}; {claims}",
-                next="settle with the owners which symbol the family is",
+                next="agree with the owners on one symbol for the family",
                 subject=family,
             )
         return next(iter(symbols.values()), None)

@@ -181,7 +181,7 @@ def find_candidate(name: str, proof: Proof, environment: Environment) -> Candida
             asked="a proof and its receipt of one Megatron",
             found=f"the proof was made on {proof.megatron_core}, its receipt on "
             f"{old['megatron_core']['version']}",
-            next="make it anew by a smoke run of the recipe that saves its proof",
+            next="make a new one: a smoke run of the recipe that saves its proof",
             subject=str(proof.folder),
         )
     layers = {

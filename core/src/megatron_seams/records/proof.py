@@ -78,7 +78,7 @@ def read_proof(folder: Path) -> Proof:
         return ProofUnreadable(
             asked="the proof of a smoke run",
             found=found,
-            next="make it anew by a smoke run on the Megatron that needs the seam",
+            next="make a new one: a smoke run on the Megatron that needs the seam",
             subject=str(folder),
             file=str(folder / INDEX),
         )

@@ -88,8 +88,8 @@ def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> 
     return ReceiptDiffers(
         asked=f"{path}: {shown(old)}",
         found=shown(new),
-        next="restore what the receipt was made with; or, the change reviewed, accept it on the "
-        "record",
+        next="restore the environment of the receipt; or review the change, and accept it with a "
+        "reason",
         key=path,
         positions=positions,
     )
