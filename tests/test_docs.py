@@ -286,6 +286,12 @@ def test_every_test_file_that_contributors_are_sent_to_exists(repository: Path) 
     assert [name for name in sorted(named) if not list(repository.glob(name))] == []
 
 
+def test_the_glossary_has_each_word_once_and_in_order(repository: Path) -> None:
+    words = re.findall(r"^\| ([\w -]+) \| .+ \|$", page(repository, "glossary.md"), re.MULTILINE)
+    assert len(words) > 60
+    assert words[1:] == sorted(set(words[1:]), key=str.casefold)
+
+
 # --- environment variables --------------------------------------------------------------------
 
 
@@ -352,7 +358,7 @@ def test_every_environment_variable_stands_in_its_page_and_no_other(repository: 
     where = {name: file for names, file in rows for name in re.findall(r"`(\w+)`", names)}
     found: dict[str, set[str]] = {}
     for file in files_in(
-        repository, "core/src", "scripts", "Makefile", ".ci", "benchmarks", "tests"
+        repository, "core/src", "scripts", "Makefile", ".ci", "benchmarks", "tests", "conftest.py"
     ):
         text = file.read_text(encoding="utf-8", errors="ignore")
         names: Iterator[str] = iter(())
