@@ -17,7 +17,7 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Parallelism
 from megatron_seams.runtime.cpu.ranks import on_ranks
-from megatron_seams_m2rnn.layer.context_parallel import held_tokens
+from megatron_seams_m2rnn.layer.context_parallel import token_order
 from seam_support import plan, recipe
 
 pytestmark = pytest.mark.megatron
@@ -184,7 +184,7 @@ def own_tokens(run: Run, groups: Any) -> Tensor:
     """Say which tokens Megatron gives this context-parallel rank."""
     bounds = run.bounds or (0, run.ids.shape[1])
     spans = list(itertools.pairwise(bounds))
-    return held_tokens(spans, groups.cp.size()).chunk(groups.cp.size())[groups.cp.rank()]
+    return token_order(spans, groups.cp.size()).chunk(groups.cp.size())[groups.cp.rank()]
 
 
 def packing(run: Run) -> dict[str, Any]:

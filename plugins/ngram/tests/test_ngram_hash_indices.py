@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_seams_ngram.checks import BACKENDS
 from megatron_seams_ngram.hash.module import HashedNgramEmbedding
 from megatron_seams_ngram.hash.options import Options
 from megatron_seams_ngram.ops.naive import reference_indices
+from megatron_seams_ngram.shared_options import BACKENDS
 from megatron_seams_ngram.tables.hash_tables import make_tables
 
 VOCAB_SIZE = 131_072

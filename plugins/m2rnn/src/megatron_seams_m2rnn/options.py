@@ -1,4 +1,4 @@
-"""What a recipe may say under ``[seams.m2rnn]``."""
+"""The options of the seam: a recipe's ``[seams.m2rnn]``."""
 
 import attrs
 from attrs import field, validators
@@ -54,12 +54,12 @@ class Options:
     )
 
     def __attrs_post_init__(self) -> None:
-        """Head counts that are spelled out are checked before any model is known."""
+        """Check head counts that are spelled out, before any model is known."""
         if self.heads is not None:
             self._counts(self.heads)
 
     def head_counts(self, hidden_size: int) -> HeadCounts:
-        """Fill in what the recipe left out.
+        """Fill in the head counts that the recipe leaves out.
 
         Args:
             hidden_size: The model's width.

@@ -1,6 +1,6 @@
-"""Upstream's MLA, and what the hybrid stacks before 0.19 need between them and it.
+"""Upstream's MLA, with an adapter for the hybrid stacks before 0.19.
 
-All that differs from release to release is here, each with the upstream fact that it answers to.
+All that differs between releases is here, each difference with the upstream fact behind it.
 """
 
 import copy
@@ -18,7 +18,7 @@ NATIVE_SINCE: Final = Version("0.19")
 
 
 def attention_class(config: "MLATransformerConfig", megatron_version: Version) -> type:
-    """Upstream's class itself; the adapter only where this release and this model need it.
+    """Choose upstream's class itself, or the adapter where this release and this model need it.
 
     Args:
         config: The model's configuration.
@@ -27,8 +27,8 @@ def attention_class(config: "MLATransformerConfig", megatron_version: Version) -
     # Fact: the hybrid stack of 0.17 passes `pp_layer_offset` to the `attention_layer` slot and its
     # model passes rotary embeddings, neither of which its MLA takes. Goes: with 0.17.
     refuses = "pp_layer_offset" not in inspect.signature(MLASelfAttention.__init__).parameters
-    # Fact: until 0.18, MLA hands its core attention the inputs of sparse attention wherever the
-    # configuration says so; with DSA and MLA layers in one model it says so for both. Goes: with
+    # Fact: until 0.18, MLA passes its core attention the inputs of sparse attention wherever the
+    # configuration has it; with DSA and MLA layers in one model it has it for both. Goes: with
     # 0.18.
     sparse = megatron_version < NATIVE_SINCE and config.experimental_attention_variant == "dsa"
     return HybridMLASelfAttention if refuses or sparse else MLASelfAttention
@@ -37,9 +37,9 @@ def attention_class(config: "MLATransformerConfig", megatron_version: Version) -
 class HybridMLASelfAttention(MLASelfAttention):  # type: ignore[misc]  # Megatron ships no types
     """``MLASelfAttention`` with the arguments that the hybrid stacks before 0.19 give a layer.
 
-    It adds no parameter, no buffer and no arithmetic. ``pp_layer_offset`` is not used (only
-    inference reads it, which the seam does not support); ``rotary_pos_emb`` neither, since MLA
-    brings its own; and the layer is never sparse, so its own copy of the configuration is not.
+    It adds no parameter, no buffer and no arithmetic. ``pp_layer_offset`` is not used, since only
+    inference reads it, which the seam does not support; nor is ``rotary_pos_emb``, since MLA has
+    its own. The layer is never sparse, and its own copy of the configuration says so.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ def mla_layer(context: LayerContext) -> "ModuleSpec":
         Unsupported: It asks for a form of the layer that has other checkpoint keys.
         CannotRunHere: It asks for norms that only Transformer Engine's linears have.
     """
-    # Here, so that the hook can be held to its manifest on machines without Megatron.
+    # Here, so that the hook can be compared with its manifest on machines without Megatron.
     from megatron_seams_mla.spec import layer_spec
 
     return layer_spec(context)

@@ -19,13 +19,13 @@ from megatron_seams.errors import CannotRunHere, SettingsInvalid, Unsupported
 from megatron_seams.hookspecs import Backend, LayerContext
 from megatron_seams_mla.attention import attention_class
 
-#: Settings that the layer does not have, and why.
+#: Settings that are refused -> why.
 _REFUSED = {
     "mla_down_proj_fusion": "one fused weight, which the unfused native layer could not load",
     "qk_l2_norm": "a norm that upstream's MLA does not have in any release",
 }
 
-#: Transformer Engine holds these norms inside its linears; one name in the checkpoints of both.
+#: Transformer Engine has these norms inside its linears; checkpoints of both use one name.
 _FUSED_NAMES = {
     "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
     "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
@@ -108,14 +108,14 @@ def _down_projection(backend: Backend) -> type:
     """Transformer Engine's linear that is whole on every rank, or a column-parallel one.
 
     ``MLASelfAttention`` tells the two apart by identity and accepts no other. It gathers the output
-    of a column-parallel one, so that both hold the same full weight in a checkpoint.
+    of a column-parallel one, so that both have the same full weight in a checkpoint.
     """
     whole = _offered(backend, "linear")
     return TELinear if whole is TELinear else backend.column_parallel_linear()
 
 
 def _offered(backend: Backend, name: str) -> Any:
-    """What the backend's method ``name`` gives; None where it has no such method."""
+    """The result of the backend's method ``name``; None where it has no such method."""
     method = getattr(backend, name, None)
     return method() if method is not None else None
 
@@ -130,7 +130,7 @@ def _check(config: Any) -> None:
             key="megatron.multi_latent_attention",
         )
     for setting, found in _REFUSED.items():
-        # A release that does not have the setting cannot have it set.
+        # A release without the setting cannot have it set.
         if getattr(config, setting, False):
             raise Unsupported(
                 asked=f"seam 'mla' with {setting}",

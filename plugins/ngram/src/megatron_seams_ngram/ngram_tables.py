@@ -125,7 +125,7 @@ class NgramTables(ShardedModule):
         return kernels.hash_indices(input_ids.long(), starts, constants)
 
     def divided(self) -> dict[str, int]:
-        """The rows; every rank has all constants."""
+        """The rows; all constants are on every rank."""
         return {"weight": 0}
 
     def extra_repr(self) -> str:
@@ -139,11 +139,11 @@ _NAMES = ("multipliers", "biases", "hash_of", "primes", "offsets", "pad_id")
 
 @torch.no_grad()
 def _fill(weight: Tensor, first_row: int, *, seed: int, std: float) -> None:
-    """Draw initial values that depend on the row alone, not on who has it.
+    """Draw initial values that depend on the row alone, not on the rank that has it.
 
-    Generators of their own, on the CPU in float32, one for each block of rows: the same values at
-    any number of ranks and on any device, without any rank drawing all of them; and the native
-    modules' weights stay what they were.
+    Each block of rows has a generator of its own, on the CPU in float32. So the values are the same
+    at any number of ranks and on any device, no rank draws all of them, and torch's own generator,
+    which the native modules draw from, is not touched.
     """
     end = first_row + len(weight)
     in_place = weight.dtype == torch.float32 and weight.device.type == "cpu"

@@ -1,1 +1,1 @@
-"""The mixer around the recurrence, as upstream's Mamba layer takes it."""
+"""The mixer around the recurrence, for upstream's own Mamba layer."""

@@ -1,4 +1,4 @@
-"""What a layer keeps between the steps of inference: its last tokens and its state."""
+"""The inference cache of a layer: its last tokens and its state."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Kept:
-    """One batch's part of what a layer keeps; the tensors are views, written in place.
+    """One batch's part of a layer's cache; the tensors are views, written in place.
 
     Attributes:
         tokens: [b, taps - 1, C], the convolution's inputs at the last tokens.
@@ -25,7 +25,7 @@ class Kept:
     state: Tensor
 
     def keep(self, x: Tensor, state: Tensor) -> None:
-        """Remember where a sequence is.
+        """Write the tokens that were seen now, and the state after them.
 
         Args:
             x: [b, s, C], the convolution's inputs at the tokens that were seen now.
@@ -40,10 +40,10 @@ class Kept:
 def kept(
     context: "StaticInferenceContext", layer_number: int, layout: "Layout", x: Tensor, taps: int
 ) -> Kept:
-    """Find what a layer keeps in upstream's inference context, or begin to keep it.
+    """Find a layer's cache in upstream's inference context, or begin one.
 
-    It lies where upstream's layers keep theirs, as a pair with the batch in the second dimension,
-    so that upstream's ``swap_key_value_dict`` reorders it too.
+    It is in the same dictionary as upstream's own, as a pair with the batch in the second
+    dimension, so that upstream's ``swap_key_value_dict`` reorders it too.
 
     Args:
         context: The context; at its ``sequence_len_offset`` 0 a sequence begins.

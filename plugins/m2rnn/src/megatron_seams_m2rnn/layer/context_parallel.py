@@ -1,7 +1,7 @@
-"""From a part of the sequence with all heads to the whole sequence with a part of the heads.
+"""The exchange of tokens for heads between context-parallel ranks.
 
-The recurrence needs every token in order, so that context-parallel ranks, which hold a part of the
-sequence each, exchange it for a part of the heads: the all-to-all that upstream's Mamba makes.
+The recurrence needs every token in order. So ranks, each with all heads of a part of the sequence,
+exchange it for a part of the heads over the whole sequence: the all-to-all of upstream's Mamba.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def held_tokens(spans: Sequence[tuple[int, int]], ranks: int) -> Tensor:
-    """Say which tokens the ranks hold, in the order in which they hold them.
+def token_order(spans: Sequence[tuple[int, int]], ranks: int) -> Tensor:
+    """List the tokens of all ranks, in the order in which the ranks have them.
 
     Megatron balances causal attention by cutting each document into 2 · ranks chunks, of which rank
-    r holds chunk r and, after it, the r-th from the end.
+    r has chunk r and, after it, the r-th from the end.
 
     Args:
         spans: The ``(start, stop)`` of each document, in tokens.
@@ -50,13 +50,13 @@ def held_tokens(spans: Sequence[tuple[int, int]], ranks: int) -> Tensor:
     )
 
 
-def to_heads(parts: Sequence[Tensor], held: Tensor, group: "ProcessGroup") -> Tensor:
+def to_heads(parts: Sequence[Tensor], order: Tensor, group: "ProcessGroup") -> Tensor:
     """Exchange tokens for channels.
 
     Args:
         parts: [s / ranks, b, C_i] each: this rank's tokens of tensors whose channels are cut into
             one slice for each rank.
-        held: What :func:`held_tokens` returned, on the parts' device.
+        order: The result of :func:`token_order`, on the parts' device.
         group: The context-parallel ranks.
 
     Returns:
@@ -66,20 +66,20 @@ def to_heads(parts: Sequence[Tensor], held: Tensor, group: "ProcessGroup") -> Te
     slices = zip(*(part.chunk(ranks, dim=-1) for part in parts), strict=True)
     x = torch.cat([part for rank in slices for part in rank], dim=-1)
     exchanged: Tensor = all_to_all_sp2hp(x, group=group)
-    return torch.unflatten(exchanged, 0, (-1, batch))[held.argsort()]
+    return torch.unflatten(exchanged, 0, (-1, batch))[order.argsort()]
 
 
-def to_tokens(x: Tensor, held: Tensor, group: "ProcessGroup") -> Tensor:
+def to_tokens(x: Tensor, order: Tensor, group: "ProcessGroup") -> Tensor:
     """Exchange channels for tokens: the way back.
 
     Args:
         x: [s, b, C / ranks].
-        held: As for :func:`to_heads`.
+        order: As for :func:`to_heads`.
         group: The context-parallel ranks.
 
     Returns:
         [s / ranks, b, C].
     """
     batch = x.shape[1]
-    exchanged: Tensor = all_to_all_hp2sp(x[held], group=group)
+    exchanged: Tensor = all_to_all_hp2sp(x[order], group=group)
     return torch.unflatten(exchanged, 0, (-1, batch))

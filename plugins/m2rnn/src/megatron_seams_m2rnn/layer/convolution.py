@@ -10,9 +10,9 @@ def causal_convolution(
 ) -> Tensor:
     """Convolve each channel over the tokens before it, inside its own document.
 
-    Written as a sum over lags, so that what may reach a token is visible: a token earlier than the
-    document's first counts as zero. It is selected away, not multiplied by zero, so that not even a
-    NaN leaks from one document into the next.
+    It is a sum over lags, in which a token before the document's first counts as zero. Such a token
+    is selected away, not multiplied by zero, so that not even a NaN leaks from one document into
+    the next.
 
     Args:
         x: [B, S, C].

@@ -1,4 +1,4 @@
-"""The forget gate: how much of its state a head keeps at each step."""
+"""The forget gate: the share of its state that a head keeps at each step."""
 
 import math
 

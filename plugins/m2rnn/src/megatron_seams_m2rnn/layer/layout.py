@@ -1,4 +1,4 @@
-"""Which heads and which channels of a mixer each rank has."""
+"""The layout of a mixer over ranks: the heads and the channels of each."""
 
 import attrs
 from attrs import field, validators
@@ -34,7 +34,7 @@ class Layout:
     cp: int = field(default=1, validator=validators.ge(1))
 
     def __attrs_post_init__(self) -> None:
-        """Every rank gets as much as every other."""
+        """Check that heads and channels divide evenly."""
         if self.heads.state % self.ranks:
             self._fail("the state", self.heads.state, "is no multiple of them")
         for name, count in attrs.asdict(self.heads).items():
@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def ranks(self) -> int:
-        """How many ranks share one mixer."""
+        """The number of ranks that share one mixer."""
         return self.tp * self.cp
 
     @property

@@ -27,7 +27,7 @@ from torch.nn import functional
 from megatron_seams.runtime.collectives import gathered, replicated
 from megatron_seams.runtime.sharding import Offsets, ShardedModule, own_rows, sharded_parts
 from megatron_seams_m2rnn.layer.cache import kept
-from megatron_seams_m2rnn.layer.context_parallel import held_tokens, to_heads, to_tokens
+from megatron_seams_m2rnn.layer.context_parallel import to_heads, to_tokens, token_order
 from megatron_seams_m2rnn.layer.convolution import causal_convolution
 from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay, initial_dt_bias
 from megatron_seams_m2rnn.layer.norm import SplitRMSNorm
@@ -119,7 +119,7 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         self.A_log = self._split(initial_decay(heads.f, device), [heads.f])
         self.dt_bias = self._split(initial_dt_bias(heads.f, device), [heads.f])
         W = torch.eye(options.V, **kind).repeat(heads.W, 1, 1)
-        # Fewer matrices than ranks: every rank holds all of them.
+        # Where there are fewer matrices than ranks, every rank has all of them.
         self.W_is_split = heads.W % tp == 0
         self.W = self._split(W, [heads.W]) if self.W_is_split else nn.Parameter(W)
         # One dimension, since Megatron decays the weights that have more, and D is not decayed.
@@ -192,9 +192,9 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         if self.layout.cp == 1:
             y = self._recur(torch.cat(qkvf, dim=-1), row, inference_context)
         else:
-            held = held_tokens(row.spans, self.layout.cp).to(projected.device)
-            y = self._recur(to_heads(qkvf, held, self.cp_group), row, None)
-            y = to_tokens(y, held, self.cp_group)
+            order = token_order(row.spans, self.layout.cp).to(projected.device)
+            y = self._recur(to_heads(qkvf, order, self.cp_group), row, None)
+            y = to_tokens(y, order, self.cp_group)
         out, _ = self.out_proj(self.norm(y * functional.silu(g)))
         return out, None
 
@@ -289,7 +289,7 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         raise unsupported(f"inference with {what}", what, "use a static context")
 
     def divided(self) -> dict[str, int]:
-        """All of them, but for transition matrices that are fewer than the ranks."""
+        """All parameters, but for transition matrices that are fewer than the ranks."""
         own = (name for name, _ in self.named_parameters(recurse=False))
         return {name: 0 for name in own if name != "W" or self.W_is_split}
 

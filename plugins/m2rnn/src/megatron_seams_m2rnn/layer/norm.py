@@ -52,10 +52,10 @@ class SplitRMSNorm(ShardedModule):
             return functional.rms_norm(x, (self.size,), self.weight, self.eps)
         wide = x.to(torch.promote_types(torch.float32, x.dtype))
         squares = summed(wide.square().sum(-1, keepdim=True), self.tp_group)
-        # Each rank divides channels of its own by it.
+        # Each rank goes on to divide channels of its own.
         squares = replicated(squares, self.tp_group)
         return (wide * torch.rsqrt(squares / self.size + self.eps)).to(x.dtype) * self.weight
 
     def divided(self) -> dict[str, int]:
-        """Each rank has its channels of the weight."""
+        """The weight: each rank has its channels' part."""
         return {"weight": 0}

@@ -1,10 +1,10 @@
-"""What the mixer says of something that its manifest does not claim."""
+"""The refusal of what the manifest does not claim."""
 
 from megatron_seams.errors import Unsupported
 
 
 def unsupported(capability: str, found: str, then: str) -> Unsupported:
-    """Name what was asked of the seam and what to do instead.
+    """Make the refusal.
 
     Args:
         capability: The manifest's word, or what is left out of it.

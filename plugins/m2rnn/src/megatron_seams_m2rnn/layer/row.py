@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Row:
-    """Where documents begin and end.
+    """The documents of a row.
 
     Attributes:
         spans: The ``(start, stop)`` of each document, in tokens of the whole row.
@@ -76,7 +76,7 @@ class Row:
                 f"packed_seq_params with local_cp_size {packed.local_cp_size}",
                 "turn hybrid context parallelism off",
             )
-        # One copy to the host for a layer, and not one for each reader.
+        # One copy to the host for the layer, rather than one for each reader.
         bounds: list[int] = found.tolist()
         cu_seqlens = torch.tensor(bounds if bounds[-1] >= tokens else [*bounds, tokens])
         spans = document_spans(cu_seqlens, tokens)

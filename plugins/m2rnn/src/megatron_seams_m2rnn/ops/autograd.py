@@ -19,7 +19,7 @@ Backward = Callable[[Inputs, Tensor, Tensor, Tensor], "tuple[Tensor | None, ...]
 
 
 def differentiable(forward: Forward, backward: Backward, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Run ``forward``, and ``backward`` when gradients are asked for; once, not twice.
+    """Run ``forward``, and later ``backward``, which cannot be differentiated again.
 
     Returns:
         y and the last states, as ``forward`` returns them.

@@ -1,4 +1,4 @@
-"""What the operator demands of its inputs, whatever computes it.
+"""The operator's inputs, and the checks that they pass before any backend runs.
 
 Inside, inputs are [B, S, heads, ...] and states [D, B, N, K, V], with D documents in each row.
 Packed inputs come with B = 1; where nothing is packed, D is 1.
@@ -66,18 +66,18 @@ class Inputs:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The state's: float32, or float64 as soon as one input is; k and v have q's."""
+        """The state's dtype: float32, or float64 as soon as one input is."""
         dtype = torch.float32
-        for x in (self.q, self.f, self.W, self.h0):
+        for x in (self.q, self.f, self.W, self.h0):  # k and v have q's
             dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
         return dtype
 
     def kept_states(self) -> int:
-        """How many states forward keeps for backward; each document's first is h0, and given."""
+        """The number of states that forward keeps for backward; a document's first one is h0."""
         return sum(max(0, -((start - stop) // self.every) - 1) for start, stop in self.spans)
 
     def check(self) -> None:
-        """Refuse what no backend computes.
+        """Refuse inputs that no backend computes.
 
         Raises:
             TypeError: q, k and v of different dtypes, or a 16-bit gate.

@@ -17,7 +17,7 @@ from megatron_seams_m2rnn.ops.cpu.library import library
 #: From the inputs to y and the last states: see :func:`.cpu.recurrence.recurrence`.
 Recurrence = Callable[[Inputs], tuple[Tensor, Tensor]]
 
-#: What runs where the recipe names none, by the type of torch's device, the best first.
+#: The type of torch's device -> the backends to try where the recipe names none, best first.
 _PREFERRED: Final = {"cpu": ("cpu", "torch"), "cuda": ("triton",)}
 
 
@@ -52,7 +52,7 @@ def _cpu_fault(device: torch.device) -> str | None:
 def _triton_fault(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    # Triton need not be installed where it is not wanted.
+    # Imported here, since Triton is not installed everywhere.
     from megatron_seams_m2rnn.ops.triton.kernels import INTERPRETED
 
     if device.type == ("cpu" if INTERPRETED else "cuda"):

@@ -1,4 +1,4 @@
-"""How many heads each tensor has, and which of them serves which head of the state."""
+"""The number of heads of each input, and the rule by which heads are shared."""
 
 import attrs
 from attrs import field, validators
@@ -30,7 +30,7 @@ class HeadCounts:
     f: int = field(validator=validators.ge(1))
 
     def __attrs_post_init__(self) -> None:
-        """Every input serves the state's heads evenly."""
+        """Check that every count divides the state's."""
         for name, count in attrs.asdict(self).items():
             if self.state % count:
                 message = (

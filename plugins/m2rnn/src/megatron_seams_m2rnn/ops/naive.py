@@ -1,7 +1,7 @@
 """The ``reference`` backend: the recurrence as plain as it can be written.
 
 One head and one step at a time, every state kept, differentiated by autograd: for reading, and for
-holding the fast backends to. It computes in the state's dtype throughout; give it float64 to
+testing the fast backends. It computes in the state's dtype throughout; give it float64 to
 compare with.
 """
 

@@ -1,4 +1,4 @@
-"""The M²RNN recurrence: one function, whatever computes it.
+"""The M²RNN recurrence as one function, over all backends.
 
 For each head, with the state h (K, V), the transition matrix W (V, V) and one time step t::
 

@@ -1,8 +1,7 @@
 """The ``torch`` backend: the recurrence in torch alone, for any device that torch has.
 
-Time linear in the sequence, and one state in :math:`C` kept for backward; :mod:`operator
-<megatron_seams_m2rnn.ops.operator>` has the equations. It is several times slower than the backends
-that are compiled, and what runs where none of them can.
+Its time is linear in the sequence, and it keeps one state in C for backward; :mod:`.operator` has
+the equations. It is several times slower than the compiled backends, and stands in for them.
 """
 
 from collections.abc import Iterator
@@ -106,7 +105,7 @@ class _Run:
         return self.W.new_zeros(self.N, x.B, x.K, x.V)
 
     def steps(self, x: Tensor, t0: int, t1: int) -> Tensor:
-        """Take steps t0 … t1 of [B, S, Nx, ...] as [s, N, B, ...], each head where it serves."""
+        """Steps t0 … t1 of ``x``, [B, S, Nx, ...], as [s, N, B, ...], its heads repeated to N."""
         chunk = x[:, t0:t1].to(self.dtype).movedim(0, 2)
         return chunk.repeat_interleave(self.N // x.shape[2], dim=1)
 
@@ -160,5 +159,5 @@ class _Run:
 
 
 def _gathered(gradient: Tensor, x: Tensor) -> Tensor:
-    """Sum [s, N, B, ...] over the heads that each head of ``x`` served, as [B, s, Nx, ...]."""
+    """Sum [s, N, B, ...] over the state's heads that share a head of ``x``, to [B, s, Nx, ...]."""
     return torch.unflatten(gradient, 1, (x.shape[2], -1)).sum(2).movedim(2, 0)

@@ -1,4 +1,4 @@
-"""Token compression: from token ids to fewer ids, one for all tokens that read alike.
+"""Token compression: one id for all tokens with the same normalised text.
 
 ``The``, `` the`` and ``thé`` are three tokens and one word to a memory of n-grams. Each token's
 text is put into NFKC and then NFD, loses its accents and its case, and has runs of white space made
@@ -28,12 +28,12 @@ from megatron_seams.errors import FeatureInvalid
 KIND = "megatron-seams n-gram token compression"
 SCHEMA = 1
 _SPACES = re.compile(r"\s+")
-#: What stands for bytes that are no character: such a token is a piece, and has no text to compare.
+#: The mark of bytes that are no character: such a token is a piece, without a text to compare.
 _PIECE = "\N{REPLACEMENT CHARACTER}"
 
 
 def canonical(text: str) -> str:
-    """What a token's text is compared by."""
+    """Normalise a token's text, to compare it with others."""
     spread = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
     bare = "".join(letter for letter in spread if unicodedata.category(letter) != "Mn")
     spaced = _SPACES.sub(" ", bare.lower())
@@ -41,7 +41,7 @@ def canonical(text: str) -> str:
 
 
 def compress(texts: Sequence[str | None]) -> tuple[int, ...]:
-    """Give tokens that read alike one id.
+    """Give tokens with the same normalised text one id.
 
     Args:
         texts: The text of each token, by its id; None for a token that stays by itself.
@@ -122,7 +122,7 @@ def _invalid(path: Path, found: str) -> FeatureInvalid:
 
 
 def main() -> None:
-    """Build a table and say what a recipe writes of it."""
+    """Build a table and print the lines for a recipe."""
     parser = argparse.ArgumentParser(description="Build a token compression table.")
     parser.add_argument("texts", type=Path, help="JSON array: the text of each token, or null")
     parser.add_argument("table", type=Path, help="the file to write")

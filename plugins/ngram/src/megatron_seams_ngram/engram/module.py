@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Engram(ShardedModule):
-    """What a layer's hidden states take from the n-grams of the text, through a gate.
+    """A gated memory of n-grams, to add to the hidden states that enter a layer.
 
     After arXiv:2601.07372. With h(t) the hidden state that enters the layer, of d elements, and
     e(t) the concatenation of row idx_j(t) of every table j of the layer,
@@ -130,7 +130,7 @@ class Engram(ShardedModule):
     def forward(
         self, hidden_states: Tensor, input_ids: Tensor, *, cu_seqlens: Tensor | None = None
     ) -> Tensor:
-        """Recall what the n-grams at each position are worth to its hidden state.
+        """Compute what is added to the hidden state at each position.
 
         Args:
             hidden_states: [s, b, h]; with sequence parallelism [s / ranks, b, h].
@@ -182,5 +182,5 @@ def _compression(options: Options, vocab_size: int) -> Tensor | None:
         return None
     path, digest = Path(options.compression_file), options.compression_sha256
     ids = read_table(path, sha256=digest, vocab_size=vocab_size)
-    # The rows that a vocabulary is filled up with stand for no token.
+    # A vocabulary is padded with rows that stand for no token.
     return torch.tensor([*ids, *[max(ids) + 1] * (vocab_size - len(ids))])

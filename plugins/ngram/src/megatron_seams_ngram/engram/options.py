@@ -1,11 +1,11 @@
-"""What a recipe may say under ``[seams.engram]``."""
+"""The options of the seam: a recipe's ``[seams.engram]``."""
 
 import re
 
 import attrs
 from attrs import field, validators
 
-from megatron_seams_ngram.checks import BACKENDS, ascending_orders
+from megatron_seams_ngram.shared_options import BACKENDS, ascending_orders
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -58,7 +58,7 @@ class Options:
     )
 
     def __attrs_post_init__(self) -> None:
-        """A file without its digest could be another one on another rank."""
+        """Check that file and digest come together, so that no rank reads another file."""
         if (self.compression_file is None) != (self.compression_sha256 is None):
             message = "compression_file and compression_sha256: expected both or neither"
             raise ValueError(message)

@@ -1,9 +1,9 @@
-"""What a recipe may say under ``[seams.ngram_hash]``."""
+"""The options of the seam: a recipe's ``[seams.ngram_hash]``."""
 
 import attrs
 from attrs import field, validators
 
-from megatron_seams_ngram.checks import BACKENDS, ascending_orders
+from megatron_seams_ngram.shared_options import BACKENDS, ascending_orders
 
 _token_id = validators.optional(validators.ge(0))
 
@@ -13,17 +13,17 @@ class Options:
     """The tables' sizes and their seed. The defaults are NAM56R's: 8 million rows of 16.
 
     Attributes:
-        orders: How many tokens an n-gram has; ascending, each 2 or more.
+        orders: The numbers of tokens of an n-gram; ascending, each 2 or more.
         heads: Tables for each order.
         table_rows: The least size of a table; the sizes are the primes from there on.
         width: Columns of a table.
-        seed: What multipliers, biases and the tables' initial weights are derived from.
+        seed: The source of multipliers, biases and the tables' initial weights.
         pad_id: The id that stands for missing history; left out, the vocabulary's size, which no
             token has. A token's own id makes missing history look like that token.
         end_of_document_id: The token that ends a document; windows stop behind it. Left out, they
             stop at ``cu_seqlens`` alone.
-        backend: What works on the tables, ``cpu`` (C++) or ``torch``, with the same numbers; left
-            out, the device's own.
+        backend: The kernels, ``cpu`` (C++) or ``torch``, with the same numbers; left out, the
+            device's own.
 
     Raises:
         ValueError: A size, id or seed out of range, or orders that do not ascend from 2.

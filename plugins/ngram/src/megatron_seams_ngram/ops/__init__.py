@@ -1,1 +1,1 @@
-"""What runs on tensors: hashing positions, and looking rows up with their gradient."""
+"""The operators: hash the n-gram at each position, and look rows up, with their gradient."""

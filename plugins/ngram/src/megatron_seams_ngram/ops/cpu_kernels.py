@@ -1,4 +1,4 @@
-"""The work on the tables in C++, on a CPU, with the numbers of :mod:`.torch_kernels`, bit for bit.
+"""The kernels of the tables in C++, with the numbers of :mod:`.torch_kernels` bit for bit.
 
 It is built on first use (:mod:`megatron_seams.runtime.extensions`), or ahead of time, for an image
 that has no compiler later::
@@ -22,7 +22,7 @@ SOURCE: Final = Path(__file__).parent / "csrc" / "ngram.cpp"
 #: Without contraction: a fused multiply-add would round once where torch rounds twice.
 _FLAGS: Final = ("-O3", "-std=c++17", "-pthread", "-ffp-contract=off")
 
-#: What the C++ adds, and to what; torch does the others.
+#: The types of rows and table that the C++ adds; torch adds the others.
 _SCATTERED: Final = frozenset(
     {
         (torch.float32, torch.float32),
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL:
 
     Raises:
         NotBuilt: It cannot be built.
-        CannotRunHere: Another process holds the build's lock.
+        CannotRunHere: Another process has held the build's lock for minutes.
     """
     return ctypes.CDLL(str(build()))
 
@@ -55,7 +55,7 @@ def build() -> Path:
 
 
 def hash_indices(input_ids: Tensor, starts: Tensor | None, constants: Constants) -> Tensor:
-    """As :func:`megatron_seams_ngram.ops.indices.hash_indices`."""
+    """Hash positions; as :func:`.indices.hash_indices`."""
     batch, length = input_ids.shape
     hashes, highest = constants.multipliers.shape
     tables = len(constants.primes)
@@ -84,7 +84,7 @@ def hash_indices(input_ids: Tensor, starts: Tensor | None, constants: Constants)
 
 
 def gather(table: Tensor, indices: Tensor, first: int) -> Tensor:
-    """As :func:`megatron_seams_ngram.ops.torch_kernels.gather`, for any type of ``table``."""
+    """Look rows up; as :func:`.torch_kernels.gather`, for any type of ``table``."""
     rows, width = table.shape
     table, indices = table.contiguous(), indices.contiguous()
     out = table.new_empty(*indices.shape, width)
@@ -102,7 +102,7 @@ def gather(table: Tensor, indices: Tensor, first: int) -> Tensor:
 
 
 def scatter(rows: Tensor, indices: Tensor, first: int, table: Tensor) -> None:
-    """As :func:`megatron_seams_ngram.ops.torch_kernels.scatter`."""
+    """Add gradients; as :func:`.torch_kernels.scatter`."""
     if (rows.dtype, table.dtype) not in _SCATTERED or not table.is_contiguous():
         torch_kernels.scatter(rows, indices, first, table)
         return

@@ -12,18 +12,18 @@ from megatron_seams_ngram.ops.indices import Constants
 
 
 class Kernels(Protocol):
-    """What a module of kernels offers; see :mod:`.torch_kernels` for what each one does."""
+    """The functions of a module of kernels; :mod:`.torch_kernels` documents each."""
 
     def hash_indices(
         self, input_ids: Tensor, starts: Tensor | None, constants: Constants
     ) -> Tensor:
-        """Token ids to rows."""
+        """Hash token ids to rows."""
 
     def gather(self, table: Tensor, indices: Tensor, first: int) -> Tensor:
         """Look rows up."""
 
     def scatter(self, rows: Tensor, indices: Tensor, first: int, table: Tensor) -> None:
-        """Add their gradients to the table's."""
+        """Add gradients of rows to the table's."""
 
 
 def choose(backend: str | None, device: torch.device) -> Kernels:

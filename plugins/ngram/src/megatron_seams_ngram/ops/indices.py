@@ -73,13 +73,13 @@ def hash_indices(input_ids: Tensor, starts: Tensor | None, constants: Constants)
         constants: On the same device.
 
     Returns:
-        [b, s, tables] int64, rows of the matrix that holds all tables.
+        [b, s, tables] int64, rows of the matrix of all tables.
     """
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     first = torch.zeros_like(positions) if starts is None else starts
     hashed = constants.biases
     for p in range(constants.multipliers.shape[1]):
-        # What `roll` wraps around is always masked: its position would be below 0.
+        # The tokens that `roll` wraps around are always masked: their position would be below 0.
         earlier = torch.where(positions - p >= first, input_ids.roll(p, dims=1), constants.pad_id)
         hashed = hashed ^ (earlier.unsqueeze(-1) * constants.multipliers[:, p])
     if len(constants.hash_of) > len(constants.biases):  # else every table has a hash of its own

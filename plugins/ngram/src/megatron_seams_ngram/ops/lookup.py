@@ -1,4 +1,4 @@
-"""Looking rows up, with the gradient added to the table's own and never a dense one beside it."""
+"""Looking rows up; backward adds to the table's own gradient, without a dense one beside it."""
 
 from typing import Any
 
@@ -54,41 +54,41 @@ class _LookUp(torch.autograd.Function):
         rows = gradients[0]
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
-        held = _held_gradient(weight)
-        if held is None:
+        present = _present_gradient(weight)
+        if present is None:
             whole = torch.empty_like(weight)
             huge_pages.advise(whole)
             whole.zero_()
             ctx.kernels.scatter(rows, indices, ctx.first, whole)
             return whole, None, None, None
-        ctx.kernels.scatter(rows, indices, ctx.first, held)
+        ctx.kernels.scatter(rows, indices, ctx.first, present)
         return _nothing(weight), None, None, None
 
 
-def _held_gradient(weight: Tensor) -> Tensor | None:
-    """What to add to in place; None where the gradient must go through autograd."""
+def _present_gradient(weight: Tensor) -> Tensor | None:
+    """The gradient to add to in place; None where it must go through autograd."""
     main: Tensor | None = getattr(weight, "main_grad", None)
     if main is not None and hasattr(weight, "grad_added_to_main_grad"):
         weight.grad_added_to_main_grad = True
         return main
-    held = weight.grad
-    if held is None or held.layout != torch.strided or weight._backward_hooks:
+    grad = weight.grad
+    if grad is None or grad.layout != torch.strided or weight._backward_hooks:
         return None
-    return held if _accumulates(weight) else None
+    return grad if _accumulates(weight) else None
 
 
 def _accumulates(weight: Tensor) -> bool:
-    """Whether the pass under way ends in ``weight.grad``, which ``autograd.grad`` does not."""
+    """Whether the running pass ends in ``weight.grad``, which ``autograd.grad`` does not."""
     try:
-        # Not public, but what torch's own data parallelism asks; a leaf that autograd.grad asked
-        # for is an error to it.
+        # Not public, but torch's own data parallelism calls it; for a leaf that autograd.grad was
+        # called with, it raises.
         return bool(torch._C._will_engine_execute_node(get_gradient_edge(weight).node))
     except RuntimeError:
         return False
 
 
 def _nothing(weight: Tensor) -> Tensor:
-    """A gradient of the weight's shape that holds no element and no memory."""
+    """A gradient of the weight's shape without elements."""
     return torch.sparse_coo_tensor(
         torch.empty(weight.dim(), 0, dtype=torch.int64, device=weight.device),
         weight.new_empty(0),

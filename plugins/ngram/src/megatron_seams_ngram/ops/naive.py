@@ -1,4 +1,4 @@
-"""The index rule in plain Python, one token at a time: what :mod:`.indices` is tested against."""
+"""The index rule in plain Python, one token at a time, to test :mod:`.indices` against."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The work on the tables in torch, on any device: what :mod:`.cpu_kernels` is tested against."""
+"""The kernels of the tables in torch, on any device, to test :mod:`.cpu_kernels` against."""
 
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -30,7 +30,7 @@ def scatter(rows: Tensor, indices: Tensor, first: int, table: Tensor) -> None:
     Every row's sum is taken in the order of the positions, so that it is always the same.
 
     Args:
-        rows: [b, s, tables, width], of a type that ``table``'s can hold.
+        rows: [b, s, tables, width], of a type that converts to ``table``'s.
         indices: As in :func:`gather`.
         first: As in :func:`gather`.
         table: [rows here, width], added to.

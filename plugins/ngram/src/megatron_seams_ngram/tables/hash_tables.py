@@ -11,7 +11,7 @@ from megatron_seams_ngram.tables.splitmix64 import nth, splitmix64
 
 @attrs.frozen(kw_only=True)
 class HashTables:
-    """What the index rule needs to know; see :mod:`megatron_seams_ngram.ops.indices`.
+    """The constants of the index rule; see :mod:`megatron_seams_ngram.ops.indices`.
 
     Attributes:
         multipliers: m[i, p] of hash i for p below its order, odd unsigned 64-bit integers.
@@ -27,7 +27,7 @@ class HashTables:
 
     @property
     def number(self) -> int:
-        """How many tables."""
+        """The number of tables."""
         return len(self.primes)
 
     @property

@@ -38,7 +38,7 @@ def _sequence(seed: int) -> Iterator[int]:
 
 
 def nth(seed: int, number: int) -> int:
-    """Element ``number`` of the sequence, counted from 0, without those before it.
+    """Compute element ``number`` of the sequence, counted from 0, by itself.
 
     Args:
         seed: As for :func:`splitmix64`.

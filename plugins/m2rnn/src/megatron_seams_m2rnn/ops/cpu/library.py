@@ -59,12 +59,12 @@ class Library:
             getattr(self._functions, name).restype = ctypes.c_int64
 
     def lanes(self, dtype: torch.dtype) -> int:
-        """The multiple that the rows of a state are padded to."""
+        """The multiple to which the rows of a state are padded."""
         lanes: int = self._functions.m2rnn_lanes(ctypes.c_int64(dtype.itemsize))
         return lanes
 
     def scratch(self, dtype: torch.dtype, every: int, columns: int, padded_rows: int) -> int:
-        """The elements of ``dtype`` that one thread works in."""
+        """The scratch of one thread, in elements of ``dtype``."""
         counts = (dtype.itemsize, every, columns, padded_rows)
         elements: int = self._functions.m2rnn_scratch(*map(ctypes.c_int64, counts))
         return elements

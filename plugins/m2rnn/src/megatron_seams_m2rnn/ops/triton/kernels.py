@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 # Triton ships no types, and a kernel's arguments are what Triton makes of them.
-"""The recurrence in Triton: what :mod:`reference` says, for one head of one document a program.
+"""The recurrence of :mod:`..naive` in Triton; a program runs one head of one document.
 
 The rows of h are independent given W, so the chain from step to step is one small product, one tanh
 and one interpolation, with a warp for every 16 rows and nothing to wait for between them. The state
@@ -20,7 +20,7 @@ _RUNTIME = ("batch", "steps", "q_batch", "k_batch", "v_batch", "low", "high", "d
 
 @triton.jit
 def hyperbolic_tangent(x):
-    """Exact at both ends, where exp overflows to inf or vanishes; off by half an epsilon inside."""
+    """The tanh of ``x``: exact where exp is inf or 0, within half an epsilon in between."""
     return 1 - 2 / (1 + tl.exp(2 * x))
 
 
@@ -34,7 +34,7 @@ def product(a, b, ROUNDED: tl.constexpr, MULTIPLIED: tl.constexpr):
 
 @triton.jit
 def candidate(h, w, k_t, v_t, ROUNDED: tl.constexpr, MULTIPLIED: tl.constexpr):
-    """Give z = tanh(h W + k vᵀ)."""
+    """The candidate state z = tanh(h W + k vᵀ)."""
     x = product(h, w, ROUNDED, MULTIPLIED) + k_t[:, None] * v_t[None, :]
     return hyperbolic_tangent(x)
 
@@ -129,7 +129,7 @@ def backward(
     room,  # [documents here] int64: where each one's scratch begins, in steps
     states,  # scratch, [steps, B, N, BLOCK_K, BLOCK_V]: h before each step of a chunk
     slopes,  # scratch, likewise: z, and then dx
-    # [B, high - low, N, K, K, V, none]: what each head of the state asks of its inputs
+    # [B, high - low, N, K, K, V, none]: each state head's gradient of its inputs
     part_q,
     part_k,
     part_v,

@@ -1,7 +1,8 @@
 """The ``triton`` backend: the recurrence on a GPU (:mod:`.kernels`).
 
-Backward goes through the row in segments, from the last one: what each head of the state asks of a
-head of q, k, v or f that it shares is kept for one segment only, then summed in the order of heads.
+Backward goes through the row in segments, from the last one: the gradients that the heads of the
+state give to a shared head of q, k, v or f are kept for one segment only, then summed in the order
+of heads.
 """
 
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from megatron_seams_m2rnn.ops.autograd import differentiable
 from megatron_seams_m2rnn.ops.contract import Inputs, side_by_side
 from megatron_seams_m2rnn.ops.triton import kernels
 
-#: The largest K and V: a state is held in the registers of one block of threads.
+#: The largest K and V: a state is in the registers of one block of threads.
 LARGEST: Final = 128
-#: Chunks of a segment.
+#: The number of chunks in a segment.
 _CHUNKS: Final = 16
 
 
@@ -95,15 +96,15 @@ def _backward(inputs: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor) -> tuple[
 
 @attrs.frozen(kw_only=True)
 class Segment:
-    """Steps of a row that one launch goes back through.
+    """The steps of a row that one launch takes backward.
 
     Attributes:
         low: The first step, a multiple of the steps between kept states.
         high: The step after the last.
         first: The number of the first document that has steps here.
         documents: How many documents, from that one on.
-        room: Where the scratch of each begins: it needs one chunk's.
-        steps: The steps of scratch of all of them.
+        room: The step of scratch at which each document's part begins; it has room for one chunk.
+        steps: The steps of scratch of all documents.
     """
 
     low: int
@@ -127,7 +128,7 @@ def segments(spans: Spans, every: int, length: int) -> Iterator[Segment]:
         high = min(low + length, total)
         here = [d for d, (start, stop) in enumerate(spans) if start < high and stop > low]
         room, steps = [], 0
-        # An empty document between two others has no steps, and its programs find none.
+        # An empty document between two others has no steps, and its programs do nothing.
         for start, stop in spans[here[0] : here[-1] + 1]:
             room.append(steps)
             steps += max(0, min(every, min(stop, high) - max(start, low)))

@@ -1,14 +1,14 @@
-"""What the options of more than one seam are held to."""
+"""The parts that the options of both seams share."""
 
 from itertools import pairwise
 from typing import Any
 
-#: Who works on the tables (:mod:`megatron_seams_ngram.ops.dispatch`).
+#: The kernels of the tables (:mod:`megatron_seams_ngram.ops.dispatch`).
 BACKENDS = ("cpu", "torch")
 
 
 def ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:
-    """Hold n-gram orders to ascend from 2, as an attrs validator."""
+    """Check that n-gram orders ascend from 2 or more; an attrs validator."""
     if not orders:
         message = "orders: expected at least one, found none"
         raise ValueError(message)
