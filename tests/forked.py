@@ -13,7 +13,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Final
@@ -96,24 +96,32 @@ def registry(*arguments: str | Path, **settings: Any) -> subprocess.CompletedPro
 
 
 def run_python(
-    *arguments: str | Path, cwd: Path | None = None, code: int | None = None, **variables: str
+    *arguments: str | Path,
+    path: Iterable[Path] = (),
+    cwd: Path | None = None,
+    code: int | None = None,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``-m MODULE ...`` or ``FILE ...`` as ``seam_support.run_python`` does, forked.
 
     Args:
         *arguments: Of the command line.
+        path: Folders that go first on ``sys.path``; another Megatron there would come too late.
         cwd: The working directory.
         code: The exit code to insist on.
         **variables: Environment variables.
     """
     _environment_of_server()
     words = [str(argument) for argument in arguments]
+    first = [str(folder) for folder in path]
+    settings = {**os.environ, **variables}
+    settings["PYTHONPATH"] = os.pathsep.join([*first, *filter(None, [settings.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("out", "err")]
         for stream in streams:
             stream.touch()
         process = multiprocessing.get_context("forkserver").Process(
-            target=_python, args=(words, cwd, {**os.environ, **variables}, streams)
+            target=_python, args=(words, first, cwd, settings, streams)
         )
         process.start()
         process.join(_SECONDS)
@@ -128,7 +136,11 @@ def run_python(
 
 
 def _python(
-    words: list[str], cwd: Path | None, environment: Mapping[str, str], streams: list[Path]
+    words: list[str],
+    path: list[str],
+    cwd: Path | None,
+    environment: Environment,
+    streams: list[Path],
 ) -> None:
     """Be the Python of a command line."""
     assert "megatron.core" in sys.modules, "the server could not import what PRELOADED names"
@@ -137,6 +149,7 @@ def _python(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd or ".")
+    sys.path[:0] = path
     save_without_a_manager()
     if words[0] == "-m":
         sys.argv = words[1:]

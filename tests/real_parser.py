@@ -1,7 +1,7 @@
 """Upstream's real parser and dataclasses, for comparison: run with a Megatron on the path.
 
-``python real_parser.py`` prints as JSON what argparse and dataclasses say of them, and
-``python real_parser.py FILE`` parses each command line of a JSON list and prints the values.
+``python real_parser.py FILE`` prints as JSON what argparse and dataclasses say of them, and the
+values of each command line of the JSON list in FILE.
 """
 
 import argparse
@@ -58,12 +58,19 @@ def constants(action: argparse.Action) -> dict[str, Any]:
 
 def main() -> None:
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    if len(sys.argv) > 1:
-        lines = json.loads(Path(sys.argv[1]).read_text())
-        parsed = [vars(parser.parse_args(words)) for words in lines]
-        print(json.dumps([{key: plain(part) for key, part in one.items()} for one in parsed]))
-        return
-    fields = {
+    described = {
+        "flags": flags(parser),
+        "fields": fields(),
+        "arguments": list(inspect.signature(HybridModel.__init__).parameters)[1:],
+    }
+    lines = json.loads(Path(sys.argv[1]).read_text())
+    parsed = [vars(parser.parse_args(words)) for words in lines]
+    values = [{key: plain(part) for key, part in one.items()} for one in parsed]
+    print(json.dumps({"described": described, "parsed": values}))
+
+
+def fields() -> dict[str, Any]:
+    return {
         field.name: plain(field.default)
         if field.default is not dataclasses.MISSING
         else plain(field.default_factory())
@@ -71,8 +78,6 @@ def main() -> None:
         else "<unread>"
         for field in dataclasses.fields(MLATransformerConfig)
     }
-    arguments = list(inspect.signature(HybridModel.__init__).parameters)[1:]
-    print(json.dumps({"flags": flags(parser), "fields": fields, "arguments": arguments}))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,14 @@ import attrs
 import jsonschema
 import pytest
 
-import megatron_releases
 from megatron_seams.errors import NoArgument, Refusal, SpecialisationInvalid
 from megatron_seams.planning.arguments import native_arguments
 from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.upstream.locate import importable_megatron
 from megatron_seams.upstream.settings import NativeSettings, read_settings
 from megatron_seams.upstream.surface import read_surface
-from seam_support import environment, make_seam, only, plan, reasons, recipe, registry, run_python
+from seam_support import environment, make_seam, only, plan, reasons, recipe, registry
 
-REAL = Path(__file__).with_name("real_parser.py")
 SIZES = {"hidden_size": 64, "num_attention_heads": 4}
 
 
@@ -174,33 +172,3 @@ def test_the_command_prints_arguments_alone_on_standard_output(
     receipt = tmp_path / "receipt.json"
     registry("args", "*-", "--receipt", receipt, code=0)
     registry("verify", receipt, code=0)
-
-
-@pytest.mark.megatron
-@pytest.mark.published
-@pytest.mark.parametrize("release", [*megatron_releases.RUN, "installed"])
-def test_upstreams_own_parser_takes_every_recipe_that_resolves(
-    release: str, repository: Path, tmp_path: Path
-) -> None:
-    older = release in megatron_releases.RUN
-    path = [megatron_releases.installation(release)] if older else []
-    latent = tmp_path / "latent.toml"
-    latent.write_text(
-        'schema = 1\n[model]\nname = "latent"\npattern = "*E*-"\n[megatron]\n'
-        "multi_latent_attention = true\nhidden_size = 64\nnum_moe_experts = 8\n"
-    )
-    lines = []
-    for file in [*sorted((repository / "recipes").glob("*.toml")), latent]:
-        done = registry("args", file, "--lines", path=path)
-        assert done.returncode in (0, 2), done.stderr
-        if done.returncode == 0:
-            lines.append(done.stdout.splitlines())
-    assert len(lines) >= 5
-    (tmp_path / "lines.json").write_text(json.dumps(lines))
-    done = run_python("-W", "ignore", REAL, tmp_path / "lines.json", path=path, code=0)
-    parsed = json.loads(done.stdout.strip().splitlines()[-1])
-    for given, values in zip(lines, parsed, strict=True):
-        assert values["hybrid_layer_pattern"] == given[1]
-        if "--num-experts" in given:
-            assert values["num_experts"] == int(given[given.index("--num-experts") + 1])
-        assert values["multi_latent_attention"] == ("--multi-latent-attention" in given)

@@ -7,7 +7,7 @@ from megatron_seams.errors import CannotRunHere, Refusal, SettingsInvalid, Upstr
 from megatron_seams.recipes.recipe import Parallelism
 from sparse_attention import sparse_backend, sparse_settings
 
-pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
+pytestmark = [pytest.mark.megatron, pytest.mark.release, pytest.mark.usefixtures("world")]
 
 MOE = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 32}
 MLA = {

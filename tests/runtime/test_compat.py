@@ -101,6 +101,7 @@ def test_every_difference_says_its_fact_and_when_it_can_go() -> None:
 
 
 @pytest.mark.megatron
+@pytest.mark.release
 def test_the_megatron_that_is_read_is_the_one_that_is_imported(
     record_property: Callable[[str, object], None],
 ) -> None:

@@ -68,6 +68,7 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         del sys.modules[name]  # the next test has another
 
 
+@pytest.mark.release
 def test_a_seam_that_keeps_every_rule_passes(kit) -> None:
     found = kit()
     assert found.texts == {}
@@ -222,7 +223,6 @@ TESTS = {
 }
 
 
-@pytest.mark.suite  # once is enough: the good seam, and every plugin's, run on each release
 @pytest.mark.parametrize("what", BAD)
 def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) -> None:
     rule, edits, said = BAD[what]
@@ -238,7 +238,6 @@ def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) 
     assert any(said in text for text in texts.values()), texts
 
 
-@pytest.mark.suite
 def test_ranks_that_disagree_are_told_by_capability_and_hide_no_other(kit) -> None:
     # A mean over channels of which each rank has only its own.
     mean = "y = torch.stack(states)\n        return self.out_proj(y - y.mean(-1, keepdim=True))"

@@ -5,7 +5,7 @@ import copy
 import pytest
 from torch import nn
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 
 class Named(nn.Module):

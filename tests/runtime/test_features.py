@@ -6,7 +6,7 @@ import torch
 from megatron_seams.errors import FeatureInvalid
 from megatron_seams.recipes.recipe import FeatureEntry
 
-pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
+pytestmark = [pytest.mark.megatron, pytest.mark.release, pytest.mark.usefixtures("world")]
 
 
 @pytest.fixture(scope="module")

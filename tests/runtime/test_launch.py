@@ -1,16 +1,14 @@
 """Under upstream's trainer: the stack of a receipt, or a stop; never upstream's default stack."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import forked
 from seam_support import install_plugin, manifest_table, registry
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 HERE = Path(__file__).parent
 RECIPE = """\
@@ -82,19 +80,11 @@ def found(tmp_path_factory):
     written = (folder / "receipt.json").read_text()
     (folder / "edited.json").write_text(written.replace('"position": 2', '"position": 3'))
     _rewrite(folder / "other.json", "acme-rider", "acme-other")
-    path = os.pathsep.join([str(folder / "site"), *sys.path])
-    done = subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", str(HERE / "launched_run.py")),
-            *(str(folder), str(folder / "receipt.json"), str(folder / "missing.json")),
-        ],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
+    forked.run_python(
+        *(HERE / "launched_run.py", folder, folder / "receipt.json", folder / "missing.json"),
+        path=[folder / "site"],
+        code=0,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "found.json").read_text())
 
 

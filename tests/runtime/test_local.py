@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
+pytestmark = [pytest.mark.megatron, pytest.mark.release, pytest.mark.usefixtures("world")]
 
 MLA = {
     "q_lora_rank": 16,

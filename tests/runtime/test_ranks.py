@@ -5,7 +5,7 @@ import pytest
 from megatron_seams.recipes.recipe import Parallelism
 from megatron_seams.runtime.cpu.ranks import on_ranks
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 LENGTH = 8
 

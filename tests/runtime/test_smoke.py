@@ -85,6 +85,7 @@ def test_toy_settings_keep_what_is_no_size(plan_of):
     assert "kv_lora_rank" not in toy
 
 
+@pytest.mark.release
 def test_a_recipe_that_sets_nothing_can_be_built(plan_of, native):
     from megatron_seams.runtime.smoke.run import run_smoke
 

@@ -18,7 +18,7 @@ from megatron_seams.runtime.cpu.world import cpu_world
 from megatron_seams.runtime.model.build import build_model
 from seam_support import plan, recipe
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 LENGTH = 12
 IDS = torch.randint(0, 64, (2, LENGTH), generator=torch.Generator().manual_seed(3))

@@ -9,7 +9,7 @@ import pytest
 import megatron_releases
 from megatron_seams.runtime.conformance import LayerConformance
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 
 class TestM2RNN(LayerConformance):

@@ -321,8 +321,8 @@ def spread(one_rank: dict[str, Outcome], folder: Path) -> Spread:
 
 
 def cases(names: Iterable[str]) -> list[Any]:
-    """Four processes are too many to start for every release of Megatron."""
-    marks = dict.fromkeys(FOUR_RANKS, pytest.mark.suite)
+    """Two ranks once for every release of Megatron; what four add is no release's matter."""
+    marks = dict.fromkeys(TWO_RANKS, pytest.mark.release)
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 

@@ -11,7 +11,7 @@ from megatron_seams.errors import CannotRunHere, SettingsInvalid, Unsupported
 from megatron_seams.hookspecs import LayerContext
 from megatron_seams_mla.plugin import mla_layer
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 SIZES = {
     "num_layers": 2,

@@ -12,7 +12,7 @@ from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
 from sparse_attention import sparse_backend, sparse_settings
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_seams.runtime.conformance import FeatureConformance
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 
 class TestEngram(FeatureConformance):

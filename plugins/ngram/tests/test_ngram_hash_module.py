@@ -176,6 +176,7 @@ def test_casting_the_model_leaves_the_hash_constants_whole() -> None:
 
 
 @pytest.mark.megatron
+@pytest.mark.release
 def test_the_sharded_checkpoint_of_a_megatron_parent_holds_everything(tmp_path: Any) -> None:
     from megatron.core.transformer.utils import sharded_state_dict_default
 

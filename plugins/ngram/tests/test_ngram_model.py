@@ -16,7 +16,7 @@ from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 here = functools.cache(read_environment)
 

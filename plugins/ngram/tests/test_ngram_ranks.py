@@ -20,7 +20,7 @@ from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.runtime.cpu.ranks import on_ranks
 
-pytestmark = pytest.mark.megatron
+pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 here = functools.cache(read_environment)
 
