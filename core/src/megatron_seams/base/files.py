@@ -15,8 +15,8 @@ def replace_text(path: Path, text: str) -> None:
 
     The text is written to a temporary file in the same folder, which then takes the file's place:
     whoever reads the file, and whatever interrupts the writing, there is always the old content or
-    the new one. An existing file keeps its mode; of a symbolic link the target is replaced. What is
-    no regular file (a pipe, ``/dev/stdout``) has no content to keep and is written directly.
+    the new one. An existing file keeps its mode; of a symbolic link the target is replaced. A pipe
+    or a device (``/dev/stdout``) has no content to keep and is written directly.
 
     Args:
         path: The file; its folder must exist.

@@ -38,7 +38,7 @@ class KeyFault:
 
     Attributes:
         key: Its dotted path, ``override[1].expires``; empty for the table as a whole.
-        message: What was expected and what was found.
+        message: The expectation, and the value that was found.
     """
 
     key: str

@@ -66,7 +66,7 @@ def _print(found: Audit, owners: bool) -> None:
     if owners:
         table.add_column("owner", no_wrap=True)
         table.add_column("upstream fallback", no_wrap=True)
-    table.add_column("what")
+    table.add_column("note")
     for row in found.families:
         cells: list[str | Text] = [
             row.family.name,

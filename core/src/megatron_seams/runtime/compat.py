@@ -106,7 +106,7 @@ def native_submodules(**slots: Any) -> HybridStackSubmodules:
 
 
 def dense_mlp(submodules: MLPSubmodules) -> Any:
-    """What a layer takes as its ``mlp`` for upstream's dense MLP.
+    """Upstream's dense MLP in the form that a layer takes as its ``mlp``.
 
     Fact: since 0.18 a layer calls its ``mlp`` with further keywords, which `MLP.as_mlp_submodule`
     takes; before, it builds a spec. Goes: with 0.17.

@@ -4,9 +4,9 @@ Megatron packs several documents into one row of T tokens (its ``thd`` format, b
 their cumulative lengths ``cu_seqlens``: 0, then the end of each document. A row without them may
 still hold several documents, each ended by a token of its own.
 
-A layer that loops over documents on the host wants :func:`document_spans`. What selects tokens on
-the device wants :func:`document_starts`, which waits for nothing. :class:`DocumentBoundaries` is
-for features, which may have either source, both, or none.
+A layer that loops over documents on the host uses :func:`document_spans`. Code that selects tokens
+on the device uses :func:`document_starts`, which does not wait for the device.
+:class:`DocumentBoundaries` is for features, which may have either source, both, or none.
 
 Importing this module imports torch and not Megatron.
 """

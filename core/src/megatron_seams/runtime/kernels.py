@@ -60,7 +60,7 @@ def choose_kernel(
         kernels: All implementations by their names.
         preferred: The names to try where none is given, the best first. Where another than the
             first is taken, a ``SlowBackend`` warning names both.
-        advice: What to do where the kernel cannot run, for the refusal.
+        advice: The next step where the kernel cannot run, for the refusal.
 
     Raises:
         CannotRunHere: The kernel that was named cannot run there; or none of ``preferred`` can, or

@@ -1,7 +1,7 @@
-"""What a seam's manifest, ``seam.toml``, may say.
+"""The tables and keys of a seam's manifest, ``seam.toml``.
 
-A seam declares itself in data: reading a manifest runs no code of the package that carries it, so
-an audit never runs what it audits.
+A seam declares itself in data: reading a manifest runs no code of its package, so an audit never
+runs the code that it audits.
 """
 
 import datetime
@@ -52,17 +52,18 @@ def _owner(_: Any, __: Any, value: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class About:
-    """``[seam]``: who and what.
+    """``[seam]``: its name, family, owner and dates.
 
     Attributes:
         name: The seam's own name, and its entry point's; ``[a-z][a-z0-9_]*``.
-        family: What it builds.
+        family: The family that it builds.
         summary: One sentence: what it computes, and the paper.
         owner: The team that answers for it, ``@organisation/team``; it owns the folder in
             CODEOWNERS.
-        status: ``seam``, or ``experiment``: then no recipe takes it that does not name it.
-        introduced: When it was made.
-        review_by: By this day its owner says why it is still here, or ``registry check`` fails.
+        status: ``seam``, or ``experiment``: it is then used only by a recipe that names it.
+        introduced: The day on which it was made.
+        review_by: By this day its owner gives the reason why it is still here, or ``registry
+            check`` fails.
     """
 
     name: str = field(validator=_name)
@@ -82,11 +83,11 @@ class Upstream:
         fallback: ``native`` accepts the named upstream surface as the equivalent; ``refuse``
             accepts nothing.
         symbol_name: Upstream's constant for the layer (``MLA``).
-        config_field: A field of upstream's configuration that ships the family as an option.
-        flag: A command-line flag that does.
+        config_field: A field of upstream's configuration that makes the family an option.
+        flag: A flag of upstream's command line that makes the family an option.
         native_since: The first release that has it, as far as the owner knows; ``registry check``
             reports a Megatron of that release or later that does not.
-        tracking: Where the upstream work can be followed.
+        tracking: The place where the upstream work can be followed.
     """
 
     fallback: str = field(validator=one_of("native", "refuse"))
@@ -125,8 +126,8 @@ class Carrier:
             it gives the whole layer. Left out, it is the mixer in ``mamba_layer`` and the whole
             layer everywhere else.
         needs: Keywords of upstream's loop without which the layer cannot be built.
-        takes: Further keywords that it takes, or is known to do without. With either key an
-            upgrade can be judged before it is made (``registry preview``).
+        takes: Further keywords that it takes, or does not need. With either key ``registry
+            preview`` can judge an upgrade before it is made.
     """
 
     slots: tuple[str, ...] = field(validator=validators.min_len(1))
@@ -140,7 +141,7 @@ class Carrier:
         return bool(self.needs or self.takes)
 
     def part_in(self, slot: str) -> Literal["mixer", "layer"]:
-        """What the seam's hook provides when ``slot`` carries it."""
+        """The part that the seam's hook builds when ``slot`` carries it."""
         if self.part == "layer" or (self.part is None and slot != "mamba_layer"):
             return "layer"
         return "mixer"
@@ -151,7 +152,8 @@ class Placement:
     """``[feature]``: where a feature attaches.
 
     Attributes:
-        placement: ``embedding``: what it returns is added to the word embedding.
+        placement: ``embedding``: its output is added to the word embedding. ``residual``: to the
+            input of the layers that the recipe names.
     """
 
     placement: str = field(validator=one_of("embedding", "residual"))
@@ -163,8 +165,7 @@ class Introduces:
 
     Attributes:
         name: Its name, the same as the seam's ``family``.
-        summary: One sentence: what these layers are. Every seam that introduces the family says the
-            same.
+        summary: One sentence about these layers; the same in every seam that introduces the family.
     """
 
     name: str = field(validator=_name)
@@ -176,7 +177,7 @@ class Requires:
     """``[requires]``: the Megatron releases that the seam was written for.
 
     Attributes:
-        megatron_core: Their range, ``>=0.17,<0.20``.
+        megatron_core: The range of the releases, ``>=0.17,<0.20``.
     """
 
     megatron_core: str = field(validator=specifier)
@@ -189,15 +190,15 @@ class Requires:
 
 @attrs.frozen(kw_only=True)
 class Supports:
-    """``[supports]``: what the seam does under each setting; unlisted is False, and refused.
+    """``[supports]``: the settings that the seam supports; any other is refused.
 
     Attributes:
-        tensor_parallel: Its weights are cut over tensor-parallel ranks.
-        sequence_parallel: It takes and returns a piece of the sequence on each of them.
-        pipeline_parallel: Its layers may lie on any stage.
-        expert_parallel: It stands beside experts that are cut over ranks.
-        context_parallel: It mixes a sequence whose pieces lie on several ranks.
-        packed_sequences: It keeps documents apart that share a row (``packed_seq_params``).
+        tensor_parallel: Its weights are divided over tensor-parallel ranks.
+        sequence_parallel: It takes and returns one piece of the sequence on each of these ranks.
+        pipeline_parallel: Its layers may be on any stage.
+        expert_parallel: It works beside experts that are divided over ranks.
+        context_parallel: It mixes a sequence whose pieces are on several ranks.
+        packed_sequences: It separates documents that share a row (``packed_seq_params``).
         inference: It decodes token by token (``inference_context``).
     """
 
@@ -220,11 +221,11 @@ class Manifest:
 
     Attributes:
         schema: The version of the format: 1.
-        seam: Who and what.
-        upstream: What retires it.
+        seam: Its name, family, owner and dates.
+        upstream: The upstream surface that retires it.
         requires: The Megatron that it needs.
-        carrier: For a layer: what carries it. Either this or ``feature``.
-        feature: For a feature: where it attaches.
+        carrier: For a layer: the slots that may carry it. Either this or ``feature``.
+        feature: For a feature: the place where it attaches. Either this or ``carrier``.
         family: Only for a family that core does not list.
         supports: The settings that it supports.
     """

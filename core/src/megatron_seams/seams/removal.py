@@ -10,7 +10,7 @@ from megatron_seams.seams.seam import Seam
 
 
 def how_to_remove(seam: Seam, projects: Iterable[Installed] | None = None) -> str:
-    """What removes a seam, in words: ``delete plugins/kda`` or ``uninstall acme-kda``.
+    """The step that removes a seam, in words: ``delete plugins/kda`` or ``uninstall acme-kda``.
 
     The folder of a project in a workspace is deleted, a distribution from a wheel is uninstalled.
     One that has further seams is kept, and only the seam's own package goes.

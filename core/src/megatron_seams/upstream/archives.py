@@ -19,7 +19,7 @@ from megatron_seams.upstream.source import (
     unknown_shape,
 )
 
-#: What the readers of archives raise on a damaged one.
+#: The exceptions of the readers of archives on a damaged one.
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
 
 

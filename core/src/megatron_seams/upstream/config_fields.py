@@ -42,7 +42,7 @@ class ConfigField:
         path: The file that it is written in, where the names in ``annotation`` are looked up.
         default: Its default value; UNREAD if it has none or is no literal.
         init: Whether the constructor takes it.
-        argparse: What its metadata passes to the argument parser: keyword -> expression.
+        argparse: The keywords that its metadata passes to the argument parser -> their expressions.
     """
 
     name: str
@@ -238,7 +238,7 @@ def _made(factory: ast.expr) -> ast.expr | None:
 
 
 def _metadata(name: str, node: ast.expr | None) -> Mapping[str, ast.expr]:
-    """What the metadata of the field ``name`` passes to the argument parser."""
+    """The keywords that the field ``name`` passes to the argument parser -> their expressions."""
     found: Mapping[str, ast.expr] = {}
     for key, value in _items(name, node):
         if key == "argparse_meta":

@@ -134,11 +134,11 @@ class SourceFile:
         """Stop reading unless the source is of the known shape.
 
         Args:
-            known: Whether it is.
-            otherwise: What is there instead.
+            known: Whether the source is of that shape.
+            otherwise: The shape that it has instead, in words.
 
         Raises:
-            SurfaceUnknown: It is not.
+            SurfaceUnknown: ``known`` is False.
         """
         if not known:
             raise self.unknown(otherwise)
@@ -153,7 +153,7 @@ def unknown_shape(origin: str, found: str) -> SurfaceUnknown:
 
     Args:
         origin: The Megatron.
-        found: What is there instead.
+        found: The shape that it has instead, in words.
     """
     return SurfaceUnknown(
         asked=f"the native surface of the megatron-core at {origin}",

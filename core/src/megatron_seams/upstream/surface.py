@@ -90,7 +90,7 @@ class NativeSymbol:
 
 @attrs.frozen(kw_only=True)
 class NativeSurface:
-    """What one Megatron builds.
+    """The layers that one Megatron builds by itself.
 
     Attributes:
         version: Its version; None where there is no Megatron that can be read.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ModelBackend(Protocol):
-    """What the builder of a model asks of a backend."""
+    """The interface of a backend for the builder of a model."""
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ class Rule:
     Attributes:
         name: Its name in messages and in the documentation.
         says: The rule in one sentence.
-        next: What the seam's author does where it is broken.
+        next: The next step of the seam's author where the rule is broken.
     """
 
     name: str

@@ -52,7 +52,7 @@ def build_model(
         Refusal: With every reason: plugins that do not load, families that the machine cannot build
             (:class:`CannotRunHere`), settings that Megatron does not accept
             (:class:`SettingsInvalid`).
-        SeamsError: What a seam's hook raised, or what it returned wrongly.
+        SeamsError: A seam's hook raised it, or returned something else than it must.
     """
     given = plan.megatron if settings is None else settings
     here = backend or choose_backend()

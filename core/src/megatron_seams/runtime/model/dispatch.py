@@ -56,7 +56,7 @@ class Dispatcher:
         Args:
             choice: From the spec's params.
             layer_number: 1-based and global: upstream's stack counts over all pipeline stages.
-            **keywords: What upstream's loop passes to the slot.
+            **keywords: The keywords that upstream's loop passes to the slot.
         """
         spec = choice.of(layer_number)
         if layer_number in choice.seams:

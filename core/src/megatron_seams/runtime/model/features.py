@@ -152,7 +152,7 @@ def attach_to_embedding(model: "HybridModel", name: str, feature: nn.Module, bat
         model: Upstream's model, as a pipeline stage with the input embedding builds it.
         name: The child's name, which becomes part of its keys.
         feature: As :class:`EmbeddingFeature` has it.
-        batch: What the model's forwards fill.
+        batch: The record that the model's forward passes fill.
 
     Raises:
         FeatureInvalid: The name is taken; or the model has MTP depths, whose calls of the embedding
@@ -192,7 +192,7 @@ def attach_to_layer(
         layer: A layer of the decoder, whoever built it.
         name: The child's name, which becomes part of its keys.
         feature: As :class:`ResidualFeature` has it.
-        batch: What the model's forwards fill.
+        batch: The record that the model's forward passes fill.
         config: The model's configuration.
 
     Raises:

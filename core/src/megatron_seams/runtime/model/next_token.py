@@ -9,7 +9,7 @@ from torch import Tensor
 
 @attrs.frozen(kw_only=True, eq=False)  # a tensor's own == compares elements
 class NextTokenBatch:
-    """What a model reads, and what it is to predict at each position.
+    """The tokens that a model reads, and those that it must predict at each position.
 
     Attributes:
         inputs: [b, s] int64, all tokens but the last.

@@ -1,4 +1,4 @@
-"""What a plan needs before its model can be built: its plugins, and a backend for its layers.
+"""Preparing a plan for building: its plugins are loaded, and a backend has its native layers.
 
 Both roads to a model begin here: :func:`.build.build_model`, and upstream's trainer
 (:mod:`megatron_seams.runtime.trainer.stack`).

@@ -79,7 +79,7 @@ def receipt_stack(variables: Mapping[str, str]) -> ModuleSpec:
 
 def _no_receipt() -> LaunchInvalid:
     return LaunchInvalid(
-        asked="the receipt that this run is held to",
+        asked="the receipt that this run must match",
         found=f"{RECEIPT} is not set",
         next=f"write the recipe's receipt to a file, and export {RECEIPT}=FILE on every rank",
         subject=RECEIPT,
