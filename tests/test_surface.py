@@ -132,7 +132,7 @@ def test_the_version_is_read_from_the_source_and_agrees_with_the_distribution(
     assert open_megatron(installed).version() == Version(version("megatron-core"))
 
 
-def test_reading_the_megatron_in_hand_imports_none_of_it(tmp_path: Path) -> None:
+def test_reading_the_importable_megatron_imports_none_of_it(tmp_path: Path) -> None:
     program = (
         "import sys; from megatron_seams.planning.environment import read_environment;"
         "found = read_environment(); found.settings();"

@@ -21,7 +21,7 @@ def test_a_file_and_its_bytes_are_the_same_table(newline: bytes, tmp_path: Path)
     [
         (b"\xff", "'utf-8' codec can't decode"),
         (b"a = ", "Invalid value (at end of document)"),
-        (b"a = " + b"[" * 100_000, "recursion"),
+        (b"a = " + b"[" * 100_000, "nested too deeply"),
         (b"a = " + b"1" * 5_000, "integer string conversion"),
     ],
 )

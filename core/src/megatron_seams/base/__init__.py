@@ -1,1 +1,1 @@
-"""What knows neither Megatron nor seams: typed reading, versions, distributions, files."""
+"""Typed TOML, versions, distributions, files and JSON; nothing here knows Megatron or seams."""

@@ -24,7 +24,7 @@ class Installed:
     Attributes:
         record: The name of the folder or file that describes it, ``acme_kda-1.0.dist-info``.
         root: The folder that it is installed in.
-        distribution: The reader of its metadata.
+        distribution: The reader of its metadata, which compares by identity alone.
     """
 
     record: str

@@ -33,8 +33,10 @@ def read_toml(source: Path | bytes) -> dict[str, Any]:
         if isinstance(source, Path):
             return tomllib.loads(source.read_text(encoding="utf-8"))
         return tomllib.loads(source.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        # Not only the parser's own error: Python's limits on digits and depth come through it.
+    except RecursionError as error:
+        message = "its arrays or tables are nested too deeply"
+        raise TomlError(message) from error
+    except (OSError, ValueError) as error:  # the limit on the digits of an integer is a ValueError
         raise TomlError(str(error)) from error
 
 

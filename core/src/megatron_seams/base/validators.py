@@ -1,4 +1,4 @@
-"""Validators of manifest and recipe fields: each says what it expected and what it found."""
+"""Validators of fields: each raises ValueError with what it expected and what it found."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,25 +7,26 @@ from packaging.version import InvalidVersion, Version
 
 from megatron_seams.base.versions import is_range
 
+#: An attrs validator: takes the instance, the attribute and the value.
 Check = Callable[[Any, Any, Any], None]
 
 
 def positive(_: Any, __: Any, value: int) -> None:
-    """A count of at least one."""
+    """Accept a number of at least one."""
     if value < 1:
         message = f"expected at least 1, found {value}"
         raise ValueError(message)
 
 
 def sentence(_: Any, __: Any, value: str) -> None:
-    """Text that says something."""
+    """Accept a text with something else than white space in it."""
     if not value.strip():
         message = "expected a sentence, found an empty string"
         raise ValueError(message)
 
 
 def one_of(*choices: str) -> Check:
-    """One of a few words."""
+    """Accept one of these words."""
 
     def check(_: Any, __: Any, value: str) -> None:
         if value not in choices:
@@ -36,7 +37,7 @@ def one_of(*choices: str) -> Check:
 
 
 def schema(supported: int) -> Check:
-    """The version of the file's format that this code was written for."""
+    """Accept the version of the file's format that this code reads."""
 
     def check(_: Any, __: Any, value: int) -> None:
         if value != supported:
@@ -47,14 +48,14 @@ def schema(supported: int) -> Check:
 
 
 def specifier(_: Any, __: Any, value: str) -> None:
-    """A range of releases."""
+    """Accept a range of releases, ``>=0.17,<0.20``."""
     if not is_range(value):
         message = f"expected a version range like >=0.17,<0.20; found {value!r}"
         raise ValueError(message)
 
 
 def version(_: Any, __: Any, value: str) -> None:
-    """One release."""
+    """Accept one release, ``0.19``."""
     try:
         Version(value)
     except InvalidVersion:

@@ -1,1 +1,1 @@
-"""What is declared and installed: manifests, and where seams are found."""
+"""Seams: what their manifests may say, and where they are found."""

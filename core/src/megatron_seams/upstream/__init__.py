@@ -1,1 +1,1 @@
-"""What one Megatron-Core builds, read from its source and never imported."""
+"""Upstream: what a given Megatron-Core builds and which settings it has, read from its source."""
