@@ -31,14 +31,14 @@ class Exclusion:
         """Whether a pattern that contains exactly these constants is refused."""
         if self.operator == "has":
             return self.constant in constants
-        held = [part.forbids(constants) for part in self.parts]
+        refused = [part.forbids(constants) for part in self.parts]
         match self.operator:
             case "not":
-                return not held[0]
+                return not refused[0]
             case "and":
-                return all(held)
+                return all(refused)
             case _:
-                return any(held)
+                return any(refused)
 
 
 def read_exclusions(

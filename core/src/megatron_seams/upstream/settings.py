@@ -61,31 +61,25 @@ def read_settings(source: MegatronSource) -> NativeSettings:
         SurfaceUnknown: A file is not Python that this interpreter can read.
     """
     reader = ClassReader(source)
-    plain, latent = _fields(reader, _PLAIN), _fields(reader, _LATENT)
+    plain, plain_unread = _fields(reader, _PLAIN)
+    latent, latent_unread = _fields(reader, _LATENT)
     line = read_command_line(source, reader)
     return NativeSettings(
-        config_fields={**latent.defaults, **plain.defaults},
+        config_fields={**latent, **plain},
         model_arguments=_arguments(reader),
         flags=line.flags,
-        unread=(*plain.unread, *latent.unread, *line.unread),
+        unread=(*plain_unread, *latent_unread, *line.unread),
     )
 
 
-@attrs.frozen(kw_only=True)
-class _Fields:
-    """The fields of one dataclass: name -> default; and why they could not be read."""
-
-    defaults: Mapping[str, Any] = attrs.field(factory=dict)
-    unread: tuple[str, ...] = ()
-
-
-def _fields(reader: ClassReader, name: str) -> _Fields:
+def _fields(reader: ClassReader, name: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The fields of a dataclass, name -> default, and why they could not be read."""
     located = reader.find(_CONFIG, name)
     try:
         found = reader.fields(located) if located else {}
     except NotUnderstoodError as error:
-        return _Fields(unread=(f"the fields of {name}: {error}",))
-    return _Fields(defaults={field.name: field.default for field in found.values()})
+        return {}, (f"the fields of {name}: {error}",)
+    return {field.name: field.default for field in found.values()}, ()
 
 
 def _arguments(reader: ClassReader) -> dict[str, Any]:

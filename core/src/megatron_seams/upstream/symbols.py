@@ -25,7 +25,7 @@ from megatron_seams.upstream.exclusions import Exclusion, read_exclusions
 from megatron_seams.upstream.layer_configs import CONFIG_TABLE, LayerConfigs, read_layer_configs
 from megatron_seams.upstream.source import SourceFile
 
-#: Upstream's names for the set of all layers: newest first.
+#: Upstream's names for the set of all layers; a release has one of them.
 _LAYERS = ("VALID_LAYERS", "VALID")
 #: Upstream's constants for the structural characters that this package knows.
 _SEPARATORS = ("PIPE", "MTP_SEPARATOR")
