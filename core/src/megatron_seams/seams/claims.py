@@ -62,6 +62,21 @@ class Claim:
         )
 
 
+@attrs.frozen(kw_only=True)
+class ManifestFile:
+    """The manifest that a claim led to.
+
+    Attributes:
+        claim: The claim.
+        folder: The package that it lies in.
+        data: Its bytes, one more than allowed at most.
+    """
+
+    claim: Claim
+    folder: Path
+    data: bytes = attrs.field(repr=False)
+
+
 def claims_of(project: Installed) -> Iterator[Claim | BrokenSeam]:
     """The claims of a distribution, those that its damaged metadata leaves unclear as broken."""
     entries = project.entry_points(GROUP)
@@ -89,31 +104,36 @@ def _damaged(name: str, distribution: str, version: str, found: str) -> BrokenSe
     return BrokenSeam(name=name, distribution=distribution, version=version, faults=(fault,))
 
 
-def read_installed(claim: Claim, project: Installed) -> Seam | BrokenSeam:
-    """The seam that a claim of an installed distribution names, or what is wrong with it."""
+def open_installed(claim: Claim, project: Installed) -> ManifestFile | BrokenSeam:
+    """The manifest of a claim of an installed distribution, or why there is none to read."""
     try:
-        folder = _locate(claim, project)
+        return open_manifest(claim, _locate(claim, project))
     except SeamsError as fault:
         return claim.broken(fault)
+
+
+def open_manifest(claim: Claim, folder: Path) -> ManifestFile:
+    """The manifest in the folder of a claimed package.
+
+    Raises:
+        ManifestUnreadable: It cannot be read, or is a link out of its package; a link may lead to
+            any file of the machine.
+    """
     file = folder / MANIFEST
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        found = f"it is a link to {file.resolve()}, outside its package"
+        raise unreadable(claim, file, found)
     try:
         # One byte more than allowed is enough to know that it is too large.
-        data = read_at_most(file, MAX_BYTES + 1)
+        return ManifestFile(claim=claim, folder=folder, data=read_at_most(file, MAX_BYTES + 1))
     except OSError as error:
-        return claim.broken(unreadable(claim, file, str(error)))
-    return read_seam(claim, data, folder)
+        raise unreadable(claim, file, str(error)) from error
 
 
-def read_seam(claim: Claim, data: bytes, folder: Path) -> Seam | BrokenSeam:
-    """The seam that a manifest declares, or what is wrong with it.
-
-    Args:
-        claim: The entry point that led to it.
-        data: The manifest.
-        folder: The package that it lies in.
-    """
-    file = str(folder / MANIFEST)
-    manifest, faults = parse_manifest(data, file=file)
+def read_seam(found: ManifestFile) -> Seam | BrokenSeam:
+    """The seam that a manifest declares, or what is wrong with it."""
+    claim, file = found.claim, str(found.folder / MANIFEST)
+    manifest, faults = parse_manifest(found.data, file=file)
     if manifest is None:
         asked = f"of seam {claim.name!r} ({claim.by})"
         return claim.broken(
@@ -135,8 +155,8 @@ def read_seam(claim: Claim, data: bytes, folder: Path) -> Seam | BrokenSeam:
         package=claim.package,
         distribution=claim.distribution,
         version=claim.version,
-        directory=folder,
-        manifest_digest=hashlib.sha256(data).hexdigest(),
+        directory=found.folder,
+        manifest_digest=hashlib.sha256(found.data).hexdigest(),
     )
 
 
@@ -166,7 +186,6 @@ def _locate(claim: Claim, project: Installed) -> Path:
     Raises:
         EntryPointInvalid: The claim names no package.
         ManifestMissing: The package is not there, or has no manifest.
-        ManifestUnreadable: The manifest is a link out of its package.
         Shadowed: An import would find a package that is not the distribution's.
     """
     top, *inner = parts_of(claim)
@@ -186,8 +205,7 @@ def _locate(claim: Claim, project: Installed) -> Path:
     if others:  # of a namespace package; an import takes the first that holds the package
         holding = (it for it in (folder, *others) if (it / "__init__.py").is_file())
         folder = next(holding, folder)
-    file = folder / MANIFEST
-    present = file.is_file()
+    present = (folder / MANIFEST).is_file()
     if not _belongs(folder, present, project, "/".join([top, *inner])):
         if not folder.is_dir():
             found = f"there is no package {claim.package!r}"
@@ -196,7 +214,6 @@ def _locate(claim: Claim, project: Installed) -> Path:
     if not present:
         found = f"{folder} holds no {MANIFEST}"
         raise missing(claim, found)
-    check_inside(claim, file)
     return folder
 
 
@@ -220,17 +237,6 @@ def _belongs(folder: Path, present: bool, project: Installed, package: str) -> b
             return True
     roots = project.editable_roots()
     return any(folder.resolve().is_relative_to(root.resolve()) for root in roots)
-
-
-def check_inside(claim: Claim, file: Path) -> None:
-    """Check that a manifest is no link out of its package.
-
-    Raises:
-        ManifestUnreadable: It is one; a link may lead to any file of the machine.
-    """
-    if file.is_symlink() and not file.resolve().is_relative_to(file.parent.resolve()):
-        found = f"it is a link to {file.resolve()}, outside its package"
-        raise unreadable(claim, file, found)
 
 
 # --- faults -----------------------------------------------------------------------------------

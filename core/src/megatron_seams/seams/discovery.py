@@ -9,7 +9,7 @@ import attrs
 from megatron_seams.base.distributions import Installed, installed, normalized
 from megatron_seams.errors import DuplicateName, FamilyConflict, SeamsError
 from megatron_seams.families import BUILT_IN, Family, Kind
-from megatron_seams.seams.claims import Claim, claims_of, read_installed
+from megatron_seams.seams.claims import Claim, ManifestFile, claims_of, open_installed, read_seam
 from megatron_seams.seams.manifest import MANIFEST
 from megatron_seams.seams.seam import BrokenSeam, Seam
 
@@ -47,11 +47,17 @@ def discover(projects: Iterable[Installed] | None = None) -> Discovery:
     Args:
         projects: The installed distributions, where the caller has listed them.
     """
-    return gather(
-        read_installed(claim, project) if isinstance(claim, Claim) else claim
+    claims = [
+        (claim, project)
         for project in (installed() if projects is None else projects)
         for claim in claims_of(project)
-    )
+    ]
+    # All files first: seam by seam, parsing between file accesses, takes a third longer.
+    files = [
+        open_installed(claim, project) if isinstance(claim, Claim) else claim
+        for claim, project in claims
+    ]
+    return gather(read_seam(it) if isinstance(it, ManifestFile) else it for it in files)
 
 
 def gather(found: Iterable[Seam | BrokenSeam]) -> Discovery:

@@ -14,15 +14,16 @@ import attrs
 import importlib_metadata
 
 from megatron_seams.base.distributions import Installed
-from megatron_seams.base.files import files_below, read_at_most
+from megatron_seams.base.files import files_below
 from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.errors import EntryPointInvalid, ManifestMissing, ManifestUnreadable, SeamsError
 from megatron_seams.seams.claims import (
     GROUP,
     Claim,
-    check_inside,
+    ManifestFile,
     claims_of,
     missing,
+    open_manifest,
     parts_of,
     read_seam,
     unreadable,
@@ -101,7 +102,7 @@ def _in_wheel(claim: Claim, path: Path, archive: zipfile.ZipFile) -> Seam | Brok
             data = stream.read(MAX_BYTES + 1)
     except KeyError:
         return claim.broken(_of_source(missing(claim, f"{path.name} holds no {name}")))
-    return read_seam(claim, data, path.joinpath(*parts))
+    return read_seam(ManifestFile(claim=claim, folder=path.joinpath(*parts), data=data))
 
 
 # --- a source tree ----------------------------------------------------------------------------
@@ -161,20 +162,14 @@ def _in_tree(claim: Claim, folder: Path, project: dict[str, Any]) -> Seam | Brok
         roots = (root for root in _roots(folder, project) if (root / parts[0]).is_dir())
         root = next(roots, None)
         if root is None:
-            found = f"{folder} has no folder of package {parts[0]!r}"
-            raise missing(claim, found)
+            raise missing(claim, f"{folder} has no folder of package {parts[0]!r}")
         package = root.joinpath(*parts)
-        file = package / MANIFEST
-        if not file.is_file():
+        if not (package / MANIFEST).is_file():
             raise missing(claim, f"{package} holds no {MANIFEST}")
-        check_inside(claim, file)
-        try:
-            data = read_at_most(file, MAX_BYTES + 1)
-        except OSError as error:
-            raise unreadable(claim, file, str(error)) from error
+        found = open_manifest(claim, package)
     except SeamsError as fault:
         return claim.broken(_of_source(fault))
-    return read_seam(claim, data, package)
+    return read_seam(found)
 
 
 def _roots(folder: Path, project: dict[str, Any]) -> Iterator[Path]:
