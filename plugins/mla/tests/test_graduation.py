@@ -136,7 +136,7 @@ def test_a_damaged_proof_proves_nothing(damaged: Path, harm: Callable[[Path], No
     before = {file: file.read_bytes() for file in damaged.rglob("*") if file.is_file()}
     harm(damaged)
     assert before != {file: file.read_bytes() for file in damaged.rglob("*") if file.is_file()}
-    with pytest.raises(ProofUnreadable, match="make it anew by a smoke run"):
+    with pytest.raises(ProofUnreadable, match="make a new one: a smoke run"):
         read_proof(damaged)
 
 

@@ -30,7 +30,7 @@ def graduate(candidate: Candidate) -> Graduation:
         raise ProofUnreadable(
             asked="the checkpoint of the proof's receipt",
             found="the checkpoint carries another receipt, or none",
-            next="make the proof anew by a smoke run that saves it",
+            next="make a new one: a smoke run of the recipe that saves its proof",
             subject=str(proof.folder),
         )
     with one_thread(), cpu_world():
