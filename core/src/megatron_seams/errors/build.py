@@ -60,3 +60,9 @@ class LaunchInvalid(BuildError):
     """A run under upstream's trainer without a receipt, or with other layers than its receipt."""
 
     code = "SEAM-B09"
+
+
+class BuildDiffers(BuildError):
+    """A built model that is not the plan: other layers, slots, numbers or MTP depths."""
+
+    code = "SEAM-B10"

@@ -1,7 +1,6 @@
 """A plan: every layer of a model with its provider, and why."""
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -133,8 +132,8 @@ class Plan:
     layers: tuple[Layer, ...]
     mtp: tuple[Layer, ...] = ()
     features: tuple[PlannedFeature, ...] = ()
-    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-    megatron: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    megatron: Mapping[str, Any] = attrs.field(factory=dict)
     parallelism: Parallelism = attrs.field(factory=Parallelism)
     runtime: RuntimeSettings = attrs.field(factory=RuntimeSettings)
     findings: tuple[SeamsError, ...] = ()

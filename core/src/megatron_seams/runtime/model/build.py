@@ -1,17 +1,18 @@
 """Building a plan's model: upstream's ``HybridModel`` and stack, with the seams in it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_seams.errors import Refusal
+from megatron_seams.errors import BuildDiffers, Refusal
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
 from megatron_seams.runtime import compat
 from megatron_seams.runtime.backends.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.model.features import attach_features
+from megatron_seams.runtime.model.inspection import mtp_differences, stack_differences
 from megatron_seams.runtime.model.prepare import PreparedPlan, attempt, prepare
 from megatron_seams.runtime.model.settings import model_settings, rejected
 from megatron_seams.runtime.model.stack import BackendStack, SeamHybridStack, refusal_behind
@@ -51,7 +52,7 @@ def build_model(
     Raises:
         Refusal: With every reason: plugins that do not load, families that the machine cannot build
             (:class:`CannotRunHere`), settings that Megatron does not accept
-            (:class:`SettingsInvalid`).
+            (:class:`SettingsInvalid`), a model that is not the plan's (:class:`BuildDiffers`).
         SeamsError: A seam's hook raised it, or returned something else than it must.
     """
     given = plan.megatron if settings is None else settings
@@ -80,6 +81,8 @@ def build_model(
             # How upstream's constructors refuse sizes that do not fit together.
             raise Refusal([rejected(error, plan)]) from error
         raise
+    if faults := tuple(model_differences(model, prepared, chosen.config)):
+        raise Refusal(faults)
     attach_features(model, prepared, vocab_size=chosen.arguments["vocab_size"])
     return model
 
@@ -93,7 +96,24 @@ def stack_spec(prepared: PreparedPlan, config: "TransformerConfig") -> ModuleSpe
     """
     submodules, norm = prepared.backend.submodules(config), prepared.final_norm()
     if prepared.plan.custom_layers():
-        params = {"seam_layers": prepared.seam_layers(), **norm}
+        params = {"prepared": prepared, **norm}
         return ModuleSpec(module=SeamHybridStack, params=params, submodules=submodules)
     stack = BackendStack if norm else compat.HybridStack
     return ModuleSpec(module=stack, params=norm, submodules=submodules)
+
+
+def model_differences(
+    model: compat.HybridModel, prepared: PreparedPlan, config: "TransformerConfig"
+) -> Iterator[BuildDiffers]:
+    """Every way in which a constructed stage is not the plan's.
+
+    A stack with seams has compared its layers already, while it knew what its slots had built.
+    """
+    stack, plan = model.decoder, prepared.plan
+    submodules = prepared.backend.submodules(config)
+    if not isinstance(stack, SeamHybridStack):
+        symbols = stack.layer_type_list
+        offset = compat.layers_before(stack)
+        layers = plan.layers[offset : offset + len(symbols)]
+        yield from stack_differences(stack, layers, submodules, {})
+    yield from mtp_differences(model, plan, submodules)

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module, get_module
+from torch import nn
 
 from megatron_seams.runtime import compat
 
@@ -24,11 +25,14 @@ class Choice:
         slot: The field of upstream's submodules.
         native: Upstream's own spec for the slot; None where the backend builds none.
         seams: Global layer number -> the seam's spec for that layer.
+        built: Global layer number -> the layer that was built for it, as the stack's constructor
+            goes; what then stands in the stack is compared with it.
     """
 
     slot: str
     native: Any
     seams: Mapping[int, ModuleSpec]
+    built: dict[int, nn.Module] = attrs.field(factory=dict)
 
     def of(self, layer_number: int) -> Any:
         """The spec of one layer.
@@ -61,7 +65,8 @@ class Dispatcher:
         spec = choice.of(layer_number)
         if layer_number in choice.seams:
             keywords = accepted(spec, keywords)
-        return build_module(spec, layer_number=layer_number, **keywords)
+        choice.built[layer_number] = build_module(spec, layer_number=layer_number, **keywords)
+        return choice.built[layer_number]
 
 
 def dispatching_spec(choice: Choice) -> ModuleSpec:

@@ -37,6 +37,10 @@ class PreparedPlan:
         """Itself: upstream copies specs, and plugins are modules."""
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the plan; the process that reads it loads the plugins by itself."""
+        return prepare, (self.plan, self.backend)
+
     def seam_layers(self) -> SeamLayers:
         """The layers that seams build, and how to get their specs."""
         return SeamLayers.of_plan(self.plan, self.loaded, self.backend.provider)

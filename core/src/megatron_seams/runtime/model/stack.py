@@ -7,17 +7,19 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from megatron.core.transformer.identity_op import IdentityOp
+from torch import nn
 
 from megatron_seams.errors import Refusal, SeamsError, UpstreamForbids
 from megatron_seams.runtime.compat import HybridStack, HybridStackSubmodules
 from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
+from megatron_seams.runtime.model.inspection import stack_differences
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_seams.runtime.model.seam_layers import SeamLayers
+    from megatron_seams.runtime.model.prepare import PreparedPlan
 
 
 class StackRefused(Exception):
@@ -80,14 +82,16 @@ class SeamHybridStack(BackendStack):
     Args:
         config: The model's configuration.
         submodules: The native layers; not changed.
-        seam_layers: Which layers the seams build.
+        prepared: The plan, with its plugins.
+        layer_type_list: The symbols of this stage's layers.
+        pp_layer_offset: The number of layers on earlier stages.
         pg_collection: The process groups.
         **keywords: As :class:`BackendStack`.
 
     Raises:
-        StackRefused: Around the refusal of a seam's hook, or of ``mla_down_proj_fusion`` with a
-            seam in ``mla_layer``: upstream's fusion edits the submodules of that slot's spec, and a
-            dispatching spec has none.
+        StackRefused: Around the refusal of a seam's hook; of ``mla_down_proj_fusion`` with a seam
+            in ``mla_layer`` (upstream's fusion edits the submodules of that slot's spec, and a
+            dispatching spec has none); or of a stage that was built otherwise than planned.
     """
 
     def __init__(
@@ -95,31 +99,48 @@ class SeamHybridStack(BackendStack):
         config: "TransformerConfig",
         submodules: HybridStackSubmodules,
         *,
-        seam_layers: "SeamLayers",
+        prepared: "PreparedPlan",
         pg_collection: "ProcessGroupCollection",
+        layer_type_list: list[str],
+        pp_layer_offset: int = 0,
         **keywords: Any,
     ) -> None:
+        built: dict[int, nn.Module] = {}
         try:
-            specs = seam_layers.specs(config, pg_collection)
+            specs = prepared.seam_layers().specs(config, pg_collection)
             refuse_fused_mla(config, specs)
         except (SeamsError, Refusal) as refusal:
             raise StackRefused(str(refusal)) from refusal
         super().__init__(
-            config, with_seams(submodules, specs), pg_collection=pg_collection, **keywords
+            config,
+            with_seams(submodules, specs, built),
+            pg_collection=pg_collection,
+            layer_type_list=layer_type_list,
+            pp_layer_offset=pp_layer_offset,
+            **keywords,
         )
+        layers = prepared.plan.layers[pp_layer_offset : pp_layer_offset + len(layer_type_list)]
+        if faults := tuple(stack_differences(self, layers, submodules, built)):
+            refusal = Refusal(faults)
+            raise StackRefused(str(refusal)) from refusal
 
 
 def with_seams(
-    submodules: HybridStackSubmodules, specs: "dict[str, dict[int, ModuleSpec]]"
+    submodules: HybridStackSubmodules,
+    specs: "dict[str, dict[int, ModuleSpec]]",
+    built: dict[int, nn.Module],
 ) -> HybridStackSubmodules:
     """A copy of ``submodules`` whose carrier slots dispatch on the layer number.
 
     Args:
         submodules: The native layers; not changed.
         specs: Slot -> global layer number -> spec.
+        built: Filled with what is built: global layer number -> layer.
     """
     slots = {
-        slot: dispatching_spec(Choice(slot=slot, native=_native(submodules, slot), seams=seams))
+        slot: dispatching_spec(
+            Choice(slot=slot, native=_native(submodules, slot), seams=seams, built=built)
+        )
         for slot, seams in specs.items()
     }
     return dataclasses.replace(submodules, **slots)

@@ -22,6 +22,7 @@ from megatron_seams.records.receipt import read_receipt
 from megatron_seams.records.verify import verify
 from megatron_seams.runtime.backends.backend import choose_backend
 from megatron_seams.runtime.model.features import attach_features
+from megatron_seams.runtime.model.inspection import mtp_differences
 from megatron_seams.runtime.model.prepare import PreparedPlan, prepare
 from megatron_seams.runtime.model.stack import SeamHybridStack, StackRefused
 
@@ -70,7 +71,6 @@ def receipt_stack(variables: Mapping[str, str]) -> ModuleSpec:
         params={
             "receipt": file,
             "prepared": prepared,
-            "seam_layers": prepared.seam_layers(),
             **prepared.final_norm(),
         },
         submodules=prepared.backend.submodules(PlannedNorms.of(prepared.plan.megatron)),
@@ -129,12 +129,15 @@ class ReceiptStack(SeamHybridStack):
         super().__init__(
             config,
             *args,
+            prepared=prepared,
             layer_type_list=layer_type_list,
             pp_layer_offset=pp_layer_offset,
             **keywords,
         )
         if prepared.plan.features:
             _attach_when_registered(self, prepared)
+        if self.post_process:
+            _compare_when_registered(self, prepared)
 
 
 def _differences(
@@ -185,3 +188,21 @@ def _attach_when_registered(stack: nn.Module, prepared: PreparedPlan) -> None:
             attach_features(parent, prepared, vocab_size=parent.vocab_size, decoder=child)
 
     handle = register_module_module_registration_hook(attach)
+
+
+def _compare_when_registered(stack: nn.Module, prepared: PreparedPlan) -> None:
+    """Compare the MTP depths with the plan once the model has its last part, the output layer.
+
+    Raises, from the model's constructor:
+        Refusal: The depths are not the plan's.
+    """
+
+    def compare(parent: Any, name: str, child: nn.Module | None) -> None:
+        del child
+        if name == "output_layer" and getattr(parent, "decoder", None) is stack:
+            handle.remove()
+            submodules = prepared.backend.submodules(parent.config)
+            if faults := tuple(mtp_differences(parent, prepared.plan, submodules)):
+                raise Refusal(faults)
+
+    handle = register_module_module_registration_hook(compare)
