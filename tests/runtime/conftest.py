@@ -85,9 +85,8 @@ def seam(name: str) -> Seam:
     )
 
 
-@pytest.fixture(scope="session")
-def plan_of() -> Iterator[PlanOf]:
-    """Resolve a pattern over the importable Megatron and the named test seams."""
+def planner() -> PlanOf:
+    """Resolves a pattern over the importable Megatron and the named test seams."""
     source, _ = importable_megatron()
     surface = surface_in_hand()
 
@@ -123,8 +122,14 @@ def plan_of() -> Iterator[PlanOf]:
         )
         return resolve(recipe, Environment(surface=surface, discovery=discovery, source=source))
 
+    return plan
+
+
+@pytest.fixture(scope="session")
+def plan_of() -> Iterator[PlanOf]:
+    """Resolve a pattern over the importable Megatron and the named test seams."""
     sys.path.insert(0, str(SEAMS))
-    yield plan
+    yield planner()
     sys.path.remove(str(SEAMS))
 
 

@@ -10,8 +10,8 @@ from megatron.core.transformer.spec_utils import import_module
 
 from megatron_seams.runtime import compat
 from megatron_seams.runtime.cpu.world import cpu_world
+from megatron_seams.runtime.model.refused import StackRefused
 from megatron_seams.runtime.model.settings import model_settings
-from megatron_seams.runtime.model.stack import StackRefused
 
 SPEC = ("megatron_seams.runtime.launch", "stack_spec")
 

@@ -80,13 +80,18 @@ def test_a_number_that_is_no_seams_is_built_natively_with_every_keyword():
 def test_a_native_layer_that_the_backend_lacks_is_an_error_and_not_an_empty_layer():
     from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
+    from megatron_seams.errors import BuildDiffers
     from megatron_seams.runtime.compat import HybridStackSubmodules
+    from megatron_seams.runtime.model.refused import StackRefused, refusal_behind
     from megatron_seams.runtime.model.stack import with_seams
 
     specs = {"mamba_layer": {3: ModuleSpec(module=Named)}}
     slots = with_seams(HybridStackSubmodules(), specs)
-    with pytest.raises(ValueError, match="layer 7 is native mamba_layer"):
+    with pytest.raises(StackRefused, match="asks the slot for layer 7") as raised:
         build_module(slots.mamba_layer, **MAMBA)
+    refusal = refusal_behind(raised.value)
+    assert isinstance(refusal, BuildDiffers)
+    assert refusal.positions == (7,)
 
 
 def test_a_dispatching_spec_survives_upstreams_deep_copy_of_submodules():

@@ -14,8 +14,9 @@ from megatron_seams.runtime.backends.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.model.features import attach_features
 from megatron_seams.runtime.model.inspection import mtp_differences, stack_differences
 from megatron_seams.runtime.model.prepare import PreparedPlan, attempt, prepare
+from megatron_seams.runtime.model.refused import refusal_behind
 from megatron_seams.runtime.model.settings import model_settings, rejected
-from megatron_seams.runtime.model.stack import BackendStack, SeamHybridStack, refusal_behind
+from megatron_seams.runtime.model.stack import BackendStack, SeamHybridStack
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -112,8 +113,5 @@ def model_differences(
     stack, plan = model.decoder, prepared.plan
     submodules = prepared.backend.submodules(config)
     if not isinstance(stack, SeamHybridStack):
-        symbols = stack.layer_type_list
-        offset = compat.layers_before(stack)
-        layers = plan.layers[offset : offset + len(symbols)]
-        yield from stack_differences(stack, layers, submodules, {})
+        yield from stack_differences(stack, plan.layers, submodules, {})
     yield from mtp_differences(model, plan, submodules)

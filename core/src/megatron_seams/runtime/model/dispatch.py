@@ -14,7 +14,9 @@ import attrs
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module, get_module
 from torch import nn
 
+from megatron_seams.errors import BuildDiffers
 from megatron_seams.runtime import compat
+from megatron_seams.runtime.model.refused import KNOWN_STACK, StackRefused
 
 
 @attrs.frozen(kw_only=True)
@@ -38,12 +40,18 @@ class Choice:
         """The spec of one layer.
 
         Raises:
-            ValueError: It is native and the backend builds no native layer of this slot.
+            StackRefused: Around a :class:`BuildDiffers` where the layer is planned for no seam in
+                this slot and the backend builds no native layer of it.
         """
         spec = self.seams.get(layer_number, self.native)
         if spec is None:
-            message = f"layer {layer_number} is native {self.slot}, which this backend cannot build"
-            raise ValueError(message)
+            differs = BuildDiffers(
+                asked=f"seams' layers {', '.join(map(str, self.seams))} in slot {self.slot}",
+                found=f"upstream's stack asks the slot for layer {layer_number}",
+                next=KNOWN_STACK,
+                positions=(layer_number,),
+            )
+            raise StackRefused(str(differs)) from differs
         return spec
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Choice":

@@ -17,6 +17,7 @@ from torch import nn
 from megatron_seams.errors import BuildDiffers
 from megatron_seams.planning.plan import Custom, Layer, Plan
 from megatron_seams.runtime.compat import HybridStackSubmodules
+from megatron_seams.runtime.model.refused import KNOWN_STACK
 
 #: The children that upstream's stack has.
 _CHILDREN: Final = frozenset({"layers", "final_norm"})
@@ -25,7 +26,7 @@ _PARTS: Final = frozenset({"self_attention", "core_attention", "mlp", "mixer"})
 
 
 def stack_differences(
-    stack: nn.Module,
+    stack: Any,
     planned: Sequence[Layer],
     submodules: HybridStackSubmodules,
     built: Mapping[int, nn.Module],
@@ -62,7 +63,7 @@ def stack_differences(
 
 
 def mtp_differences(
-    model: nn.Module, plan: Plan, submodules: HybridStackSubmodules
+    model: Any, plan: Plan, submodules: HybridStackSubmodules
 ) -> Iterator[BuildDiffers]:
     """Every way in which a model's MTP depths are not the planned ones.
 
@@ -134,7 +135,7 @@ def _class_of(spec: Any) -> type | None:
     return kind if plain and kind.__new__ is object.__new__ else None
 
 
-def _same_settings(layer: nn.Module, stack: nn.Module) -> bool:
+def _same_settings(layer: Any, stack: Any) -> bool:
     mine, its = getattr(layer, "config", None), stack.config
     # Upstream may copy the configuration for each layer.
     return mine is None or mine is its or vars(mine) == vars(its)
@@ -148,6 +149,6 @@ def _differs(layers: Iterable[Layer], asked: str, found: str) -> BuildDiffers:
     return BuildDiffers(
         asked=asked,
         found=found,
-        next="use a release of Megatron whose stack this version of megatron-seams knows",
+        next=KNOWN_STACK,
         positions=tuple(layer.position for layer in layers),
     )

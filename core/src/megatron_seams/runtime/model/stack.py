@@ -13,6 +13,7 @@ from megatron_seams.errors import Refusal, SeamsError, UpstreamForbids
 from megatron_seams.runtime.compat import HybridStack, HybridStackSubmodules
 from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
 from megatron_seams.runtime.model.inspection import stack_differences
+from megatron_seams.runtime.model.refused import StackRefused
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_seams.runtime.model.prepare import PreparedPlan
-
-
-class StackRefused(Exception):
-    """A refusal on its way out of a constructor.
-
-    ``build_module`` re-raises whatever a constructor raises as ``type(error)(one_string)``. Faults,
-    which have several fields, would not survive that; this does, and :func:`refusal_behind` finds
-    the faults behind it.
-    """
 
 
 class BackendStack(HybridStack):  # type: ignore[misc]  # Megatron ships no types
@@ -121,14 +113,14 @@ class SeamHybridStack(BackendStack):
         )
         layers = prepared.plan.layers[pp_layer_offset : pp_layer_offset + len(layer_type_list)]
         if faults := tuple(stack_differences(self, layers, submodules, built)):
-            refusal = Refusal(faults)
-            raise StackRefused(str(refusal)) from refusal
+            differing = Refusal(faults)
+            raise StackRefused(str(differing)) from differing
 
 
 def with_seams(
     submodules: HybridStackSubmodules,
     specs: "dict[str, dict[int, ModuleSpec]]",
-    built: dict[int, nn.Module],
+    built: dict[int, nn.Module] | None = None,
 ) -> HybridStackSubmodules:
     """A copy of ``submodules`` whose carrier slots dispatch on the layer number.
 
@@ -137,6 +129,7 @@ def with_seams(
         specs: Slot -> global layer number -> spec.
         built: Filled with what is built: global layer number -> layer.
     """
+    built = {} if built is None else built
     slots = {
         slot: dispatching_spec(
             Choice(slot=slot, native=_native(submodules, slot), seams=seams, built=built)
@@ -169,13 +162,3 @@ def refuse_fused_mla(
             subject="mla_down_proj_fusion",
             positions=tuple(sorted(specs["mla_layer"])),
         )
-
-
-def refusal_behind(error: BaseException) -> SeamsError | Refusal | None:
-    """The refusal that an error from upstream's builders carries; None if it carries none."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, SeamsError | Refusal):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None

@@ -24,7 +24,8 @@ from megatron_seams.runtime.backends.backend import choose_backend
 from megatron_seams.runtime.model.features import attach_features
 from megatron_seams.runtime.model.inspection import mtp_differences
 from megatron_seams.runtime.model.prepare import PreparedPlan, prepare
-from megatron_seams.runtime.model.stack import SeamHybridStack, StackRefused
+from megatron_seams.runtime.model.refused import StackRefused
+from megatron_seams.runtime.model.stack import SeamHybridStack
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -134,10 +135,7 @@ class ReceiptStack(SeamHybridStack):
             pp_layer_offset=pp_layer_offset,
             **keywords,
         )
-        if prepared.plan.features:
-            _attach_when_registered(self, prepared)
-        if self.post_process:
-            _compare_when_registered(self, prepared)
+        _Completion(self, prepared)
 
 
 def _differences(
@@ -174,35 +172,41 @@ def _differences(
     ]
 
 
-def _attach_when_registered(stack: nn.Module, prepared: PreparedPlan) -> None:
-    """Attach the plan's features as soon as the model takes ``stack`` for its decoder.
+class _Completion:
+    """What is left to do for a model as its constructor goes on after the stack.
 
-    A trainer that is started with ``--spec`` offers no other moment between the model's embedding,
-    which is there by then, and the wrappers for mixed precision and DDP.
+    A trainer that is started with ``--spec`` offers no other moment between the model's parts and
+    the wrappers for mixed precision and DDP.
     """
 
-    def attach(parent: Any, name: str, child: nn.Module | None) -> None:
-        del name
+    def __init__(self, stack: nn.Module, prepared: PreparedPlan) -> None:
+        self._stack: nn.Module | None = stack
+        self._prepared = prepared
+        self._handle = register_module_module_registration_hook(self._registered)
+
+    def _done(self) -> None:
+        self._stack = None
+        hooks = self._handle.hooks_dict_ref()
+        # torch is going through its hooks: only the last may be taken out, another stays, idle.
+        if hooks and next(reversed(hooks)) == self._handle.id:
+            self._handle.remove()
+
+    def _registered(self, parent: Any, name: str, child: nn.Module | None) -> None:
+        """Attach the features once the model has its decoder; compare its MTP depths at its end.
+
+        Raises:
+            Refusal: The depths are not the plan's, or a feature cannot be attached.
+        """
+        stack, prepared = self._stack, self._prepared
+        if stack is None:
+            return
         if child is stack:
-            handle.remove()
-            attach_features(parent, prepared, vocab_size=parent.vocab_size, decoder=child)
-
-    handle = register_module_module_registration_hook(attach)
-
-
-def _compare_when_registered(stack: nn.Module, prepared: PreparedPlan) -> None:
-    """Compare the MTP depths with the plan once the model has its last part, the output layer.
-
-    Raises, from the model's constructor:
-        Refusal: The depths are not the plan's.
-    """
-
-    def compare(parent: Any, name: str, child: nn.Module | None) -> None:
-        del child
-        if name == "output_layer" and getattr(parent, "decoder", None) is stack:
-            handle.remove()
+            if not stack.post_process:
+                self._done()
+            if prepared.plan.features:
+                attach_features(parent, prepared, vocab_size=parent.vocab_size, decoder=child)
+        elif name == "output_layer" and getattr(parent, "decoder", None) is stack:
+            self._done()
             submodules = prepared.backend.submodules(parent.config)
             if faults := tuple(mtp_differences(parent, prepared.plan, submodules)):
                 raise Refusal(faults)
-
-    handle = register_module_module_registration_hook(compare)
