@@ -82,7 +82,7 @@ def build_model(
             # How upstream's constructors refuse sizes that do not fit together.
             raise Refusal([rejected(error, plan)]) from error
         raise
-    if faults := tuple(model_differences(model, prepared, chosen.config)):
+    if faults := tuple(model_differences(model, prepared, chosen.config, groups)):
         raise Refusal(faults)
     attach_features(model, prepared, vocab_size=chosen.arguments["vocab_size"])
     return model
@@ -104,7 +104,10 @@ def stack_spec(prepared: PreparedPlan, config: "TransformerConfig") -> ModuleSpe
 
 
 def model_differences(
-    model: compat.HybridModel, prepared: PreparedPlan, config: "TransformerConfig"
+    model: compat.HybridModel,
+    prepared: PreparedPlan,
+    config: "TransformerConfig",
+    groups: ProcessGroupCollection,
 ) -> Iterator[BuildDiffers]:
     """Every way in which a constructed stage is not the plan's.
 
@@ -113,5 +116,10 @@ def model_differences(
     stack, plan = model.decoder, prepared.plan
     submodules = prepared.backend.submodules(config)
     if not isinstance(stack, SeamHybridStack):
-        yield from stack_differences(stack, plan.layers, submodules, {})
+        # Upstream's stack does not keep the number of layers before it.
+        first = next((layer.layer_number for layer in stack.layers), 1)
+        layers = plan.layers[first - 1 : first - 1 + len(stack.layer_type_list)]
+        if groups.pp.size() == 1:
+            layers = plan.layers
+        yield from stack_differences(stack, layers, submodules, {})
     yield from mtp_differences(model, plan, submodules)
