@@ -92,8 +92,8 @@ NO_WRAPPER = Rule(
 ROUND_TRIP = Rule(
     name="sharded state",
     says="sharded_state_dict names all of the state once, and saves and loads it unchanged",
-    next="build on MegatronModule and upstream's linears, or implement sharded_state_dict; a "
-    "buffer that is not state is registered with persistent=False",
+    next="build on upstream's linears and runtime.sharding.ShardedModule, or implement "
+    "sharded_state_dict; a buffer that is not state is registered with persistent=False",
 )
 RECOMPUTE = Rule(
     name="activation checkpointing",
