@@ -4,6 +4,20 @@ import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+#: Kind of node -> its field with the name, or the names, that it binds.
+_BINDING_FIELDS = {
+    ast.FunctionDef: "name",
+    ast.AsyncFunctionDef: "name",
+    ast.ClassDef: "name",
+    ast.arg: "arg",
+    ast.ExceptHandler: "name",
+    ast.MatchAs: "name",
+    ast.MatchStar: "name",
+    ast.MatchMapping: "rest",
+    ast.Global: "names",
+    ast.Nonlocal: "names",
+}
+
 
 def bindings(nodes: Iterable[ast.AST]) -> Counter[str]:
     """How often each name is bound among ``nodes``, in whatever way and scope.
@@ -14,25 +28,17 @@ def bindings(nodes: Iterable[ast.AST]) -> Counter[str]:
     return Counter(name for node in nodes for name in _bound_by(node))
 
 
-def _bound_by(node: ast.AST) -> Iterator[str]:
-    """The names that one node binds, whatever is below it."""
-    match node:
-        case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
-            yield name
-        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-            yield name
-        case ast.arg(arg=name):
-            yield name
-        case ast.alias(name=name, asname=alias):
-            yield alias or name.partition(".")[0]
-        case ast.ExceptHandler(name=str(name)):
-            yield name
-        case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
-            yield name
-        case ast.MatchMapping(rest=str(name)):
-            yield name
-        case ast.Global(names=names) | ast.Nonlocal(names=names):
-            yield from names
+def _bound_by(node: ast.AST) -> Iterable[str]:
+    """The names that one node binds, without those that nodes below it bind."""
+    if isinstance(node, ast.Name):
+        return () if isinstance(node.ctx, ast.Load) else (node.id,)
+    if isinstance(node, ast.alias):
+        return (node.asname or node.name.partition(".")[0],)
+    field = _BINDING_FIELDS.get(type(node))
+    bound: str | list[str] | None = getattr(node, field) if field else None
+    if bound is None:
+        return ()
+    return bound if isinstance(bound, list) else (bound,)
 
 
 def own_nodes(body: Iterable[ast.stmt]) -> Iterator[ast.AST]:
