@@ -166,7 +166,7 @@ def test_entry_points_that_only_a_build_would_tell_are_a_finding(
 
 
 def test_the_gate_judges_a_tree_that_is_not_installed(tmp_path: Path) -> None:
-    """Ranges, owners and retirement are those of the source, and the advice names it."""
+    """Ranges, owners and the way to remove a seam are those of the source."""
     source_plugin(
         tmp_path / "plugins" / "latent",
         "acme-latent",

@@ -1,8 +1,8 @@
 """Start a command: ``registry``, and ``python -m megatron_seams``.
 
-``registry list`` runs often and answers in about the time of ``pytest --version``: a library that
-few commands need (rich, jinja2, pathspec, the readers of archives) is loaded by those alone.
-tests/test_light.py lists the modules that must not be loaded, and benchmarks/registry.py measures.
+``registry list`` runs often: a library that few commands need (rich, jinja2, pathspec) is loaded by
+those alone. tests/test_light.py lists the modules that a listing must not load, and
+benchmarks/registry.py measures it.
 """
 
 import gc
