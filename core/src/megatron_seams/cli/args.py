@@ -3,21 +3,19 @@
 from pathlib import Path
 
 import click
-from rich.text import Text
 
 from megatron_seams.cli.common import (
-    console,
     json_option,
     megatron_option,
     print_json,
     receipt_option,
     show_faults,
+    show_notes,
     write_receipt,
 )
-from megatron_seams.cli.models import model_arguments, recipe_of
+from megatron_seams.cli.models import asked_model, model_arguments
 from megatron_seams.planning.arguments import native_arguments
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.planning.resolver import resolve
 from megatron_seams.records.receipt import make_receipt
 
 
@@ -42,19 +40,15 @@ def args_command(
     Notes go to standard error: the custom layers and features, which no native flag expresses, and
     which of upstream's own figures are then wrong.
     """
-    recipe = recipe_of(model, dialect, depth)
+    asked = asked_model(model, dialect, depth)
     environment = read_environment(megatron)
-    plan = resolve(recipe, environment)
+    plan = asked.plan(environment)
     found = native_arguments(plan, environment.settings())
-    write_receipt(receipt, make_receipt(plan, recipe))
-    notes = list(found.notes)
-    if Path(model).suffix == ".json":
-        notes.append(f"of {model} only the layers are used: its sizes are not Megatron's names")
+    write_receipt(receipt, make_receipt(plan, asked.recipe))
+    notes = [*found.notes, *asked.notes]
     if as_json:
         print_json({"schema": 1, "arguments": list(found.words), "notes": notes})
         return
     click.echo("\n".join(found.words) if lines else found.for_shell())
-    out = console(error=True)
-    for note in notes:
-        out.print(Text(f"note: {note}"), soft_wrap=True)
+    show_notes(notes)
     show_faults(plan.findings, style="yellow")

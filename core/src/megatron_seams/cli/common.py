@@ -95,6 +95,15 @@ def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
         out.print(Text(rest), soft_wrap=True)
 
 
+def show_notes(notes: Iterable[str]) -> None:
+    """Print notes to standard error, one line each."""
+    from rich.text import Text
+
+    out = console(error=True)
+    for note in notes:
+        out.print(Text(f"note: {note}"), soft_wrap=True)
+
+
 def show_refusal(refusal: Refusal) -> None:
     """Print every reason of a refusal, then the other findings."""
     show_faults(refusal.reasons, style="bold red")

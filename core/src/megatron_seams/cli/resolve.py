@@ -14,16 +14,15 @@ from megatron_seams.cli.common import (
     print_json,
     receipt_option,
     show_faults,
+    show_notes,
     write_receipt,
 )
-from megatron_seams.cli.models import model_arguments, recipe_of
+from megatron_seams.cli.models import Asked, asked_model, model_arguments
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Layer, Plan, grouped
-from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.pipeline import written_stages
-from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan
 from megatron_seams.records.receipt import SCHEMA, make_receipt
 
@@ -48,7 +47,7 @@ def resolve_command(
 ) -> None:
     """Resolve every layer: native first, exactly one seam second, refused otherwise."""
     try:
-        recipe, plan = _planned(model, dialect, depth, megatron)
+        asked, plan = _planned(model, dialect, depth, megatron, quiet=as_json)
     except Refusal as refusal:
         if as_json:
             print_json(_refused(refusal))
@@ -56,29 +55,30 @@ def resolve_command(
         _draw_refused(refusal)
         raise
     if receipt is not None:
-        write_receipt(receipt, make_receipt(plan, recipe))
+        write_receipt(receipt, make_receipt(plan, asked.recipe))
     if as_json:
         findings = [finding.to_dict() for finding in plan.findings]
-        print_json(
-            {
-                "schema": SCHEMA,
-                "outcome": "plan",
-                "plan": describe_plan(plan),
-                "findings": findings,
-            }
-        )
+        found = {
+            "schema": SCHEMA,
+            "outcome": "plan",
+            "plan": describe_plan(plan),
+            "findings": findings,
+        }
+        print_json(found | ({"notes": list(asked.notes)} if asked.notes else {}))
         return
     _draw(console(), plan, layers)
     show_faults(plan.findings, style="yellow")
 
 
 def _planned(
-    model: str, dialect: str | None, depth: int | None, megatron: Path | None
-) -> tuple[Recipe, Plan]:
+    model: str, dialect: str | None, depth: int | None, megatron: Path | None, *, quiet: bool
+) -> tuple[Asked, Plan]:
     try:
-        recipe = recipe_of(model, dialect, depth)
-        return recipe, resolve(recipe, read_environment(megatron))
-    except SeamsError as fault:  # a single fault, as of a --megatron path without a Megatron
+        asked = asked_model(model, dialect, depth)
+        if not quiet:
+            show_notes(asked.notes)
+        return asked, asked.plan(read_environment(megatron))
+    except SeamsError as fault:  # one that stops everything, such as --megatron without a Megatron
         raise Refusal([fault]) from fault
 
 

@@ -14,13 +14,13 @@ from megatron_seams.cli.common import (
     console,
     receipt_option,
     show_faults,
+    show_notes,
     write_receipt,
 )
-from megatron_seams.cli.models import model_arguments, recipe_of
+from megatron_seams.cli.models import asked_model, model_arguments
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
-from megatron_seams.planning.resolver import resolve
 from megatron_seams.records.receipt import make_receipt
 
 #: Module that the runtime imports -> distribution to install for it.
@@ -62,8 +62,10 @@ def smoke_command(
     Exits with 1 if the loss on validation text does not fall below that text's unigram entropy.
     With --save the loss is not judged: a few steps are enough for the proof.
     """
-    recipe = recipe_of(model, dialect, depth)
-    plan = resolve(recipe, read_environment())
+    asked = asked_model(model, dialect, depth)
+    recipe = asked.recipe
+    plan = asked.plan(read_environment())
+    show_notes(asked.notes)
     show_faults(plan.findings, style="yellow")
     require_runtime(plan)
     # Written before the training, so that a bad path does not cost a run.
