@@ -85,6 +85,116 @@ def test_toy_settings_keep_what_is_no_size(plan_of):
     assert "kv_lora_rank" not in toy
 
 
+#: Settings of a wide recipe that are no sizes, each another than Megatron's default.
+HELD = {
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "activation_func": "squared_relu",
+    "hidden_dropout": 0.2,
+    "attention_dropout": 0.3,
+    "position_embedding_type": "rope",
+    "share_embeddings_and_output_weights": True,
+    "layernorm_epsilon": 1e-3,
+    "init_method_std": 0.014,
+    "moe_router_score_function": "sigmoid",
+    "moe_router_topk_scaling_factor": 2.5,
+    "rotary_base": 500_000,
+}
+
+
+def bare(plan_of, pattern, **megatron):
+    """A plan with these settings alone."""
+    import attrs
+
+    return attrs.evolve(plan_of(pattern), megatron=megatron)
+
+
+def test_what_is_no_size_is_the_recipes(plan_of):
+    from megatron_seams.runtime.smoke.toy import Replaced, toy_settings
+
+    asked = {"hidden_size": 8192, "bf16": True, "num_moe_experts": 512, **HELD}
+    toy = toy_settings(bare(plan_of, "*E-", **asked), Smoke(sequence=64))
+    assert {key: toy[key] for key in HELD} == HELD
+    found = Replaced.between(asked, toy)
+    assert found.changed == {
+        "hidden_size": (8192, 128),
+        "bf16": (True, False),
+        "num_moe_experts": (512, 4),
+    }
+    assert set(found.added) == {
+        "ffn_hidden_size",
+        "max_sequence_length",
+        "moe_ffn_hidden_size",
+        "moe_router_topk",
+        "num_attention_heads",
+        "vocab_size",
+    }
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"normalization": "LayerNorm"}, {"add_bias_linear": True}, {"hidden_dropout": 0.1}, {}],
+    ids=str,
+)
+def test_nothing_but_sizes_is_set_for_dense_layers(plan_of, setting):
+    from megatron_seams.runtime.smoke.toy import toy_settings
+
+    toy = toy_settings(bare(plan_of, "*-", **setting), Smoke())
+    sizes = {"hidden_size", "ffn_hidden_size", "num_attention_heads"}
+    assert set(toy) == {*sizes, "vocab_size", "max_sequence_length", *setting}
+
+
+def test_a_recipe_of_a_toys_width_keeps_its_sizes(plan_of):
+    from megatron_seams.runtime.smoke.toy import Replaced, toy_settings
+
+    asked = {
+        "hidden_size": 48,
+        "ffn_hidden_size": 60,
+        "num_attention_heads": 3,
+        "num_query_groups": 3,
+        "num_moe_experts": 6,
+        "moe_router_topk": 3,
+        "moe_ffn_hidden_size": 20,
+        "add_bias_linear": False,
+        "vocab_size": 512,
+        "max_sequence_length": 128,
+    }
+    toy = toy_settings(bare(plan_of, "*E-", **asked), Smoke(sequence=128))
+    found = Replaced.between(asked, toy)
+    assert found.changed == {"vocab_size": (512, 256)}
+    assert found.added == {}
+    assert list(found.lines("toy width")) == ["toy width replaces vocab_size 512 -> 256"]
+
+
+def test_a_run_says_what_it_replaces_and_builds_what_it_says(plan_of):
+    from megatron_seams.runtime.smoke.run import run_smoke
+
+    asked = {"hidden_size": 8192, "num_attention_heads": 64, "moe_grouped_gemm": True, **HELD}
+    asked |= {"normalization": "LayerNorm", "moe_router_num_groups": 8, "moe_router_group_topk": 4}
+    plan = bare(plan_of, "*E-", **asked)
+    out = io.StringIO()
+    run_smoke(plan, Smoke(batch=1, sequence=16), None, 1, Console(file=out, width=1000))
+    replaced, added, backend, _ = out.getvalue().splitlines()[:4]
+    assert replaced == (
+        "toy width replaces hidden_size 8192 -> 128, num_attention_heads 64 -> 4, "
+        "moe_router_num_groups 8 -> none, moe_router_group_topk 4 -> none"
+    )
+    assert added.startswith("toy width sets what the recipe leaves open: ffn_hidden_size 256, ")
+    assert backend == "backend 'local' replaces moe_grouped_gemm true -> false"
+
+
+def test_a_run_of_the_toys_own_settings_replaces_nothing(plan_of):
+    from megatron_seams.runtime.smoke.run import run_smoke
+    from megatron_seams.runtime.smoke.toy import toy_settings
+
+    smoke = Smoke(batch=1, sequence=16)
+    asked = toy_settings(bare(plan_of, "*-"), smoke)
+    out = io.StringIO()
+    run_smoke(bare(plan_of, "*-", **asked), smoke, None, 1, Console(file=out, width=1000))
+    assert "replaces" not in out.getvalue()
+    assert "leaves open" not in out.getvalue()
+
+
 @pytest.mark.release
 def test_a_recipe_that_sets_nothing_can_be_built(plan_of, native):
     from megatron_seams.runtime.smoke.run import run_smoke

@@ -9,6 +9,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, nn
 
+from megatron_seams.families import LATENT
 from megatron_seams.planning.plan import Custom, Plan
 from megatron_seams.recipes.recipe import Smoke
 from megatron_seams.runtime.backends.local import LocalBackend
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 #: Tokens in a row, and rows; the length divides by two ranks' two pieces each.
 LENGTH: Final = 16
 ROWS: Final = 2
+#: Settings of every model, as published ones have them; untied, so that no two stages share a key.
+_USUAL: Final = {
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "share_embeddings_and_output_weights": False,
+}
 #: Where the documents of a packed row begin and end.
 DOCUMENTS: Final = (0, 5, 9, 16)
 #: The size of the one step that is taken; large, so that a wrong gradient shows.
@@ -45,8 +54,8 @@ def build(plan: Plan, groups: "ProcessGroupCollection", **stage: bool) -> "Hybri
     Raises:
         RuleBroken: Whatever kept it from being built.
     """
-    untied = {"share_embeddings_and_output_weights": False}  # no key that two stages share
-    smoke = Smoke(sequence=LENGTH, megatron=untied | dict(plan.megatron))
+    latent = {"rope_type": "rope"} if plan.families & LATENT else {}
+    smoke = Smoke(sequence=LENGTH, megatron=_USUAL | latent | dict(plan.megatron))
     try:
         model = build_model(
             plan,

@@ -3,9 +3,9 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Parallelism, Smoke
+from megatron_seams.runtime.backends.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.cpu.world import cpu_world
 from megatron_seams.runtime.model.build import build_model
 from megatron_seams.runtime.model.next_token import NextTokenBatch
@@ -27,7 +28,7 @@ from megatron_seams.runtime.smoke.text import (
     spread_windows,
     unigram_entropy,
 )
-from megatron_seams.runtime.smoke.toy import toy_settings
+from megatron_seams.runtime.smoke.toy import Replaced, toy_settings
 
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel
@@ -118,7 +119,10 @@ def run_smoke(
     text = read_text(data, sequence=smoke.sequence)
     with one_thread(), cpu_world(seed=smoke.seed):
         settings = toy_settings(plan, smoke)
-        model = build_model(on_one_rank(plan), settings=settings)
+        backend = choose_backend()
+        for line in _replaced(plan, settings, backend):
+            console.print(line, markup=False)
+        model = build_model(on_one_rank(plan), settings=settings, backend=backend)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         console.print(
             f"{plan.name}: {len(model.decoder.layers)} layers at toy width, "
@@ -142,6 +146,16 @@ def run_smoke(
             save_proof(keep.folder, model, tokens, settings=settings, receipt=keep.receipt)
     show_report(report, console)
     return report
+
+
+def _replaced(plan: Plan, settings: Mapping[str, Any], backend: ModelBackend) -> Iterator[str]:
+    """A line for each way in which the model that is trained differs from the recipe's."""
+    yield from Replaced.between(plan.megatron, settings).lines("toy width")
+    kernels = {key: value for key, value in backend.settings().items() if key in settings}
+    asked = {key: settings[key] for key in kernels}
+    yield from Replaced.between(asked, kernels).lines(f"backend {backend.name!r}")
+    if plan.parallelism != Parallelism() or len(plan.pattern.stages) > 1:
+        yield "one rank replaces the recipe's ranks and stages"
 
 
 def on_one_rank(plan: Plan) -> Plan:
