@@ -118,19 +118,21 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 def _language_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """The part that describes the language model's layers, and where it is."""
-    level = [(config, "")]
+    parts = [(config, "")]
+    level = parts
     for _ in range(_NESTED):
-        for part, place in level:
-            if describes_layers(part) or architecture_of(part):
-                # What ties the embeddings is said at the top of a model of several parts.
-                return {"tie_word_embeddings": config.get("tie_word_embeddings"), **part}, place
         level = [
             (inner, f"{place}.{key}".lstrip("."))
             for part, place in level
             for key, inner in part.items()
             if isinstance(inner, dict)
         ]
-    return config, ""
+        parts = [*parts, *level]
+    described = [(part, place) for part, place in parts if describes_layers(part)]
+    known = [(part, place) for part, place in described or parts if architecture_of(part)]
+    part, place = next(iter([*known, *described, (config, "")]))
+    # What ties the embeddings is said at the top of a model of several parts.
+    return {"tie_word_embeddings": config.get("tie_word_embeddings"), **part}, place
 
 
 def _layers(values: Values, architecture: Architecture | None) -> Layers | None:
@@ -179,8 +181,8 @@ def _notes(path: Path, architecture: Architecture, layers: Layers, values: Value
     left = uncarried(values)
     if left:
         notes.append(
-            f"no setting of Megatron carries {', '.join(left)} of {path.name}: the model is "
-            "without them"
+            f"no setting of Megatron carries {', '.join(left)} of {path.name}: the plan leaves "
+            "that out"
         )
     return notes
 

@@ -129,7 +129,7 @@ def read_sizes(
     found |= architecture.fixed
     for family, fixed in architecture.fixed_of.items():
         found |= fixed if family in families else {}
-    found |= _positions(values, architecture)
+    found |= _positions(values, architecture, families)
     given = {field: value for field, value in found.items() if value is not None}
     # Without it queries are projected in one step; the class would take a rank of its own.
     return given | ({"q_lora_rank": found["q_lora_rank"]} if "q_lora_rank" in found else {})
@@ -185,13 +185,11 @@ def _activation(values: Values, architecture: Architecture) -> dict[str, Any]:
 
 def _attention(values: Values, families: Collection[str]) -> dict[str, Any]:
     width = values.whole(*_HEAD_WIDTH)
-    scale = values.number("attention_multiplier")
     latent = not LATENT.isdisjoint(families)
     ranks = {field: values.whole(key) for field, key in _MLA.items()}
-    found: dict[str, Any] = {"softmax_scale": scale}
     if latent:
-        return found | ranks | {"q_lora_rank": values.whole("q_lora_rank")}
-    return found | ({"kv_channels": width} if "attention" in families else {})
+        return ranks | {"q_lora_rank": values.whole("q_lora_rank")}
+    return {"kv_channels": width} if "attention" in families else {}
 
 
 def _mamba(values: Values, architecture: Architecture, families: Collection[str]) -> dict[str, Any]:
@@ -252,7 +250,9 @@ def _experts(
     return {"ffn_hidden_size": dense} if dense else {}
 
 
-def _positions(values: Values, architecture: Architecture) -> dict[str, Any]:
+def _positions(
+    values: Values, architecture: Architecture, families: Collection[str]
+) -> dict[str, Any]:
     """Rotary positions, which newer configurations keep in a table."""
     table = values.table("rope_parameters", "rope_scaling")
     key = architecture.position
@@ -261,7 +261,9 @@ def _positions(values: Values, architecture: Architecture) -> dict[str, Any]:
         kind = "rope" if values.value(key) == "rope" else "none"
     base = values.number("rope_theta") or table.get("rope_theta")
     part = values.number("partial_rotary_factor") or table.get("partial_rotary_factor")
-    width, rotated = values.whole(*_HEAD_WIDTH), values.whole("rotary_dim")
+    hidden, heads = values.whole("hidden_size"), values.whole("num_attention_heads")
+    width, rotated = values.whole(*_HEAD_WIDTH), values.whole("rotary_dim", "attn_rotary_emb")
+    width = width or (hidden // heads if hidden and heads else None)
     if part is None and rotated and width:
         part = rotated / width
     if kind == "none":
@@ -272,4 +274,6 @@ def _positions(values: Values, architecture: Architecture) -> dict[str, Any]:
     found: dict[str, Any] = {"position_embedding_type": kind}
     if base is not None:
         found["rotary_base"] = int(base) if float(base).is_integer() else base
+    if not LATENT.isdisjoint(families):
+        found["rope_type"] = "rope"  # latent attention's is scaled by default
     return found | ({} if part is None else {"rotary_percent": part})
