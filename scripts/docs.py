@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/: command line, error codes, hooks, manifest keys.
+"""Write the generated pages of docs/: command line, error codes, hooks, manifest keys, models.
 
 ``python scripts/docs.py`` writes them; ``--check`` exits with 1 if a file is not current.
 """
@@ -20,6 +20,7 @@ from megatron_seams.base.structure import key_of
 from megatron_seams.cli import commands
 from megatron_seams.errors import causes
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
+from megatron_seams.recipes.hf_architectures import ARCHITECTURES, FOREIGN
 from megatron_seams.seams.manifest import Manifest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -55,6 +56,56 @@ _MANIFEST = """\
 
 The tables and keys of a `seam.toml`. Types are never coerced, and a key that is not listed is
 refused.
+"""
+
+_MODELS = """\
+# Models of Hugging Face
+
+A model's `config.json`, or the folder that holds it, is read as a recipe: `registry resolve
+FOLDER`. Nothing is fetched. Its layers may be spelled in any of these forms; those that contradict
+each other are refused.
+
+| form | keys |
+| --- | --- |
+| upstream's symbols, as text or as a list, with `|` and `/` | `hybrid_override_pattern` |
+| a name for each layer | `layers_block_type`, `layer_types`, `block_types` |
+| a number for each layer | `attn_type_list` |
+| layer numbers | `attn_layer_indices`, `full_attn_idxs`, `hybrid_layer_ids`, \
+`linear_attn_config` |
+| periods | `full_attention_interval`, `attn_layer_period` with `attn_layer_offset` |
+| experts | `expert_layer_period` with `expert_layer_offset`, `decoder_sparse_step`, \
+`mlp_only_layers`, `first_k_dense_replace`, `moe_layer_freq`, `mlp_layer_types` |
+| MTP depths | `num_nextn_predict_layers`, `mtp_num_hidden_layers`, `num_mtp_modules` |
+| layers of an MTP depth | `mtp_hybrid_override_pattern`, `mtp_layers_block_type`, else the \
+architecture's own |
+
+A layer that is a mixer and a feed-forward layer becomes two layers, as upstream's hybrid patterns
+have it: Megatron's layer numbers are then not the configuration's. Of a configuration of several
+models (`text_config`, `llm_config`) the part that describes the language model is read, and that
+is said.
+
+Sizes take Megatron's names and go to `[megatron]`. A key that changes the model and that no setting
+of Megatron carries is named in a note, with its value: the plan leaves it out.
+
+## Architectures
+
+A block whose family Megatron or an installed seam builds is planned; any other is refused by its
+family, with the architecture's name for it. An architecture that is not listed is refused by its
+name; with a `hybrid_override_pattern` it is read as `nemotron_h`, and that is said.
+
+| `model_type` | models | block -> family | followed by |
+| --- | --- | --- | --- |
+"""
+
+_FOREIGN = """
+## Blocks without a native layer
+
+The patterns of Megatron-Core 0.19 have none of these. A recipe made from a configuration spells
+each with a letter of its own, and a seam for the family is all that is missing
+([Write a seam](write-a-seam.md)).
+
+| family | letter | what it is |
+| --- | --- | --- |
 """
 
 _TYPES = {
@@ -217,6 +268,26 @@ def _default(field: "attrs.Attribute[Any]") -> str:
     return f"`{str(field.default).lower()}`"
 
 
+# --- models -----------------------------------------------------------------------------------
+
+_FOLLOWED = {"none": "", "dense": "mlp", "sparse": "moe, or mlp where there are no experts"}
+
+
+def models() -> str:
+    """The architectures of Hugging Face that are read, and what each of their blocks becomes."""
+    lines = [_MODELS.rstrip()]
+    for name, known in ARCHITECTURES.items():
+        by_family: dict[str, list[str]] = {}
+        for block, family in known.blocks.items():
+            by_family.setdefault(family, []).append(f"`{block}`")
+        blocks = "; ".join(f"{', '.join(names)} -> {family}" for family, names in by_family.items())
+        row = f"| `{name}` | {known.title} | {blocks} | {_FOLLOWED[known.feed_forward]} |"
+        lines.append(row)
+    lines.append(_FOREIGN.rstrip())
+    lines += [f"| {it.family} | `{it.letter}` | {it.title} |" for it in FOREIGN.values()]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Write or check; returns the exit code."""
     check = "--check" in sys.argv
@@ -226,6 +297,7 @@ def main() -> int:
         "cli.md": command_line(),
         "hooks.md": hooks(),
         "manifest.md": manifest(),
+        "models.md": models(),
     }
     for name, text in pages.items():
         file = DOCS / name

@@ -210,8 +210,12 @@ def test_dialect_and_depth_do_not_go_with_a_recipe(model: Path, site: Path, tmp_
         ({"hybrid_override_pattern": "M-M*"}, 0, "4 layers"),
         ({"hybrid_override_pattern": "M-M*", "num_hidden_layers": 5}, 2, "num_hidden_layers is 5"),
         ({"hidden_size": 4096}, 2, "no hybrid_override_pattern"),
-        (["M-M*"], 2, "no hybrid_override_pattern"),
-        ({"hybrid_override_pattern": 4}, 2, "no hybrid_override_pattern"),
+        (["M-M*"], 2, "its top level is a list, not an object"),
+        (
+            {"hybrid_override_pattern": 4},
+            2,
+            "hybrid_override_pattern is 4, neither text nor a list",
+        ),
     ],
 )
 def test_a_hugging_face_configuration_is_read(
@@ -220,6 +224,92 @@ def test_a_hugging_face_configuration_is_read(
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     assert says in invoke("resolve", path, code=code)
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a model's folder, a recipe and files of other kinds."""
+    (tmp_path / "model").mkdir()
+    config = {"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.toml").write_text(
+        toml({"schema": 1, "model": {"name": "x", "pattern": "M"}})
+    )
+    for name in ("run.yaml", "run.py", "weights", "M-"):
+        (tmp_path / name).touch()
+    (tmp_path / "M").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("places")
+@pytest.mark.parametrize("name", ["model", "model/", "./model", "model/config.json"])
+def test_a_models_folder_is_read_by_its_configuration(name: str) -> None:
+    assert "nemotron_h: 4 layers" in invoke("resolve", name, code=0)
+    assert "M-M*" in invoke("args", name, code=0)
+
+
+@pytest.mark.usefixtures("places")
+@pytest.mark.parametrize(
+    ("name", "found", "advice"),
+    [
+        ("org/Model-30B-v2", "no such file or folder", "download its config.json"),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "no such file", "nothing is fetched"),
+        ("recipes/mine", "no such file or folder", "name recipes/mine.toml"),
+        ("mine", "no such file or folder", "name a recipe (.toml)"),
+        ("./nowhere", "no such file or folder", "name a recipe (.toml)"),
+        ("run.yaml", "it is a YAML file", "name a recipe (.toml)"),
+        ("other.yaml", "no such file or folder", "a YAML file is not read"),
+        ("other.py", "no such file or folder", "a Python file is not read"),
+        ("run.py", "it is a Python file", "name a recipe (.toml)"),
+        ("weights", "it is a file of no known kind", "name a recipe (.toml)"),
+        ("recipes", "it is a folder without a config.json", "name one of its recipes"),
+        ("M", "it is a folder without a config.json", "for the pattern 'M', add --dialect"),
+        ("M-", "it is a file of no known kind", "for the pattern 'M-', add --dialect"),
+        ("model.json", "No such file", "correct the file"),
+    ],
+)
+def test_a_path_is_refused_once_with_the_next_step(name: str, found: str, advice: str) -> None:
+    for command in ("resolve", "args", "smoke"):
+        said = invoke(command, name, code=2)
+        assert "refused: 1 reason" in said
+        assert found in said
+        assert advice in said
+
+
+@pytest.mark.usefixtures("places")
+def test_the_next_step_for_a_pattern_that_is_a_folders_name_works() -> None:
+    assert "M: 1 layers" in invoke("resolve", "M", "--dialect", "megatron", code=0)
+    assert "MMM" in invoke("args", "M", "--depth", "3", code=0)
+
+
+@pytest.mark.usefixtures("places")
+@pytest.mark.parametrize(
+    "text", ["-M-M", "M|M*", "M*M*/MD", "/MM/MM", "m-m*", "M*-\uff25", "'M*-'", "AEMR/A-"]
+)
+def test_a_pattern_stays_a_pattern(text: str) -> None:
+    done = CliRunner().invoke(cli, ["resolve", text], prog_name="registry")
+    assert "no such file" not in done.output
+    assert done.exit_code == (0 if text in {"-M-M", "M|M*"} else 2)
+
+
+@pytest.mark.usefixtures("places")
+def test_dialect_and_depth_do_not_go_with_a_configuration() -> None:
+    for option in (("--depth", "4"), ("--dialect", "nam")):
+        assert "go with a bare pattern" in invoke("resolve", "model/config.json", *option, code=2)
+
+
+def test_notes_of_a_configuration_are_in_the_answer_for_a_program(
+    tmp_path: Path, schemas: dict[str, Any]
+) -> None:
+    config = {"model_type": "bamba", "attn_layer_indices": [1], "num_hidden_layers": 2}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    done = registry("resolve", path, "--json", cwd=tmp_path, code=0)
+    assert valid(schemas["resolve"], done.stdout)["notes"] == [
+        "each of bamba's 2 layers is two of Megatron's, its mixer and its feed-forward layer"
+    ]
 
 
 def test_a_configuration_that_is_no_json_is_refused(tmp_path: Path) -> None:

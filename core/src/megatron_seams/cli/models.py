@@ -143,7 +143,7 @@ def _is_no_pattern(text: str, dialect: str) -> bool:
     """Whether a text is a path that does not exist rather than a pattern with wrong tokens."""
     known = BUILT_IN[dialect]
     foreign = {*text} - {*known.tokens} - {*known.ambiguous} - RESERVED
-    in_names = {char for char in foreign if char.islower() or char.isdigit() or char in "_-."}
+    in_names = {char for char in foreign if char.islower() or char == "_"}
     many = _MANY - 1 if "/" in text else _MANY
     return bool(foreign & _SURE) or len(in_names) >= many or len(foreign) > len(known.tokens)
 

@@ -57,7 +57,7 @@ FOREIGN: Final = MappingProxyType(
 
 #: How configurations of different ages spell the two kinds of layer.
 _FULL: Final = ("attention", "full_attention")
-_OTHER: Final = ("mamba", "linear_attention", "mamba2")
+_OTHER: Final = ("mamba", "linear_attention")
 
 
 def _blocks(attention: str | None, other: str | None, **more: str) -> Mapping[str, str]:

@@ -59,9 +59,7 @@ def read_hf_config(path: Path) -> HfModel:
     config, place = _language_part(whole)
     if place:
         name = whole.get("model_type") or "the model"
-        notes.append(
-            f"{path.name}: the layers are those of {place}; of {name} nothing else is read"
-        )
+        notes.append(f"{path.name}: only {place} is read, the language model of {name}")
     values = Values(config, str(path))
     architecture = architecture_of(config)
     values.value(PATTERN, *LISTED)

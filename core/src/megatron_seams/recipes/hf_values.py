@@ -94,7 +94,9 @@ class Values:
         self._read.difference_update(keys)
 
     def fault(self, found: str, *, key: str | None = None, advice: str = "") -> None:
-        """Remember what is wrong with the configuration."""
+        """Remember what is wrong with the configuration, once."""
+        if any(fault.found == found for fault in self.faults):
+            return
         self.faults.append(
             RecipeInvalid(
                 asked="a model that can be read",
