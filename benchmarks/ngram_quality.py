@@ -37,12 +37,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+#: What every variant has, as published models have it.
+SETTINGS = {
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+
 def run(variant: str, seed: int, steps: int, pattern: str, data: Path | None) -> SmokeReport:
     """One smoke run."""
     table = {
         "schema": 1,
         "model": {"name": variant, "pattern": pattern},
-        "megatron": {"position_embedding_type": "rope"},
+        "megatron": SETTINGS,
         "smoke": {"seed": seed},
         **VARIANTS[variant],
     }

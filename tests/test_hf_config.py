@@ -244,7 +244,8 @@ def test_periods_and_lists_of_qwen(config: dict[str, Any], expected: str, tmp_pa
     ("config", "expected"),
     [
         ({"attn_layer_period": 4, "attn_layer_offset": 2, "num_hidden_layers": 4}, "sEsE*EsE"),
-        ({"layers_block_type": ["mamba", "attention"], "num_experts": 1}, "sE*E"),
+        ({"layers_block_type": ["mamba", "attention"], "num_experts": 1}, "s-*-"),
+        ({"layers_block_type": ["mamba", "attention"], "num_experts": 2}, "sE*E"),
         (
             {
                 "attn_layer_period": 2,
@@ -324,6 +325,9 @@ def test_an_architecture_is_known_by_its_models_class(tmp_path: Path) -> None:
         ({"full_attention_interval": 4}, "no number of layers"),
         ({"num_hidden_layers": 48}, "none of layers_block_type"),
         ({"attn_layer_period": 2, "attn_layer_offset": 2, "num_hidden_layers": 4}, "attn_layer"),
+        ({"layer_types": ["full_attention"], "mlp_layer_types": ["sparse"] * 2}, "each of 1"),
+        ({"layer_types": ["full_attention"], "mlp_layer_types": ["both"]}, "sparse or dense"),
+        ({"layer_types": ["full_attention"], "moe_layer_freq": [1, 0]}, "moe_layer_freq"),
     ],
     ids=str,
 )
@@ -572,6 +576,22 @@ def test_a_size_of_another_type_is_refused_by_its_key(key: str, value: Any, tmp_
     config = {"model_type": "nemotron_h", "hybrid_override_pattern": "M-", key: value}
     (found,) = refused(tmp_path, config)
     assert found.startswith(f"{key} is {value!r}")
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_no_value_of_any_key_is_more_than_a_refusal(name: str, tmp_path: Path) -> None:
+    config = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
+    wrong = (None, True, 0, -1, 10**30, 0.5, "", "x", [], [1], ["x"], {}, {"x": 1})
+    read_ones, places = 0, set()
+    for key in (*config, "rope_parameters", "mlp_layer_types", "moe_layer_freq", "mlp_only_layers"):
+        for value in wrong:
+            try:
+                read_hf_config(written(tmp_path, config | {key: value}))
+                read_ones += 1
+            except Refusal as refusal:  # and nothing else
+                places |= {reason.file for reason in refusal.reasons}
+    assert read_ones > len(config)
+    assert places == {str(tmp_path / "config.json")}
 
 
 # --- files and texts ----------------------------------------------------------------------------

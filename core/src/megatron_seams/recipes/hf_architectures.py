@@ -82,6 +82,7 @@ class Architecture:
         mtp: The block of an MTP depth, followed by a feed-forward layer.
         gated: Whether the feed-forward layers are gated.
         experts_width: The key of an expert's width.
+        fewest_experts: The number from which on a ``sparse`` layer is of experts.
         position: Megatron's ``position_embedding_type``, or the key that decides it.
         tied: Whether embeddings are tied where the configuration does not say.
         fixed: Megatron's settings that follow from the architecture.
@@ -98,6 +99,7 @@ class Architecture:
     mtp: str | None = None
     gated: bool = True
     experts_width: str = "moe_intermediate_size"
+    fewest_experts: int = 1
     position: str = "rope"
     tied: bool = False
     fixed: Mapping[str, Any] = MappingProxyType({})
@@ -161,6 +163,7 @@ _TABLE: Final = (
         blocks=_blocks("attention", "mamba1"),
         feed_forward="sparse",
         experts_width="intermediate_size",
+        fewest_experts=2,
         position="none",
     ),
     Architecture(

@@ -7,7 +7,7 @@ import attrs
 
 from megatron_seams.recipes.hf_architectures import FOREIGN, NATIVE_TOKENS, Architecture
 from megatron_seams.recipes.hf_values import Values
-from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK
+from megatron_seams.recipes.pattern import MAX_DEPTH, MTP_SEPARATOR, STAGE_BREAK
 
 #: A pattern in upstream's symbols, as text or as a list.
 PATTERN: Final = "hybrid_override_pattern"
@@ -169,8 +169,8 @@ def _depth(values: Values, listed: int | None, key: str) -> int | None:
         )
         return None
     count = stated if listed is None else listed
-    if count is None or count < 1:
-        values.fault(f"it has {count or 'no number of'} layers", key=_DEPTH)
+    if count is None or not 1 <= count <= MAX_DEPTH:
+        values.fault(f"it has {'no number of' if count is None else count} layers", key=_DEPTH)
         return None
     return count
 
@@ -265,14 +265,19 @@ def _feeds(values: Values, architecture: Architecture, count: int) -> list[str]:
     first = values.whole("first_k_dense_replace") or 0
     every = values.value("moe_layer_freq", "moe_layer_interval")
     # Where the key is missing it has the architecture's default, which is some experts.
-    if architecture.feed_forward == "dense" or (not experts and values.has(*EXPERTS)):
+    few = values.has(*EXPERTS) and (experts or 0) < architecture.fewest_experts
+    if architecture.feed_forward == "dense" or few:
         return ["mlp"] * count
     if named is not None:
-        if len(named) != count:
-            values.fault(f"mlp_layer_types has {len(named)} of {count} layers")
+        if len(named) != count or not {*named} <= {"sparse", "dense"}:
+            values.fault(f"mlp_layer_types is not sparse or dense for each of {count} layers")
+            return ["mlp"] * count
         return ["moe" if name == "sparse" else "mlp" for name in named]
     each = every if isinstance(every, list) else [1] * count
-    every = every if type(every) is int and every > 0 else 1
+    if len(each) != count or not (every is None or isinstance(every, list) or _counts(every)):
+        values.fault(f"moe_layer_freq is {every!r:.60}: no step, and no list of {count} layers")
+        return ["mlp"] * count
+    every = every if _counts(every) else 1
 
     def sparse(index: int) -> bool:
         return (
@@ -281,10 +286,15 @@ def _feeds(values: Values, architecture: Architecture, count: int) -> list[str]:
             and (not step or (index + 1) % step == 0)
             and index >= first
             and index % every == 0
-            and bool(each[index % len(each)])
+            and bool(each[index])
         )
 
     return ["moe" if sparse(index) else "mlp" for index in range(count)]
+
+
+def _counts(value: object) -> bool:
+    """Whether a value is a whole number from 1."""
+    return type(value) is int and value > 0
 
 
 # --- multi-token prediction ---------------------------------------------------------------------
@@ -307,7 +317,7 @@ def _mtp_part(
     each = values.whole("mtp_transformer_layers") or 1
     if values.flag("use_mtp") is False:
         depths = 0
-    if architecture.mtp is None:
+    if architecture.mtp is None or not 1 <= each <= MAX_DEPTH:
         return None, depths
     feed = "moe" if "moe" in families else "mlp"
     return (_token(architecture.blocks[architecture.mtp]) + _token(feed)) * each, depths
@@ -317,9 +327,9 @@ def _mtp(values: Values, part: str | None, depths: int | None) -> str:
     """The suffix of a pattern."""
     if not depths:
         return ""
-    if not part or depths < 0:
+    if not part or not 1 <= depths * len(part) <= MAX_DEPTH:
         values.fault(
-            f"{depths} MTP depths, and no layers for one of them ({_MTP_PATTERN} or "
+            f"{depths} MTP depths of {part or 'no'} layers ({_MTP_PATTERN} or "
             "mtp_layers_block_type)",
             key=values.key_of(*_MTP_DEPTHS),
             advice="state the layers of an MTP depth, or set the number of depths to 0",

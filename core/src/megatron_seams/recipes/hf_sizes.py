@@ -157,7 +157,7 @@ def _besides(values: Values, architecture: Architecture) -> dict[str, Any]:
     biased = bool(biases) and all(biases.values())
     if not biased:  # Megatron gives a bias to all linears or to none
         values.leave(*(key for key, flag in biases.items() if flag))
-    kind = values.value("torch_dtype", "dtype")
+    kind = values.text("torch_dtype", "dtype")
     tied = values.flag("tie_word_embeddings")
     return {
         "normalization": "RMSNorm",
@@ -176,7 +176,7 @@ def _besides(values: Values, architecture: Architecture) -> dict[str, Any]:
 def _activation(values: Values, architecture: Architecture) -> dict[str, Any]:
     """The feed-forward layers' activation, with or without a gate."""
     keys = ("mlp_hidden_act", "hidden_act", "hidden_activation")
-    name = values.value(*keys) or ("silu" if architecture.gated else "relu2")
+    name = values.text(*keys) or ("silu" if architecture.gated else "relu2")
     if name not in _ACTIVATIONS:
         values.leave(*keys)
     gate = {"gated_linear_unit": True} if architecture.gated else {}
@@ -194,11 +194,12 @@ def _attention(values: Values, families: Collection[str]) -> dict[str, Any]:
 
 def _mamba(values: Values, architecture: Architecture, families: Collection[str]) -> dict[str, Any]:
     found = {field: values.whole(*keys) for field, keys in _MAMBA.items()}
-    width = values.value(*_MAMBA_HEAD_WIDTH)
+    auto = values.value(*_MAMBA_HEAD_WIDTH) == "auto"
+    width = None if auto else values.whole(*_MAMBA_HEAD_WIDTH)
     if architecture.name == "mamba2":  # it has no other heads, and names these without a prefix
-        found["mamba_num_heads"], width = values.whole("num_heads"), values.value("head_dim")
+        found["mamba_num_heads"], width = values.whole("num_heads"), values.whole("head_dim")
     hidden, heads = values.whole("hidden_size"), found["mamba_num_heads"]
-    if width in ("auto", None) and hidden and heads:
+    if width is None and hidden and heads:
         width = (values.whole("mamba_expand", "expand") or 2) * hidden // heads
     if "mamba" not in families:
         return {}
@@ -225,7 +226,7 @@ def _experts(
     if shared is None and number and width:
         shared = number * width
     normalized = values.flag("norm_topk_prob", "moe_renormalize")
-    scored = values.value("scoring_func", "moe_router_activation_func")
+    scored = values.text("scoring_func", "moe_router_activation_func")
     values.value("use_routing_bias")
     groups, of = values.whole("n_group", "num_expert_group"), values.whole("topk_group")
     scaling = values.number("routed_scaling_factor")
@@ -259,8 +260,9 @@ def _positions(
     kind = "rope" if key == "rope" else "none"
     if key not in ("rope", "none"):
         kind = "rope" if values.value(key) == "rope" else "none"
-    base = values.number("rope_theta") or table.get("rope_theta")
-    part = values.number("partial_rotary_factor") or table.get("partial_rotary_factor")
+    base = values.number("rope_theta") or values.inside(table, "rope_theta")
+    part = values.number("partial_rotary_factor")
+    part = part or values.inside(table, "partial_rotary_factor")
     hidden, heads = values.whole("hidden_size"), values.whole("num_attention_heads")
     width, rotated = values.whole(*_HEAD_WIDTH), values.whole("rotary_dim", "attn_rotary_emb")
     width = width or (hidden // heads if hidden and heads else None)
@@ -272,7 +274,7 @@ def _positions(
     if scaled not in ("default", None):
         values.leave("rope_parameters", "rope_scaling")
     found: dict[str, Any] = {"position_embedding_type": kind}
-    if base is not None:
+    if base:
         found["rotary_base"] = int(base) if float(base).is_integer() else base
     if not LATENT.isdisjoint(families):
         found["rope_type"] = "rope"  # latent attention's is scaled by default

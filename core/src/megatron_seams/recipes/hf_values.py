@@ -64,6 +64,14 @@ class Values:
         self._wrong(keys, found, "true or false")
         return None
 
+    def text(self, *keys: str) -> str | None:
+        """A text."""
+        found = self.value(*keys)
+        if found is None or isinstance(found, str):
+            return found
+        self._wrong(keys, found, "a text")
+        return None
+
     def names(self, *keys: str) -> list[str] | None:
         """A list of texts."""
         found = self.value(*keys)
@@ -88,6 +96,13 @@ class Values:
         """A table; an empty one where there is none."""
         found = self.value(*keys)
         return found if isinstance(found, dict) else {}
+
+    def inside(self, table: Mapping[str, Any], key: str) -> int | float | None:
+        """A number in a table of the configuration."""
+        part = Values(table, self._file)
+        found = part.number(key)
+        self.faults += part.faults
+        return found
 
     def leave(self, *keys: str) -> None:
         """Count the keys as not read: what they say is more than was taken."""
