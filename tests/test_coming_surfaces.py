@@ -51,9 +51,9 @@ RULE = (
 LISTS = """
 def validate_segment_layers(segment):
     layer_type_list = list(segment)
-    for layer in layer_type_list:
-        if layer not in Symbols.VALID_LAYERS:
-            raise ValueError(f"{layer} is no layer")
+    for layer_char in layer_type_list:
+        if layer_char not in Symbols.VALID_LAYERS:
+            raise ValueError(f"{layer_char} is no layer")
     if RULE:
         raise ValueError("not both")
     return layer_type_list
@@ -78,23 +78,30 @@ copied = deepcopy(config)
 FROM_CONFIG = "made.append(LAYER_SYMBOL_TO_CONFIG_CLASS[symbol].from_config(config))"
 STACK_TEXT = """
 import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from torch import nn
+
 IMPORTS
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.other import Wrapped
 from megatron.core.transformer.spec_utils import build_module
 
 
+@dataclass
 class HybridStackSubmodules:
     SLOTS
 
 
-class HybridStack:
+class HybridStack(MegatronModule):
     def __init__(self, config, submodules, LISTED=None, pp_layer_offset=0, pg_collection=None):
-        super().__init__()
-        self.config = config
+        super().__init__(config=config)
         self.LISTED = LISTED
-        self.layers = []
+        self.layers = nn.ModuleList()
         for i, KEY in enumerate(self.LISTED):
             layer_number = i + 1 + pp_layer_offset
-            with context():
+            with nullcontext():
                 CHAIN
                 else:
                     raise ValueError("no such layer")
@@ -103,7 +110,7 @@ class HybridStack:
 """
 BUILT = """\
 layer = build_module(
-                        submodules.SLOT, config=self.config, layer_number=layer_number
+                        submodules.SLOT, config=self.config, layer_number=layer_number, NUMBERED
                     )"""
 RESPECIALISED = """\
 spec = submodules.SLOT
@@ -112,7 +119,9 @@ spec = submodules.SLOT
 
                         spec = copy.deepcopy(spec)
                         spec.submodules.self_attention.module = Other
-                    layer = build_module(spec, config=self.config, pg_collection=pg_collection)"""
+                    layer = build_module(
+                        spec, config=self.config, layer_number=layer_number, NUMBERED
+                    )"""
 
 
 def vocabulary(
@@ -144,6 +153,8 @@ def stack(
         if classes:
             test = f"isinstance(layer_config, {classes[name]})"
         body = (bodies or {}).get(name, BUILT).replace("SLOT", slot)
+        offset = "pp_layer_offset=pp_layer_offset" if name == "MAMBA" else "add_layer_offset=False"
+        body = body.replace("NUMBERED", offset)
         chain.append(f"if {test}:\n                    {body}")
     home = "megatron.core.models.hybrid.hybrid_layer_allocation"
     imports = f"from {home} import Symbols as LayerSymbols"
@@ -205,7 +216,7 @@ def test_a_slot_that_is_specialised_before_it_is_built_is_still_that_slot(tmp_pa
     assert {s.constant: (s.symbol, s.slot) for s in found.symbols} == MAIN
     gdn = found.of_constant("GDN")
     assert gdn is not None
-    assert gdn.keywords == ("config", "pg_collection")
+    assert gdn.keywords == ("config", "layer_number", "add_layer_offset")
     assert found.unmapped() == ()
 
 
@@ -223,8 +234,8 @@ def test_a_slot_that_is_specialised_before_it_is_built_is_still_that_slot(tmp_pa
         ("spec.submodules.self_attention.module = Other", "copied(spec).module = Other"),
         ("spec = submodules.SLOT\n", "spec = others.SLOT\n"),
         ("import Other", "import Other as build_module"),
-        ("build_module(spec,", "build_module(spec or submodules.mlp_layer,"),
-        ("build_module(spec,", "build_module(other,"),
+        (" spec, config", " spec or submodules.mlp_layer, config"),
+        (" spec, config", " other, config"),
     ],
 )
 def test_a_local_name_that_may_be_another_slots_is_refused(
@@ -246,9 +257,9 @@ def test_a_local_name_that_may_be_another_slots_is_refused(
         ("self, config, submodules, ", "self, config, "),
         ("def __init__(", "def build("),
         ("def __init__(", "__init__ = other\n\n    def build("),
-        ("class HybridStack:", "class OtherStack:"),
-        ("class HybridStack:", "@other\nclass HybridStack:"),
-        ("class HybridStack:", "HybridStack = Other\n\n\nclass HybridStack:"),
+        ("class HybridStack(", "class OtherStack("),
+        ("class HybridStack(", "@other\nclass HybridStack("),
+        ("class HybridStack(", "HybridStack = Other\n\n\nclass HybridStack("),
         ("class HybridStackSubmodules:", "class HybridStackParts:"),
         ("class HybridStackSubmodules:", "class HybridStackSubmodules(Parts):"),
         ("class HybridStackSubmodules:", "class HybridStackSubmodules(metaclass=Parts):"),
@@ -397,7 +408,7 @@ def test_a_stack_that_asks_for_configurations_is_read_by_their_table(
     loop = stack(MAIN, classes=CLASSES, bodies={"GDN": RESPECIALISED})
     found = read(tree(tmp_path, table(CLASSES, added), loop, config_classes()))
     assert {s.constant: (s.symbol, s.slot) for s in found.symbols} == MAIN
-    assert found.symbols[0].keywords == ("config", "layer_number")
+    assert found.symbols[0].keywords == ("config", "layer_number", "pp_layer_offset")
     assert found.forbidden({"ATTENTION", "MLA"}) == ("not both",)
 
 
@@ -510,7 +521,7 @@ def test_a_class_of_another_shape_is_refused(old: str, new: str, tmp_path: Path)
         (f"layer_config, {CLASSES['MLA']})", f"layer_config, ({CLASSES['MLA']}, Other))"),
         (f"layer_config, {CLASSES['MLA']})", f"config, {CLASSES['MLA']})"),
         ("megatron.core.configs import", "megatron.core.others import"),
-        ("class HybridStack:", f"{CLASSES['MLA']} = {CLASSES['MLP']}\n\n\nclass HybridStack:"),
+        ("class HybridStack(", f"{CLASSES['MLA']} = {CLASSES['MLP']}\n\n\nclass HybridStack("),
     ],
 )
 def test_a_loop_over_configurations_of_another_shape_is_refused(

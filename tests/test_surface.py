@@ -402,7 +402,8 @@ def add_kda(tree: Path) -> None:
         lambda text: text.replace(
             "                elif layer_type == LayerSymbols.GDN:",
             "                elif layer_type == LayerSymbols.KDA:\n"
-            "                    layer = build_module(submodules.kda_layer, config=self.config)\n"
+            "                    layer = build_module(submodules.kda_layer, config=self.config, "
+            "layer_number=layer_number, add_layer_offset=False)\n"
             "                elif layer_type == LayerSymbols.GDN:",
             1,
         ).replace("    gdn_layer:", "    kda_layer: object = None\n    gdn_layer:", 1),

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from megatron_seams.upstream.allocation import check_allocation
 from megatron_seams.upstream.ast_queries import (
     bindings,
     classes,
@@ -99,7 +100,11 @@ def read_symbols(file: SourceFile) -> Symbols:
     if configs is not None:
         accounted.append(configs.table)
     _check_mentions(file, symbols, accounted, layers, {*sets} - {named[0]})
-    _check_list_of_layers(file, configs)
+    lists = functions(file.tree.body, *_LISTS)
+    file.require(len(lists) == 1, f"{len(lists)} functions that list the layers of a pattern")
+    if configs is not None:
+        file.require(configs.lists(lists[0]), f"{lists[0].name} does not list what it is given")
+    check_allocation(file, configs, [statement for _, statement in rules])
     return Symbols(
         layers=layers,
         separators=tuple(rest.values()),
@@ -216,62 +221,3 @@ def _is_script(node: ast.stmt) -> bool:
         case ast.If(test=ast.Compare(left=ast.Name(id="__name__"), ops=[ast.Eq()])):
             return not node.orelse
     return False
-
-
-def _check_list_of_layers(file: SourceFile, configs: LayerConfigs | None) -> None:
-    """Check that the list of layers has one entry for each letter of the pattern, in its order.
-
-    Raises:
-        SurfaceUnknown: It may not.
-    """
-    found = functions(file.tree.body, *_LISTS)
-    file.require(len(found) == 1, f"{len(found)} functions that list the layers of a pattern")
-    function = found[0]
-    listed = configs.lists(function) if configs else _lists_letters(function)
-    file.require(listed, f"{function.name} does not simply list the letters that it is given")
-
-
-def _lists_letters(function: ast.FunctionDef) -> bool:
-    """Whether a function makes ``list(pattern)`` and returns it unchanged."""
-    made = [
-        (name, given)
-        for node in function.body
-        for name, given in _made_list(node)
-        if given in {argument.arg for argument in function.args.args}
-    ]
-    if len(made) != 1 or not isinstance(function.body[-1], ast.Return):
-        return False
-    name, given = made[0]
-    nodes = list(ast.walk(function))
-    bound = bindings(nodes)
-    if bound[name] != 1 or bound[given] != 1:
-        return False
-    for node in nodes:
-        match node:
-            case ast.Return(value=ast.Name(id=returned)):
-                untouched = returned == name
-            case ast.Return():
-                untouched = False
-            case ast.Attribute(value=ast.Name(id=used)) | ast.Subscript(value=ast.Name(id=used)):
-                untouched = used != name
-            case ast.Call(func=ast.Name(id="len" | "list")):
-                untouched = True
-            case ast.Call():
-                given_to = [*node.args, *(keyword.value for keyword in node.keywords)]
-                untouched = not any(isinstance(p, ast.Name) and p.id == name for p in given_to)
-            case _:
-                untouched = True
-        if not untouched:
-            return False
-    return True
-
-
-def _made_list(node: ast.stmt) -> list[tuple[str, str]]:
-    """For ``name = list(given)``: both names; else nothing."""
-    match node:
-        case ast.Assign(
-            targets=[ast.Name(id=name)],
-            value=ast.Call(func=ast.Name(id="list"), args=[ast.Name(id=given)], keywords=[]),
-        ):
-            return [(name, given)]
-    return []

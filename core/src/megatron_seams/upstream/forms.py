@@ -1,0 +1,160 @@
+"""Forms of statements: text that a piece of upstream's source either has or has not.
+
+A form is written as Python. A name in capitals in it stands for any one name, the same wherever it
+recurs; every other name, literal and keyword stands for itself. ``self.GIVEN = GIVEN`` is the form
+of ``self.pre_process = pre_process``, and not of ``self.pre_process = post_process``.
+"""
+
+import ast
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final
+
+import attrs
+
+from megatron_seams.upstream.ast_queries import is_docstring
+
+#: Functions that only write to a log.
+_LOGS: Final = frozenset({"log_single_rank", "log_on_each_pipeline_stage"})
+#: Calls within a message that change nothing.
+_HARMLESS: Final = frozenset({"join", "len"})
+
+
+@attrs.frozen(kw_only=True)
+class Form:
+    """One form.
+
+    Attributes:
+        text: How it is written.
+        node: The statement that it is.
+    """
+
+    text: str
+    node: ast.stmt = attrs.field(repr=False)
+
+    def match(self, statement: ast.stmt) -> Mapping[str, str] | None:
+        """What the names in capitals stand for; None if the statement is of another form."""
+        names: dict[str, str] = {}
+        return names if _same(self.node, plain(statement), names) else None
+
+
+def form(text: str) -> Form:
+    """The form that ``text`` spells: one statement."""
+    (node,) = ast.parse(text).body
+    return Form(text=text, node=plain(node))
+
+
+def _same(wanted: Any, found: Any, names: dict[str, str]) -> bool:
+    """Whether two trees are the same but for the names in capitals, which are collected."""
+    if isinstance(wanted, ast.AST):
+        if type(wanted) is not type(found):
+            return False
+        return all(
+            _same(getattr(wanted, field, None), getattr(found, field, None), names)
+            for field in wanted._fields
+            if field not in ("ctx", "type_comment")
+        )
+    if isinstance(wanted, list):
+        return (
+            isinstance(found, list)
+            and len(wanted) == len(found)
+            and all(_same(*pair, names) for pair in zip(wanted, found, strict=True))
+        )
+    if isinstance(wanted, str) and isinstance(found, str) and wanted.isupper():
+        return names.setdefault(wanted, found) == found
+    return type(wanted) is type(found) and bool(wanted == found)
+
+
+def plain(statement: ast.stmt) -> ast.stmt:
+    """A copy of a statement without what only a person reads: messages and annotations."""
+    # Through the text: the copy shares no node with the tree, and has no comments.
+    (copied,) = ast.parse(ast.unparse(statement)).body
+    changed = _Plain(()).visit(copied)
+    return changed if isinstance(changed, ast.stmt) else ast.Pass()
+
+
+def digest(node: ast.stmt, without: Collection[ast.stmt] = ()) -> str:
+    """The form of a whole function or class, as 16 hexadecimal digits.
+
+    Two have the same one if they differ at most in docstrings, annotations and messages.
+
+    Args:
+        node: The function or class.
+        without: Statements in it that are read by themselves and are no part of its form.
+    """
+    left_out = tuple(ast.unparse(statement) for statement in without)
+    (copied,) = ast.parse(ast.unparse(node)).body
+    text = ast.unparse(_Plain(left_out).visit(copied))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _Plain(ast.NodeTransformer):
+    """Takes docstrings, annotations, messages and log entries out of a tree."""
+
+    def __init__(self, left_out: Iterable[str]) -> None:
+        self._left_out = frozenset(left_out)
+
+    def visit(self, node: ast.AST) -> Any:
+        """Visit a node, or take it out."""
+        if isinstance(node, ast.stmt) and self._left_out and ast.unparse(node) in self._left_out:
+            return None
+        return super().visit(node)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Visit what a node consists of; a body that is emptied becomes ``pass``."""
+        super().generic_visit(node)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If)) and not node.body:
+            node.body = [ast.Pass()]
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        """A parameter without its annotation."""
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """A function without its return annotation."""
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        """An assignment without its annotation; a declaration keeps its name."""
+        if node.value is None:
+            return ast.Expr(value=node.target)
+        return ast.Assign(targets=[node.target], value=node.value, lineno=node.lineno)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        """An expression, unless it only says something."""
+        if is_docstring(node):
+            return None
+        match node.value:
+            case ast.Call(func=ast.Name(id=name)) as call if name in _LOGS and _says(call):
+                return None
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.Raise:
+        """An exception without its message."""
+        match node.exc:
+            case ast.Call(func=ast.Name() as kind):
+                node.exc = kind
+        return node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.Assert:
+        """An assertion without its message."""
+        node.msg = None
+        return node
+
+
+def _says(call: ast.Call) -> bool:
+    """Whether computing what is logged changes nothing."""
+    for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
+        for node in ast.walk(argument):
+            match node:
+                case ast.NamedExpr() | ast.Await() | ast.Yield() | ast.YieldFrom():
+                    return False
+                case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+                    if name not in _HARMLESS:
+                        return False
+                case ast.Call():
+                    return False
+    return True
