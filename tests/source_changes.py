@@ -1,4 +1,4 @@
-"""Small changes of Python source, made by a generator: one change each, the same ones every time."""
+"""Small changes of Python source by a generator: one each, and the same ones for one seed."""
 
 import ast
 import random
@@ -139,8 +139,8 @@ def _of_block(
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
             continue
         where = f"line {statement.lineno}"
-        yield "left out", where, _block(at, field, index, lambda one, _: [])
-        yield "repeated", where, _block(at, field, index, lambda one, _: [one, one])
+        yield "left out", where, _block(at, field, index, lambda _one, _two: [])
+        yield "repeated", where, _block(at, field, index, lambda one, _two: [one, one])
         if index + 1 < len(block):
             yield "exchanged", where, _block(at, field, index, lambda one, two: [two, one], 2)
 

@@ -19,13 +19,13 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from megatron.core.models.hybrid import hybrid_block, hybrid_layer_allocation, hybrid_model
-from source_changes import changes
+from megatron.core.models.hybrid import hybrid_block, hybrid_layer_allocation, hybrid_model  # noqa: E402
 
-from megatron_seams.errors import Refusal, SeamsError, SurfaceUnknown
-from megatron_seams.upstream.locate import importable_megatron
-from megatron_seams.upstream.source import MegatronSource
-from megatron_seams.upstream.surface import NativeSurface, read_surface
+from megatron_seams.errors import Refusal, SeamsError, SurfaceUnknown  # noqa: E402
+from megatron_seams.upstream.locate import importable_megatron  # noqa: E402
+from megatron_seams.upstream.source import MegatronSource  # noqa: E402
+from megatron_seams.upstream.surface import NativeSurface, read_surface  # noqa: E402
+from source_changes import changes  # noqa: E402
 
 ALLOCATES = {
     node.name
@@ -36,8 +36,12 @@ ALLOCATES = {
 CHANGED = ((hybrid_block, {"__init__"}), (hybrid_layer_allocation, ALLOCATES))
 MOE = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 32}
 MLA = {
-    **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_head_dim": 8, "qk_pos_emb_head_dim": 8},
-    **{"v_head_dim": 12, "rope_type": "rope"},
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_head_dim": 8,
+    "qk_pos_emb_head_dim": 8,
+    "v_head_dim": 12,
+    "rope_type": "rope",
 }
 #: Patterns that need no compiled kernel, and the settings that they need.
 PATTERNS = (("*-E*-/*-/*-", MOE), ("-+E+", MOE | MLA), ("*", {}))
@@ -63,7 +67,7 @@ def run_changed(module: ModuleType, text: str) -> None:
     exec(compile(text, str(module.__file__), "exec"), module.__dict__)  # noqa: S102
     if module is hybrid_layer_allocation:
         for other in (hybrid_block, hybrid_model):
-            exec(compile(inspect.getsource(other), str(other.__file__), "exec"), other.__dict__)  # noqa: S102
+            run_changed(other, inspect.getsource(other))
 
 
 def slot_of(layer: Any) -> str:
@@ -83,9 +87,8 @@ def slot_of(layer: Any) -> str:
 
 
 def built(surface: NativeSurface) -> Iterator[str]:
-    """What each pattern becomes on the changed Megatron: built as read, refused, or a difference."""
+    """What each pattern becomes on the changed Megatron: as read, refused, or a difference."""
     import conftest
-
     from megatron_seams.runtime.cpu.world import cpu_world
     from megatron_seams.runtime.model.build import build_model
 

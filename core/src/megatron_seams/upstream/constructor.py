@@ -13,7 +13,7 @@ import attrs
 
 from megatron_seams.upstream.allocation import check_known
 from megatron_seams.upstream.ast_queries import functions, is_docstring, mentions
-from megatron_seams.upstream.forms import Form, form
+from megatron_seams.upstream.forms import Form, first_match, form
 from megatron_seams.upstream.slots import BUILD, SUBMODULES
 from megatron_seams.upstream.source import SourceFile
 
@@ -42,7 +42,7 @@ _ALLOCATED = f"allocate_layers({_RATIOS}, self.hybrid_override_pattern)"
 _SELECTED = "self._select_layers_for_pipeline_parallel"
 #: What stands before the loop in this order, each at most once; of a line, one.
 _IN_ORDER: Final = (
-    _forms("super().__init__(config=config)", "super().__init__()"),
+    _forms("super().__init__(config=config)"),
     _forms(f"layer_type_list = {_ALLOCATED}", f"self.layer_type_list = {_ALLOCATED}"),
     _forms("pp_layer_offset = 0"),
     _forms(
@@ -359,7 +359,7 @@ class _Constructor:
 
 def _is_of(node: ast.stmt, known: Sequence[Form]) -> bool:
     """Whether a statement is of one of these forms."""
-    return any(each.match(node) is not None for each in known)
+    return first_match(node, known) is not None
 
 
 def _parameters(file: SourceFile, constructor: ast.FunctionDef) -> Iterator[str]:

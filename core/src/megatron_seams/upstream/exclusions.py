@@ -27,6 +27,12 @@ class Exclusion:
     parts: tuple["Exclusion", ...] = ()
     message: str = ""
 
+    @property
+    def constants(self) -> frozenset[str]:
+        """The constants that it is about."""
+        own = {self.constant} if self.operator == "has" else set()
+        return frozenset(own).union(*(part.constants for part in self.parts))
+
     def forbids(self, constants: frozenset[str]) -> bool:
         """Whether a pattern that contains exactly these constants is refused."""
         if self.operator == "has":

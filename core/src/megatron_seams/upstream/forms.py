@@ -7,7 +7,7 @@ of ``self.pre_process = pre_process``, and not of ``self.pre_process = post_proc
 
 import ast
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -16,8 +16,6 @@ from megatron_seams.upstream.ast_queries import is_docstring
 
 #: Functions that only write to a log.
 _LOGS: Final = frozenset({"log_single_rank", "log_on_each_pipeline_stage"})
-#: Calls within a message that change nothing.
-_HARMLESS: Final = frozenset({"join", "len"})
 
 
 @attrs.frozen(kw_only=True)
@@ -34,18 +32,35 @@ class Form:
 
     def match(self, statement: ast.stmt) -> Mapping[str, str] | None:
         """What the names in capitals stand for; None if the statement is of another form."""
-        names: dict[str, str] = {}
-        return names if _same(self.node, plain(statement), names) else None
+        found = first_match(statement, [self])
+        return found and found[1]
 
 
 def form(text: str) -> Form:
     """The form that ``text`` spells: one statement."""
     (node,) = ast.parse(text).body
-    return Form(text=text, node=plain(node))
+    return Form(text=text, node=node)
+
+
+def first_match(statement: ast.stmt, forms: Sequence[Form]) -> tuple[int, Mapping[str, str]] | None:
+    """The first form that a statement is of: its index, and what its names in capitals stand for.
+
+    Returns:
+        None if it is of none of them.
+    """
+    for index, known in enumerate(forms):
+        names: dict[str, str] = {}
+        if _same(known.node, statement, names):
+            return index, names
+    return None
 
 
 def _same(wanted: Any, found: Any, names: dict[str, str]) -> bool:
     """Whether two trees are the same but for the names in capitals, which are collected."""
+    if isinstance(wanted, ast.Assert):  # without its message
+        return isinstance(found, ast.Assert) and _same(wanted.test, found.test, names)
+    if isinstance(wanted, ast.Assign) and isinstance(found, ast.AnnAssign):  # without its type
+        return _same((wanted.targets, wanted.value), ([found.target], found.value), names)
     if isinstance(wanted, ast.AST):
         if type(wanted) is not type(found):
             return False
@@ -54,23 +69,15 @@ def _same(wanted: Any, found: Any, names: dict[str, str]) -> bool:
             for field in wanted._fields
             if field not in ("ctx", "type_comment")
         )
-    if isinstance(wanted, list):
+    if isinstance(wanted, list | tuple):
         return (
-            isinstance(found, list)
+            isinstance(found, list | tuple)
             and len(wanted) == len(found)
             and all(_same(*pair, names) for pair in zip(wanted, found, strict=True))
         )
     if isinstance(wanted, str) and isinstance(found, str) and wanted.isupper():
         return names.setdefault(wanted, found) == found
     return type(wanted) is type(found) and bool(wanted == found)
-
-
-def plain(statement: ast.stmt) -> ast.stmt:
-    """A copy of a statement without what only a person reads: messages and annotations."""
-    # Through the text: the copy shares no node with the tree, and has no comments.
-    (copied,) = ast.parse(ast.unparse(statement)).body
-    changed = _Plain(()).visit(copied)
-    return changed if isinstance(changed, ast.stmt) else ast.Pass()
 
 
 def digest(node: ast.stmt, without: Collection[ast.stmt] = ()) -> str:
@@ -89,7 +96,7 @@ def digest(node: ast.stmt, without: Collection[ast.stmt] = ()) -> str:
 
 
 class _Plain(ast.NodeTransformer):
-    """Takes docstrings, annotations, messages and log entries out of a tree."""
+    """Takes docstrings, annotations, messages and the words of log entries out of a tree."""
 
     def __init__(self, left_out: Iterable[str]) -> None:
         self._left_out = frozenset(left_out)
@@ -124,12 +131,12 @@ class _Plain(ast.NodeTransformer):
         return ast.Assign(targets=[node.target], value=node.value, lineno=node.lineno)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """An expression, unless it only says something."""
+        """An expression, unless it is a docstring; of a log entry, all but the words."""
         if is_docstring(node):
             return None
         match node.value:
-            case ast.Call(func=ast.Name(id=name)) as call if name in _LOGS and _says(call):
-                return None
+            case ast.Call(func=ast.Name(id=name)) as call if name in _LOGS:
+                return ast.Expr(value=_Wordless().visit(call))
         return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.Raise:
@@ -145,16 +152,14 @@ class _Plain(ast.NodeTransformer):
         return node
 
 
-def _says(call: ast.Call) -> bool:
-    """Whether computing what is logged changes nothing."""
-    for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
-        for node in ast.walk(argument):
-            match node:
-                case ast.NamedExpr() | ast.Await() | ast.Yield() | ast.YieldFrom():
-                    return False
-                case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
-                    if name not in _HARMLESS:
-                        return False
-                case ast.Call():
-                    return False
-    return True
+class _Wordless(ast.NodeTransformer):
+    """Takes the words out of formatted text and leaves what is computed for it."""
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        """The values of a formatted text."""
+        values = [part for part in node.values if isinstance(part, ast.FormattedValue)]
+        return ast.Tuple(elts=[part.value for part in values], ctx=ast.Load())
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        """A literal; of a text, that it is one."""
+        return ast.Constant(value="") if isinstance(node.value, str) else node

@@ -22,7 +22,7 @@ KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "_set_mtp_layer_number_for_moe_metrics": ("13ed42d9be6f230f",),
     "_validate_pattern": ("b7b8f26d914a2080",),
-    "allocate_layers": ("88d80ae512a39e35",),
+    "allocate_layers": ("52c70baf97b1da70",),
     "get_hybrid_layer_counts": ("731990bd87516083", "f7b880809214806e"),
     "get_hybrid_total_layer_count": ("44b83b7aebad5b41",),
     "get_hybrid_total_pipeline_segment_count": ("8a50b7ba541b0d37",),
@@ -33,6 +33,6 @@ KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "parse_hybrid_pattern": ("d5b75d7d6100ec63",),
     "pattern_from_ratios": ("5ce81673876260bd",),
-    "select_pipeline_segment": ("461af4078e272021", "f3ec5a48a6bf8078"),
+    "select_pipeline_segment": ("b2f38d527c9d2726", "d9be7e2ca9201de6"),
     "validate_segment_layers": ("ee9095b10d677a76",),
 }

@@ -96,6 +96,10 @@ def read_symbols(file: SourceFile) -> Symbols:
     )
     configs = read_layer_configs(file) if bound[CONFIG_TABLE] else None
     rules = list(read_exclusions(file.tree, sets))
+    for rule, statement in rules:
+        file.require(
+            rule.constants <= layers.keys(), f"line {statement.lineno}: a rule over no layers"
+        )
     accounted: list[ast.expr] = [statement.test for _, statement in rules]
     if configs is not None:
         accounted.append(configs.table)
