@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import attrs
 import pytest
 
 from megatron_seams.errors import (
@@ -14,7 +15,9 @@ from megatron_seams.errors import (
 )
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.recipes.pipeline import FIRST, LAST, one_rank
 from megatron_seams.seams.manifest import CAPABILITIES
+from megatron_seams.upstream.source import MegatronSource
 from megatron_seams.upstream.surface import NativeSurface
 from seam_support import (
     Table,
@@ -32,10 +35,8 @@ K: Table = {"tokens": {"K": "kda"}}
 # --- what upstream forbids --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "pattern", ["*D", "*+", "M*M*/MD/MD", "M*|MD", "MD/*", "*|M|+", "M+/M*/M*"]
-)
-def test_attention_beside_latent_or_sparse_is_forbidden_over_the_whole_pattern(
+@pytest.mark.parametrize("pattern", ["*D", "*+", "M*|MD", "*|M|+", "M/*D", "D/M+*/M+*"])
+def test_attention_beside_latent_or_sparse_is_forbidden_in_one_part_of_a_pattern(
     pattern: str,
 ) -> None:
     fault = only(reasons(recipe(pattern), environment()), UpstreamForbids)
@@ -45,6 +46,21 @@ def test_attention_beside_latent_or_sparse_is_forbidden_over_the_whole_pattern(
 @pytest.mark.parametrize("pattern", ["D+", "MD|M+", "M*|M*/*", "+D/+"])
 def test_what_upstream_allows_is_not_forbidden(pattern: str) -> None:
     plan(recipe(pattern), environment())
+
+
+@pytest.mark.parametrize("pattern", ["DEDE/*E", "M*M*/MD/MD", "MD/*", "M+/M*/M*"])
+def test_decoder_and_mtp_part_are_each_checked_by_itself(pattern: str) -> None:
+    plan(recipe(pattern), environment())
+
+
+def test_a_rule_over_both_parts_is_applied_to_both_together() -> None:
+    apart = surface()
+    (rule,) = apart.exclusions
+    whole = attrs.evolve(apart, exclusions=(attrs.evolve(rule, whole=True),))
+    asked = recipe("DE/*E")
+    plan(asked, environment(native=apart))
+    fault = only(reasons(asked, environment(native=whole)), UpstreamForbids)
+    assert "an MTP part with ATTENTION, MOE" in fault.asked
 
 
 def latent(**changes: Any) -> Any:
@@ -64,7 +80,7 @@ def latent(**changes: Any) -> Any:
         ("M+", "attention_layer", "M*"),
         ("D+", "mamba_layer", "DM"),
         ("+|D", "mamba_layer", "M|D"),
-        ("+M/D/D", "mamba_layer", "MM/D/D"),
+        ("+M/D/D", "attention_layer", "*M/D/D"),
     ],
 )
 def test_a_second_carrier_is_taken_where_the_first_lowers_to_what_upstream_forbids(
@@ -217,7 +233,7 @@ def test_stages_in_the_pattern_are_pipeline_parallelism() -> None:
 @pytest.mark.parametrize(
     ("pattern", "size", "legal"),
     [("MMMM", 2, True), ("MMM", 2, False), ("M|M|M", 3, True), ("M|M|M", 2, False),
-     ("M|M|M|M", 2, True), ("MM|M", 2, True), ("MM", 4, False)],
+     ("M|M|M|M", 2, True), ("MM|M", 2, True), ("MM", 4, False), ("||M", 3, True)],
 )  # fmt: skip
 def test_stages_or_layers_divide_evenly(pattern: str, size: int, legal: bool) -> None:
     asked = recipe(pattern, parallelism={"pipeline-parallel": size})
@@ -235,3 +251,94 @@ def test_a_megatron_without_stages_or_mtp_in_its_patterns_takes_neither() -> Non
     found = reasons(recipe("M|M/M"), old)
     assert [type(fault) for fault in found] == [UpstreamForbids, UpstreamForbids]
     assert ["'|'" in fault.asked for fault in found] == [True, False]
+
+
+# --- uneven pipelines -------------------------------------------------------------------------
+
+
+def cutting() -> Environment:
+    """A Megatron whose configuration has the two sizes."""
+    fields = "".join(f"    {key}: int | None = None\n" for key in (FIRST, LAST))
+    text = b"@dataclass\nclass TransformerConfig:\n" + fields.encode()
+    source = MegatronSource(
+        origin="a test",
+        read=lambda path: text if path.endswith("transformer_config.py") else None,
+    )
+    return attrs.evolve(environment(), source=source)
+
+
+def uneven(pattern: str, ranks: int, *, first: Any = None, last: Any = None) -> Any:
+    sizes = {FIRST: first, LAST: last}
+    return recipe(
+        pattern,
+        parallelism={"pipeline-parallel": ranks},
+        megatron={key: size for key, size in sizes.items() if size is not None},
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [
+        (uneven("M" * 17, 4, first=3, last=4), (3, 5, 5, 4)),
+        (uneven("M" * 17, 3, first=3), (3, 7, 7)),
+        (uneven("M" * 17, 3, last=1), (8, 8, 1)),
+        (uneven("M" * 17, 2, first=3, last=14), (3, 14)),
+        (uneven("M" * 17, 1, first=17), (17,)),
+        # More than there are, and yet each layer on one stage: upstream builds just that.
+        (uneven("M" * 8, 2, first=9), (8, 0)),
+    ],
+)
+def test_first_and_last_stage_are_taken_off_and_the_rest_is_cut_evenly(
+    asked: Any, sizes: tuple[int, ...]
+) -> None:
+    made = plan(asked, cutting())
+    assert made.pipeline.sizes == sizes
+    assert [layer.stage for layer in made.layers] == list(made.pipeline.stages)
+    assert lowered_pattern(made) == "M" * len(made.layers)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (uneven("M" * 17, 4, first=3), "14 of 17 layers are left for 3 stages"),
+        (uneven("M" * 17, 2, first=3, last=4), "10 of 17 layers are left for 0 stages"),
+        (uneven("M" * 17, 3, first=17), "0 of 17 layers are left for 2 stages"),
+        (uneven("M" * 17, 1, first=3), "14 of 17 layers are left for 0 stages"),
+        (uneven("M" * 8, 4, first=7, last=3), "the pattern has 8 layers"),
+        (uneven("M" * 8, 2, first=0), "it is not larger than 0"),
+        (uneven("M|M", 2, first=1), "the pattern writes its stages itself"),
+        (uneven("M|M", 2, last=1), "the pattern writes its stages itself"),
+    ],
+)
+def test_sizes_that_leave_no_even_rest_are_refused_with_their_key(asked: Any, says: str) -> None:
+    fault = only(reasons(asked, cutting()), UpstreamForbids)
+    assert says in fault.found
+    assert fault.key is not None
+    assert fault.key.startswith("megatron.num_layers_in_")
+
+
+def test_stages_that_do_not_divide_say_that_their_ends_may_differ() -> None:
+    fault = only(reasons(uneven("M" * 17, 4), environment()), UpstreamForbids)
+    assert FIRST in fault.next
+
+
+def test_under_virtual_stages_each_rank_has_every_so_manieth() -> None:
+    asked = recipe("M|MM||M/M", parallelism={"pipeline-parallel": 2})
+    made = plan(asked, environment())
+    assert (made.pipeline.ranks, made.pipeline.virtual) == (2, 2)
+    assert [(layer.stage, layer.rank) for layer in made.layers] == [(0, 0), (1, 1), (1, 1), (3, 1)]
+    assert [(layer.stage, layer.rank) for layer in made.mtp] == [(3, 1)]
+
+
+def test_stages_are_in_the_plan_also_where_the_pattern_writes_none() -> None:
+    made = plan(recipe("MMMM/M", parallelism={"pipeline-parallel": 2}), environment())
+    assert [layer.stage for layer in (*made.layers, *made.mtp)] == [0, 0, 1, 1, 1]
+
+
+def test_stages_on_one_rank_are_planned_and_not_launched() -> None:
+    made = plan(recipe("M|M|M"), environment())
+    assert made.pipeline.ranks == 3
+    fault = one_rank(made.parallelism, made.pattern)
+    assert fault is not None
+    assert "pipeline-parallel is 1" in fault.found
+    assert one_rank(made.parallelism, plan(recipe("MMM"), environment()).pattern) is None

@@ -60,6 +60,22 @@ def test_an_mtp_suffix_is_counted_and_not_part_of_the_decoder() -> None:
     assert (read.tokens, read.mtp, read.mtp_depths) == ("M-M-", "*E", 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "stages"), [("||M*", (0, 0, 2)), ("M-||M-", (2, 0, 2)), ("|M", (0, 1)), ("M|", (1, 0))]
+)
+def test_a_stage_may_have_no_layer(text: str, stages: tuple[int, ...]) -> None:
+    read = parse_pattern(text, dialect="megatron", depth=sum(stages))
+    assert read.stages == stages
+    assert read.tokens == text.replace("|", "")
+    assert len(written_stages(read).stages) == read.depth
+
+
+@pytest.mark.parametrize("text", ["M*M*/", "M*M*//"])
+def test_separators_without_any_mtp_part_are_no_mtp(text: str) -> None:
+    read = parse_pattern(text, dialect="megatron")
+    assert (read.tokens, read.mtp, read.mtp_depths) == ("M*M*", "", 0)
+
+
 def test_positions_are_one_based_and_in_the_order_of_appearance() -> None:
     where = parse_pattern("AEMR", dialect="nam", depth=9).positions()
     assert where == {"A": [1, 5, 9], "E": [2, 6], "M": [3, 7], "R": [4, 8]}
@@ -73,18 +89,17 @@ def test_positions_are_one_based_and_in_the_order_of_appearance() -> None:
         ("", 4, "no layer"),
         ("|", None, "no layer"),
         ("/M", None, "no layer"),
+        ("/", None, "no layer"),
+        ("||", None, "no layer"),
         ("M -", None, "white space"),
         ("M-\n", None, "white space"),
         ("M\u00a0M", None, "white space"),
         ("M-/ *", None, "white space"),
         ("M-|M-", 8, "its stages hold 4 layers and the depth is 8"),
-        ("M-||M-", None, "a stage between two '|' has no layer"),
-        ("|M-", None, "a stage between two '|' has no layer"),
-        ("M-|", None, "a stage between two '|' has no layer"),
         ("M", 0, "the depth is 0"),
         ("M", -3, "the depth is -3"),
         ("M", MAX_DEPTH + 1, f"the depth is {MAX_DEPTH + 1}"),
-        ("M-/", None, "an MTP part after '/' has no layer"),
+        ("M-//*E", None, "an MTP part after '/' has no layer"),
         ("M-/*E/", None, "an MTP part after '/' has no layer"),
         ("M-/*|E", None, "an MTP part contains '|'"),
         ("M-/*E/*-", None, "its MTP parts differ: *E, *-"),

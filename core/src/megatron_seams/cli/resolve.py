@@ -22,9 +22,12 @@ from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Layer, Plan, grouped
-from megatron_seams.recipes.pipeline import written_stages
+from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.records.plan_json import describe_plan
 from megatron_seams.records.receipt import SCHEMA, make_receipt
+
+#: More pipeline stages than this are counted and not listed.
+_MOST_STAGES = 64
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
@@ -106,7 +109,8 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
         style="bold",
         markup=False,
     )
-    draw_strip(out, pattern.tokens, plan_states(plan), written_stages(pattern).stages)
+    draw_strip(out, pattern.tokens, plan_states(plan), plan.pipeline.stages)
+    _draw_stages(out, plan)
     table = Table(box=None, pad_edge=False)
     for column in ("count", "layers", "token", "family", "provider", "owner"):
         table.add_column(column, no_wrap=column != "layers")
@@ -127,6 +131,22 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
             feature.why,
         )
     out.print(table)
+
+
+def _draw_stages(out: Console, plan: Plan) -> None:
+    """A row for each pipeline stage: its rank and its layers."""
+    stages = len(plan.pipeline.sizes)
+    if stages == 1:
+        return
+    if stages > _MOST_STAGES:
+        out.print(f"({stages} stages on {plan.pipeline.ranks} ranks: too many to draw)")
+        return
+    for stage, part in enumerate(plan.pipeline.slices()):
+        layers = f"layers {part.start + 1} to {part.stop}" if part.stop > part.start else "no layer"
+        out.print(f"stage {stage} on rank {plan.pipeline.rank_of(stage)}: {layers}")
+    missing = one_rank(plan.parallelism, plan.pattern)
+    if missing is not None:
+        out.print(f"to run it, {missing.next}", markup=False)
 
 
 def _each(layers: Iterable[Layer]) -> tuple[tuple[Layer, ...], ...]:

@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.errors import NoArgument, Refusal
+from megatron_seams.errors import NoArgument, Refusal, SeamsError
 from megatron_seams.families import LATENT
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
+from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.upstream.flags import Flag
 from megatron_seams.upstream.settings import NativeSettings
 
@@ -73,13 +74,15 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
         settings: The flags of the Megatron that it was planned against.
 
     Raises:
-        Refusal: With a :class:`NoArgument` for everything that this Megatron has no flag for.
+        Refusal: With a :class:`NoArgument` for everything that this Megatron has no flag for, and
+            an :class:`UpstreamForbids` for stages that one pipeline rank is to have.
     """
     found = (*_of_layers(plan), *_of_parallelism(plan), *_of_settings(plan, settings))
     groups = [group for group in found if not isinstance(group, NoArgument)]
     if plan.seams:
         groups.append(("--spec", *SPEC))
-    faults = [group for group in found if isinstance(group, NoArgument)]
+    faults: list[SeamsError] = [group for group in found if isinstance(group, NoArgument)]
+    faults += filter(None, [one_rank(plan.parallelism, plan.pattern)])
     faults += [_no_flag(plan, group[0], settings) for group in groups if _unknown(group, settings)]
     if faults:
         raise Refusal(faults)

@@ -32,10 +32,9 @@ class Choices:
 
     @property
     def native(self) -> tuple[NativeSymbol, ...]:
-        """The native symbols of the model, its MTP part included."""
+        """The native symbols of the decoder's layers."""
         chosen = (choice.provider for choice in self.layers.values())
-        own = [provider for provider in chosen if isinstance(provider, NativeSymbol)]
-        return (*own, *self.mtp.values())
+        return tuple(provider for provider in chosen if isinstance(provider, NativeSymbol))
 
     @property
     def seams(self) -> Mapping[str, Seam]:

@@ -15,7 +15,7 @@ from megatron_seams.planning.carriers import Carriers
 from megatron_seams.planning.choices import Choices
 from megatron_seams.planning.environment import Environment
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
-from megatron_seams.recipes.pipeline import uneven_stages
+from megatron_seams.recipes.pipeline import layout_faults
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface
@@ -58,7 +58,7 @@ def violations(
     """
     return [
         *_unsupported(recipe, pattern, seams),
-        *([uneven] if (uneven := uneven_stages(recipe, pattern)) else []),
+        *layout_faults(recipe, pattern),
         *_separators(pattern, environment.surface),
         *_native_keys(recipe, environment, carriers),
     ]
@@ -98,7 +98,7 @@ def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:
     wanted = []
     if len(pattern.stages) > 1:
         wanted.append((STAGE_BREAK, "stages"))
-    if pattern.mtp_depths:
+    if MTP_SEPARATOR in pattern.text:
         wanted.append((MTP_SEPARATOR, "MTP depths"))
     if surface.version is None:  # nothing is native, which is a fault of its own
         return []

@@ -7,6 +7,7 @@ import attrs
 
 from megatron_seams.errors import SeamsError
 from megatron_seams.recipes.pattern import Pattern
+from megatron_seams.recipes.pipeline import Pipeline
 from megatron_seams.recipes.recipe import Parallelism, RuntimeSettings
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import Native, NativeSurface
@@ -57,7 +58,8 @@ class Layer:
 
     Attributes:
         position: The 1-based global layer number; inside an MTP depth, the number in that depth.
-        stage: The 0-based pipeline segment; 0 where the pattern has no ``|``.
+        stage: The 0-based pipeline stage that it is on, also where the pattern has no ``|``.
+        rank: The 0-based pipeline rank that has the stage.
         token: The character of the pattern.
         family: Its family, after the recipe's specialisations.
         provider: Native Megatron or a seam.
@@ -66,6 +68,7 @@ class Layer:
 
     position: int
     stage: int
+    rank: int
     token: str
     family: str
     provider: Provider
@@ -115,6 +118,7 @@ class Plan:
     Attributes:
         name: The recipe's name, or the pattern.
         pattern: The pattern, read and expanded.
+        pipeline: The stages that its layers are cut into, and their ranks.
         surface: The native surface that it was planned against.
         layers: The decoder's layers, position 1 first.
         mtp: The layers of *one* MTP depth; empty without a suffix.
@@ -128,6 +132,7 @@ class Plan:
 
     name: str
     pattern: Pattern
+    pipeline: Pipeline
     surface: NativeSurface
     layers: tuple[Layer, ...]
     mtp: tuple[Layer, ...] = ()

@@ -17,7 +17,7 @@ from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.features import place_features
 from megatron_seams.planning.plan import Custom, Layer, Plan, Provider
 from megatron_seams.planning.requests import Requests, read_pattern, read_requests
-from megatron_seams.recipes.pipeline import pipeline_of, written_stages
+from megatron_seams.recipes.pipeline import Pipeline, pipeline_of
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
@@ -50,7 +50,8 @@ def resolve(
         today=today or datetime.date.today(),
     )
     choices = choose(requests, chooser)
-    placed = place_features(requests, choices, pipeline_of(recipe, pattern))
+    pipeline = pipeline_of(recipe, pattern)
+    placed = place_features(requests, choices, pipeline)
     carriers = _carriers(environment, choices)
     features = {feature.seam.name: feature.seam for feature in placed.features}
     chosen = {**choices.seams, **features}
@@ -75,9 +76,10 @@ def resolve(
     return Plan(
         name=recipe.model.name,
         pattern=pattern,
+        pipeline=pipeline,
         surface=environment.surface,
-        layers=tuple(_decoder(requests, choices, carriers)),
-        mtp=tuple(_mtp(requests, choices)),
+        layers=tuple(_decoder(requests, choices, carriers, pipeline)),
+        mtp=tuple(_mtp(requests, choices, pipeline)),
         features=placed.features,
         options={name: recipe.seams[name] for name in sorted(recipe.seams) if name in chosen},
         megatron=recipe.megatron,
@@ -90,7 +92,13 @@ def resolve(
 def _carriers(environment: Environment, choices: Choices) -> Carriers:
     if environment.surface.version is None:
         return Carriers()  # nothing carries anything, and the environment's fault says so
-    return choose_carriers(environment.surface, choices.native, choices.seams, environment.families)
+    return choose_carriers(
+        environment.surface,
+        choices.native,
+        choices.seams,
+        environment.families,
+        mtp=choices.mtp.values(),
+    )
 
 
 def _first_layer(reason: SeamsError) -> int:
@@ -98,9 +106,11 @@ def _first_layer(reason: SeamsError) -> int:
     return min(reason.positions, default=0)
 
 
-def _decoder(requests: Requests, choices: Choices, carriers: Carriers) -> Iterator[Layer]:
+def _decoder(
+    requests: Requests, choices: Choices, carriers: Carriers, pipeline: Pipeline
+) -> Iterator[Layer]:
     """The decoder's layers, position 1 first."""
-    tokens, stages = requests.pattern.tokens, written_stages(requests.pattern).stages
+    tokens, stages = requests.pattern.tokens, pipeline.stages
     family_of = {
         position: family
         for family, request in requests.layers.items()
@@ -115,6 +125,7 @@ def _decoder(requests: Requests, choices: Choices, carriers: Carriers) -> Iterat
         yield Layer(
             position=position,
             stage=stages[position - 1],
+            rank=pipeline.rank_of(stages[position - 1]),
             token=token,
             family=family,
             provider=providers[family],
@@ -129,15 +140,17 @@ def _provider(chosen: NativeSymbol | Seam, carriers: Carriers) -> Provider:
     return Custom(seam=chosen, symbol=carrier.symbol, slot=carrier.slot)
 
 
-def _mtp(requests: Requests, choices: Choices) -> Iterator[Layer]:
+def _mtp(requests: Requests, choices: Choices, pipeline: Pipeline) -> Iterator[Layer]:
     """The layers of one MTP depth; all MTP depths are on the last stage."""
+    last = len(pipeline.sizes) - 1
     family_of = {
         position: family for family, request in requests.layers.items() for position in request.mtp
     }
     for position, token in enumerate(requests.pattern.mtp, start=1):
         yield Layer(
             position=position,
-            stage=len(requests.pattern.stages) - 1,
+            stage=last,
+            rank=pipeline.rank_of(last),
             token=token,
             family=family_of[position],
             provider=choices.mtp[family_of[position]].provider,

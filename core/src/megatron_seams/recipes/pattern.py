@@ -21,8 +21,9 @@ class Pattern:
         dialect: The dialect's name.
         depth: The number of decoder layers.
         tokens: One character for each decoder layer, ``len(tokens) == depth``.
-        stages: For each pipeline segment, its number of layers; ``(depth,)`` without ``|``.
-        mtp: One character for each layer of *one* MTP depth; empty without a suffix.
+        stages: For each pipeline segment, its number of layers, which may be none; ``(depth,)``
+            without ``|``.
+        mtp: One character for each layer of *one* MTP depth; empty without MTP.
         mtp_depths: How many MTP depths there are.
     """
 
@@ -45,7 +46,9 @@ class Pattern:
 def parse_pattern(text: str, *, dialect: str, depth: int | None = None) -> Pattern:
     """Read ``MAIN[/MTP[/MTP...]]``, where MAIN may hold ``|`` and repeats up to ``depth``.
 
-    Layer ``i`` (from 0) of the expanded pattern is ``MAIN[i % len(MAIN)]``.
+    Layer ``i`` (from 0) of the expanded pattern is ``MAIN[i % len(MAIN)]``. As upstream reads it, a
+    segment between two ``|`` may be empty (a stage without layers), and separators without any MTP
+    part stand for no MTP.
 
     Args:
         text: The pattern.
@@ -58,6 +61,7 @@ def parse_pattern(text: str, *, dialect: str, depth: int | None = None) -> Patte
         PatternSyntax: The text is no such pattern, or does not fit ``depth``.
     """
     main, *suffixes = text.split(MTP_SEPARATOR)
+    suffixes = suffixes if any(suffixes) else []
     segments = main.split(STAGE_BREAK)
     tile = "".join(segments)
     _check(text, tile, suffixes, segments, depth)
@@ -80,13 +84,11 @@ def _check(
 ) -> None:
     problem = ""
     if not tile:
-        problem = "it has no layer"
+        problem = "its decoder has no layer"
     elif text.split() != [text]:
         problem = "it contains white space"
     elif len(segments) > 1 and depth is not None and depth != len(tile):
         problem = f"its stages hold {len(tile)} layers and the depth is {depth}"
-    elif len(segments) > 1 and not all(segments):
-        problem = "a stage between two '|' has no layer"
     elif depth is not None and not 1 <= depth <= MAX_DEPTH:
         problem = f"the depth is {depth}"
     elif suffixes:

@@ -21,6 +21,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             "mtp_depths": plan.pattern.mtp_depths,
         },
         "lowered_pattern": lowered_pattern(plan),
+        "pipeline": {"ranks": plan.pipeline.ranks, "stages": list(plan.pipeline.sizes)},
         "megatron_core": {
             "version": str(plan.surface.version),
             "surface_digest": plan.surface.digest,
@@ -65,6 +66,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
         "token": layer.token,
         "family": layer.family,
         "stage": layer.stage,
+        "rank": layer.rank,
         "provider": "native" if custom is None else "seam",
         "seam": custom.seam.name if custom else None,
         "owner": custom.seam.owner if custom else None,

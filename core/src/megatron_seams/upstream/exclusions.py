@@ -20,12 +20,14 @@ class Exclusion:
         constant: The constant of ``has``.
         parts: The operands of the others.
         message: Upstream's message.
+        whole: Whether the rule is about decoder and MTP part together; else about each by itself.
     """
 
     operator: str
     constant: str = ""
     parts: tuple["Exclusion", ...] = ()
     message: str = ""
+    whole: bool = False
 
     @property
     def constants(self) -> frozenset[str]:
@@ -34,7 +36,7 @@ class Exclusion:
         return frozenset(own).union(*(part.constants for part in self.parts))
 
     def forbids(self, constants: frozenset[str]) -> bool:
-        """Whether a pattern that contains exactly these constants is refused."""
+        """Whether a text that contains exactly these constants is refused."""
         if self.operator == "has":
             return self.constant in constants
         refused = [part.forbids(constants) for part in self.parts]
@@ -66,13 +68,22 @@ def read_exclusions(
         text = function.args.args[0].arg
         if text not in _WHOLE or bindings(ast.walk(function))[text] != 1:
             continue
+        whole = _splits_parts(function)
         for node in function.body:
             if isinstance(node, ast.If) and _only_raises(node):
                 rule = _rule(node.test, _message(node), text, sets)
                 if rule is not None:
-                    yield rule, node
+                    yield attrs.evolve(rule, whole=whole), node
             elif any(isinstance(part, ast.Return) for part in ast.walk(node)):
                 break
+
+
+def _splits_parts(function: ast.FunctionDef) -> bool:
+    """Whether a function is given a text with MTP parts, which it takes apart itself."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "MTP_SEPARATOR"
+        for node in ast.walk(function)
+    )
 
 
 def _only_raises(node: ast.If) -> bool:

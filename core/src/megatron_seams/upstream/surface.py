@@ -122,10 +122,20 @@ class NativeSurface:
         """The symbol whose layers a slot builds."""
         return next((symbol for symbol in self.symbols if symbol.slot == slot), None)
 
-    def forbidden(self, constants: Iterable[str]) -> tuple[str, ...]:
-        """Upstream's messages against a pattern with exactly these constants; none if legal."""
-        present = frozenset(constants)
-        messages = [rule.message for rule in self.exclusions if rule.forbids(present)]
+    def forbidden(self, decoder: Iterable[str], *, mtp: Iterable[str] = ()) -> tuple[str, ...]:
+        """Upstream's messages against a pattern with exactly these constants; none if legal.
+
+        Args:
+            decoder: The constants of the decoder's layers.
+            mtp: Those of an MTP part; none without one.
+        """
+        parts = [frozenset(decoder), *filter(None, [frozenset(mtp)])]
+        whole = [frozenset[str]().union(*parts)]
+        messages = [
+            rule.message
+            for rule in self.exclusions
+            if any(map(rule.forbids, whole if rule.whole else parts))
+        ]
         return tuple(dict.fromkeys(messages))
 
     def unmapped(self) -> tuple[SeamsError, ...]:
