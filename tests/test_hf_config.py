@@ -165,6 +165,7 @@ def test_mtp_depths_without_layers_are_refused_by_their_keys(
         {"num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*E"},
         {"num_nextn_predict_layers": 2, "mtp_hybrid_override_pattern": "*-"},
         {"num_nextn_predict_layers": 3},
+        {"num_nextn_predict_layers": 0},
     ],
     ids=str,
 )
@@ -342,6 +343,13 @@ def test_kimis_lists_must_be_all_layers(tmp_path: Path) -> None:
     lists = {"kda_layers": [1, 2], "full_attn_layers": [4]}
     config = {"model_type": "kimi_linear", "num_hidden_layers": 4, "linear_attn_config": lists}
     assert "1 to 4" in refused(tmp_path, config)[0]
+
+
+@pytest.mark.parametrize("indices", [[2], [-1], [0, 5]])
+def test_indices_are_those_of_layers(indices: list[int], tmp_path: Path) -> None:
+    config = {"model_type": "bamba", "num_hidden_layers": 2, "attn_layer_indices": indices}
+    assert "the layers are 0 to 1" in refused(tmp_path, config)[0]
+    assert pattern(tmp_path, **config | {"attn_layer_indices": []}) == "M-M-"
 
 
 def test_minimaxs_types_are_two(tmp_path: Path) -> None:

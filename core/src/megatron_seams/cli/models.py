@@ -14,7 +14,6 @@ from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.dialect import BUILT_IN, MEGATRON, RESERVED
-from megatron_seams.recipes.hf_config import read_hf_config
 from megatron_seams.recipes.recipe import Recipe, load_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,6 +117,9 @@ def recipe_of(model: str, dialect: str | None, depth: int | None) -> Recipe:
 
 def _configuration(path: Path, dialect: str | None, depth: int | None) -> Asked:
     _refuse_options(path, dialect is not None or depth is not None, "the configuration has both")
+    # Only here: a pattern and a recipe do not wait for it.
+    from megatron_seams.recipes.hf_config import read_hf_config
+
     read = read_hf_config(path)
     return Asked(recipe=read.recipe, notes=read.notes, blocks=read.blocks)
 

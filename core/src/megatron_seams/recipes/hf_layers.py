@@ -63,7 +63,7 @@ def read_pattern(values: Values) -> Layers | None:
     part, depths = _nemotron_mtp(values)
     if not written:
         return Layers(pattern=pattern + _mtp(values, part, depths), count=len(tile))
-    if part not in (None, *written) or depths not in (None, 0, len(written)):
+    if part not in (None, *written) or depths not in (None, len(written)):
         values.fault(
             f"{PATTERN} has {len(written)} MTP parts {', '.join(written)}, and other keys say "
             f"{len(written) if depths is None else depths} of {part or written[0]}",
@@ -195,7 +195,10 @@ def _indices(key: str) -> Form:
     """Layers by a list of indices from 0."""
 
     def form(values: Values, architecture: Architecture, count: int) -> list[str]:
-        return _at(values.wholes(key) or [], architecture, count)
+        indices = values.wholes(key) or []
+        if outside := sorted(index for index in indices if not 0 <= index < count):
+            values.fault(f"{key} has {outside}, and the layers are 0 to {count - 1}", key=key)
+        return _at(indices, architecture, count)
 
     return form
 
