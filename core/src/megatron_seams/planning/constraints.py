@@ -125,6 +125,11 @@ def _native_keys(recipe: Recipe, environment: Environment, carriers: Carriers) -
         key = path.rpartition(".")[2]
         if key in _ELSEWHERE:
             found, advice = f"{_ELSEWHERE[key]} decides it", "set it there"
+        elif known is not None and not known.knows(key) and known.fields_unread:
+            found = f"the configuration of megatron-core {environment.surface.version} cannot be "
+            found += f"read: {'; '.join(known.fields_unread)}"
+            advice = "use a megatron-core whose configuration this version reads, or a newer "
+            advice += "megatron-seams; until then no setting of a recipe can be checked"
         elif known is not None and not known.knows(key):
             found = f"megatron-core {environment.surface.version} has no such setting"
             if near := known.nearest(key):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
+from packaging.version import Version
 
 from megatron_seams.base.distributions import Installed, installed
 from megatron_seams.base.versions import contains
@@ -86,9 +87,12 @@ class Environment:
             return None
         if self.superseded_by(seam) is not None:
             return None
+        found = f"its manifest requires megatron-core {wanted}"
+        if version.is_prerelease and contains(wanted, Version(version.base_version)):
+            found += f"; {version} is a pre-release, which comes before {version.base_version}"
         return WrongMegatron(
             asked=f"{seam.claim} on megatron-core {version}",
-            found=f"its manifest requires megatron-core {wanted}",
+            found=found,
             next=f"install a release of {seam.distribution} for megatron-core {version}, or ask "
             f"{seam.owner}",
             subject=seam.name,

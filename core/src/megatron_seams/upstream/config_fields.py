@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.upstream.ast_queries import module_of
+from megatron_seams.upstream.ast_queries import is_docstring, module_of
 from megatron_seams.upstream.source import MegatronSource
 
 
@@ -119,10 +119,47 @@ class ClassReader:
                 message = f"{located.node.name} inherits from {ast.unparse(base)}"
                 raise NotUnderstoodError(message)
             found |= self.fields(above)
-        if _is_dataclass(located.node):
+        if self._is_dataclass(located):
             # Updating a dictionary keeps the place of a field that is declared once more.
             found |= {field.name: field for field in _own_fields(located)}
         return found
+
+    def _is_dataclass(self, located: Located) -> bool:
+        """Whether a class is a dataclass, rather than a plain class.
+
+        Raises:
+            NotUnderstoodError: It is made by something else.
+        """
+        decorators = [
+            ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+            for decorator in located.node.decorator_list
+        ]
+        made = [name for name in decorators if not self._only_marks(located.path, name)]
+        other = [name for name in made if name not in ("dataclass", "dataclasses.dataclass")]
+        if other or located.node.keywords:
+            by = ", ".join(other) or "keywords of its class statement"
+            message = f"{located.node.name} is made by {by}"
+            raise NotUnderstoodError(message)
+        return bool(made)
+
+    def _only_marks(self, path: str, name: str) -> bool:
+        """Whether a decorator sets a mark on a class and returns it, as upstream's for new APIs."""
+        tree = self.tree(path)
+        match [node for node in tree.body if name in _binds(node)] if tree else []:
+            case [ast.ImportFrom() as node]:
+                home = self.imported(path, node)
+                defining = self.tree(home) if home else None
+                known = [it for it in defining.body if name in _binds(it)] if defining else []
+            case known:
+                pass
+        match known:
+            case [ast.FunctionDef(args=ast.arguments(args=[given]), decorator_list=[]) as function]:
+                body = [node for node in function.body if not is_docstring(node)]
+                return [ast.unparse(node) for node in body] == [
+                    f"{given.arg}._{name} = True",
+                    f"return {given.arg}",
+                ]
+        return False
 
     def members(self, path: str, name: str) -> tuple[str, ...] | None:
         """The names of an enumeration's members; None if ``name`` is no enumeration."""
@@ -173,23 +210,6 @@ def _binds(node: ast.stmt) -> set[str]:
 def _original(node: ast.ImportFrom, name: str) -> str:
     """The name that is imported as ``name``."""
     return next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
-
-
-def _is_dataclass(node: ast.ClassDef) -> bool:
-    """Whether a class is a dataclass, rather than a plain class.
-
-    Raises:
-        NotUnderstoodError: It is made by something else.
-    """
-    plain = [
-        ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
-        for decorator in node.decorator_list
-    ]
-    other = [name for name in plain if name not in ("dataclass", "dataclasses.dataclass")]
-    if other or node.keywords:
-        message = f"{node.name} is made by {', '.join(other) or 'keywords of its class statement'}"
-        raise NotUnderstoodError(message)
-    return bool(plain)
 
 
 def _own_fields(located: Located) -> Iterator[ConfigField]:

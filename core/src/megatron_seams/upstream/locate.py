@@ -59,7 +59,18 @@ def open_megatron(path: Path) -> MegatronSource:
 
 
 def megatron_missing() -> MegatronMissing:
-    """The fault of an environment without any Megatron."""
+    """The fault of an environment without any Megatron, or where another package hides it."""
+    other = _shadowing_package()
+    if other is not None:
+        return MegatronMissing(
+            asked="a megatron-core that can be imported",
+            found=f"`import megatron.core` would fail: the package `megatron` at {other} comes first "
+            "on the path, has no `core`, and shadows every other `megatron`: nothing is native",
+            next=f"take {other.parent} off the path (PYTHONPATH, or the working directory), or plan "
+            "against a wheel or a folder by --megatron",
+            subject=DISTRIBUTION,
+            file=str(other),
+        )
     return MegatronMissing(
         asked="a megatron-core that can be imported",
         found="`import megatron.core` would fail: nothing is native",
@@ -85,6 +96,17 @@ def _importable_folder() -> Path | None:
     if spec is None or spec.origin is None:
         return None
     return Path(spec.origin).parent.parent
+
+
+def _shadowing_package() -> Path | None:
+    """A regular package `megatron`, to which no other folder on the path adds; None if none is."""
+    try:
+        parent = importlib.util.find_spec("megatron")
+    except ValueError:
+        return None
+    if parent is None or parent.origin is None:
+        return None
+    return Path(parent.origin).parent
 
 
 def _differs(

@@ -33,12 +33,14 @@ class NativeSettings:
             included. A flag that is not surely there is left out: a seam that waits for it then
             stays one release too long, never one too short.
         unread: Why there may be more, one sentence each.
+        fields_unread: Those of them that are about the configuration's fields.
     """
 
     config_fields: Mapping[str, Any] = attrs.field(factory=dict)
     model_arguments: Mapping[str, Any] = attrs.field(factory=dict)
     flags: Mapping[str, Flag] = attrs.field(factory=dict)
     unread: tuple[str, ...] = ()
+    fields_unread: tuple[str, ...] = ()
 
     def knows(self, key: str) -> bool:
         """Whether a recipe's ``[megatron]`` may set ``key``."""
@@ -69,14 +71,17 @@ def read_settings(source: MegatronSource) -> NativeSettings:
         model_arguments=_arguments(reader),
         flags=line.flags,
         unread=(*plain_unread, *latent_unread, *line.unread),
+        fields_unread=(*plain_unread, *latent_unread),
     )
 
 
 def _fields(reader: ClassReader, name: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """The fields of a dataclass, name -> default, and why they could not be read."""
     located = reader.find(_CONFIG, name)
+    if located is None:
+        return {}, (f"the fields of {name}: megatron/{_CONFIG} has no such class, or several",)
     try:
-        found = reader.fields(located) if located else {}
+        found = reader.fields(located)
     except NotUnderstoodError as error:
         return {}, (f"the fields of {name}: {error}",)
     return {field.name: field.default for field in found.values()}, ()

@@ -29,6 +29,8 @@ from megatron_seams.upstream.source import SourceFile
 _BUILDER = "megatron.core.transformer.spec_utils"
 #: The slot whose layers add no offset to the number that they are given.
 _MAMBA = "mamba_layer"
+#: Arguments of the stack that a layer is never given as they are.
+_NOT_PASSED = frozenset({"self", "config", "submodules", "name"})
 #: The name that a layer is given from 0.18 on.
 _NAMED = "name + f'.layers.{{{index}}}' if name is not None else None"
 
@@ -219,7 +221,9 @@ class _Reader:
             f"line {keywords['config'].lineno}: the number of {slot} may have an offset added",
         )
         for name, text in given.items():
-            known = text in values.get(name, {name} & loop.parameters)
+            # An argument under its own name; or an argument under a new one, which is read and said.
+            own = {name} if name in loop.parameters else loop.parameters - _NOT_PASSED
+            known = text in values.get(name, own)
             self._file.require(
                 known, f"line {keywords[name].lineno}: {slot} is built with {name}={text}"
             )
