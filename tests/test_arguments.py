@@ -138,6 +138,16 @@ def test_a_megatron_without_a_trainer_has_no_arguments(
         native_arguments(plan(recipe("*-"), here[0]), bare)
 
 
+def test_an_older_trainers_flag_for_the_layers_is_named(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    older = "--hybrid-override-pattern"
+    known = here[1].flags["--hybrid-layer-pattern"]
+    flags = {older: attrs.evolve(known, names=(older,))}
+    with pytest.raises(Refusal, match=f"its flag for the layers is {older}"):
+        native_arguments(plan(recipe("*-"), here[0]), NativeSettings(flags=flags))
+
+
 def test_an_unknown_setting_is_refused_with_names_that_are_only_information() -> None:
     where = read_environment()
     faults = reasons(recipe("*-", megatron={"hiden_size": 8}), where)

@@ -4,11 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 import megatron_releases
+from megatron_seams.errors import UnknownNativeKey
 from megatron_seams.upstream.locate import importable_megatron, open_megatron
 from megatron_seams.upstream.settings import NativeSettings, read_settings
+from megatron_seams.upstream.source import MegatronSource
+from seam_support import environment, reasons, recipe
 
 
 def _read(release: str) -> NativeSettings:
@@ -66,3 +70,76 @@ def test_reading_settings_imports_nothing_of_megatron() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# --- configurations that are decorated, or cannot be read ----------------------------------------
+
+MARKED = """
+from dataclasses import dataclass
+
+from megatron.core.utils import experimental_api
+
+
+@dataclass
+@experimental_api
+class TransformerConfig:
+    hidden_size: int = 0
+
+
+@dataclass
+@experimental_api
+class MLATransformerConfig(TransformerConfig):
+    kv_lora_rank: int = 512
+"""
+MARKS = '''
+def experimental_api(func):
+    """Mark a function or class."""
+    func._experimental_api = True
+    return func
+'''
+
+
+def configured(path: Path, decorator: str, config: str = MARKED) -> MegatronSource:
+    """The installed Megatron with another configuration, whose decorator is ``decorator``."""
+    source, _ = importable_megatron()
+    assert source is not None
+    texts = {"core/transformer/transformer_config.py": config, "core/utils.py": decorator}
+
+    def read(name: str) -> bytes | None:
+        return texts[name].encode() if name in texts else source.read(name)
+
+    return MegatronSource(origin=str(path), read=read)
+
+
+def test_a_decorator_that_only_marks_a_configuration_is_read_through(tmp_path: Path) -> None:
+    found = read_settings(configured(tmp_path, MARKS))
+    assert found.config_fields == {"hidden_size": 0, "kv_lora_rank": 512}
+    assert found.fields_unread == ()
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [
+        MARKS.replace("return func", "return changed(func)"),
+        MARKS.replace("return func", "return other"),
+        MARKS.replace("    return", "    func.hidden_size = 3\n    return"),
+        MARKS.replace("def experimental_api", "@changed\ndef experimental_api"),
+        MARKS + "\nexperimental_api = changed\n",
+        "",
+    ],
+)
+def test_a_configuration_that_may_be_changed_is_said_to_be_unread(
+    decorator: str, tmp_path: Path
+) -> None:
+    source = configured(tmp_path, decorator)
+    assert "made by experimental_api" in read_settings(source).fields_unread[0]
+    found = attrs.evolve(environment(), source=source)
+    (fault,) = reasons(recipe("M", megatron={"hidden_size": 64}), found)
+    assert isinstance(fault, UnknownNativeKey)
+    assert "cannot be read: the fields of TransformerConfig" in fault.found
+    assert "no such setting" not in fault.found
+
+
+def test_a_source_without_a_configuration_is_said_to_be_unread(tmp_path: Path) -> None:
+    found = read_settings(configured(tmp_path, MARKS, config=""))
+    assert "no such class" in found.fields_unread[0]

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 from packaging.version import Version
 
@@ -359,6 +360,91 @@ UNKNOWN = {
         ),
     ),
     "the class of symbols is renamed": (ALLOCATION, replaced("class Symbols:", "class Letters:")),
+    "an import takes a name in use": (
+        STACK,
+        replaced("import IdentityOp\n", "import IdentityOp as nullcontext\n"),
+    ),
+    "an import is from elsewhere": (
+        STACK,
+        replaced(
+            "from contextlib import nullcontext", "from megatron.core.other import nullcontext"
+        ),
+    ),
+    "a layer is appended twice": (
+        STACK,
+        replaced(
+            "self.layers.append(layer)\n", "self.layers.append(layer);self.layers.append(layer)\n"
+        ),
+    ),
+    "a slice of the list": (
+        STACK,
+        replaced("enumerate(self.layer_type_list)", "enumerate(self.layer_type_list[1:])"),
+    ),
+    "the class is decorated": (STACK, replaced("class HybridStack(", "@twice\nclass HybridStack(")),
+    "an argument is another": (
+        STACK,
+        lambda text: text.replace("is_mtp_layer=is_mtp_layer", "is_mtp_layer=True", 1),
+    ),
+    "layers are numbered backwards": (
+        STACK,
+        replaced("= i + 1 + pp_layer_offset", "= len(self.layer_type_list) - i + pp_layer_offset"),
+    ),
+    "layers are numbered in their stage": (
+        STACK,
+        lambda text: text.replace("layer_number=layer_number", "layer_number=i + 1", 1),
+    ),
+    "a number may have its offset added": (
+        STACK,
+        lambda text: text.replace("add_layer_offset=False,", "", 1),
+    ),
+    "an item is assigned after the loop": (
+        STACK,
+        lambda text: text.replace(
+            "        if self.config.cuda_graph_impl ==",
+            "        self.layers[0] = self.layers[1]\n        if self.config.cuda_graph_impl ==",
+            1,
+        ),
+    ),
+    "an item is assigned by a method": (
+        STACK,
+        lambda text: text.replace(
+            "        self.input_tensor = input_tensor",
+            "        self.layers[0] = self.layers[1]",
+            1,
+        ),
+    ),
+    "the submodules are others": (
+        STACK,
+        replaced("        self.tp_group = pg_collection.tp", "        submodules = SUBMODULES"),
+    ),
+    "a default is another": (
+        STACK,
+        replaced("pp_layer_offset: int = 0", "pp_layer_offset: int = 1"),
+    ),
+    "something happens at import": (STACK, lambda text: text + "\nchange(HybridStack)\n"),
+    "an attribute decides otherwise": (
+        STACK,
+        replaced(
+            "    def set_input_tensor(",
+            "    def __setattr__(self, name, value):\n        pass\n\n    def set_input_tensor(",
+        ),
+    ),
+    "a stage begins elsewhere": (
+        ALLOCATION,
+        replaced("segment_index = vp_rel * pp_size + pp_rank", "segment_index = pp_rank"),
+    ),
+    "stages are split otherwise": (
+        ALLOCATION,
+        replaced("layer_type_list[offset : offset + count]", "layer_type_list[:count]"),
+    ),
+    "MTP depths are counted otherwise": (
+        ALLOCATION,
+        replaced("mtp_num_depths=len(mtp_parts)", "mtp_num_depths=1"),
+    ),
+    "a function is replaced at import": (
+        ALLOCATION,
+        lambda text: text + "\nselect_pipeline_segment = changed(select_pipeline_segment)\n",
+    ),
     "it is not Python": (STACK, lambda text: text + "\ndef (:\n"),
     "it has a null byte": (STACK, lambda text: text + "\0"),
     "the version is not stated": ("core/package_info.py", replaced("MAJOR = 0", "MAJOR = int(0)")),
@@ -387,6 +473,30 @@ def test_a_source_without_a_file_that_is_read_is_an_error(name: str, tree: Path)
     (tree / "megatron" / name).unlink()
     with pytest.raises((SurfaceUnknown, MegatronMissing)):
         read(tree)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (ALLOCATION, replaced("is not a valid layer symbol", "is none")),
+        (ALLOCATION, replaced("HybridModel: pp_rank", "stage")),
+        (ALLOCATION, replaced("segment: str) -> List[str]:", "segment) -> list:")),
+        (STACK, replaced("pg_collection must be provided", "no pg_collection")),
+        (STACK, replaced("# Build layers from the pre-selected segment", "# Layers")),
+        (
+            STACK,
+            replaced(
+                "if self.post_process and self.post_layer_norm:",
+                "if self.post_process and self.post_layer_norm:  # last",
+            ),
+        ),
+    ],
+)
+def test_what_only_a_person_reads_may_be_another(
+    name: str, change: Callable[[str], str], tree: Path
+) -> None:
+    edit(tree, name, change)
+    assert read(tree).symbols == SYMBOLS
 
 
 # --- symbols that upstream adds ---------------------------------------------------------------
@@ -429,3 +539,28 @@ def test_a_seam_that_accepts_the_new_symbol_makes_its_family_native(tree: Path) 
     assert made.layers[1].provider.symbol == "K"
     assert made.seams == ()
     assert "supersedes" in made.layers[1].why
+
+
+# --- what hides a Megatron, or comes before a release ------------------------------------------
+
+
+def test_a_package_that_shadows_megatron_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "site" / "megatron"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    done = run_python(
+        *("-m", "megatron_seams", "surface"), cwd=tmp_path, code=3, PYTHONPATH=str(other.parent)
+    )
+    assert "SEAM-S01" in done.stderr
+    told = " ".join(done.stderr.split())
+    assert f"the package `megatron` at {other} comes first" in told
+    assert f"take {other.parent} off the path" in told
+    assert "pip install" not in told
+
+
+def test_a_pre_release_before_a_range_is_called_one() -> None:
+    seam = make_seam(requires=">=0.17,<0.20")
+    for version, said in (("0.17.0rc0", True), ("0.16.1", False), ("0.20.0rc1", False)):
+        native = attrs.evolve(environment().surface, version=Version(version))
+        fault = environment(seam, native=native).out_of_range(seam)
+        assert ("is a pre-release" in (fault.found if fault else "")) == said

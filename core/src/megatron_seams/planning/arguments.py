@@ -17,6 +17,10 @@ from megatron_seams.upstream.settings import NativeSettings
 #: The values of ``--spec`` for a plan with seams: a module, and the name of a stack in it.
 SPEC: Final = ("megatron_seams.runtime.launch", "stack_spec")
 
+#: The flag for the layers, and the one that it replaced in 0.17.
+_PATTERN: Final = "--hybrid-layer-pattern"
+_OLDER_PATTERN: Final = "--hybrid-override-pattern"
+
 #: Configuration field or model argument -> the destination of its flag, where the two differ.
 #: Upstream copies these one by one in `core_transformer_config_from_args` and
 #: `hybrid_config_from_args`.
@@ -90,7 +94,7 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
 
 
 def _of_layers(plan: Plan) -> Iterator[tuple[str, ...]]:
-    yield "--hybrid-layer-pattern", lowered_pattern(plan)
+    yield _PATTERN, lowered_pattern(plan)
     if not plan.families.isdisjoint(LATENT):
         yield ("--multi-latent-attention",)
 
@@ -181,12 +185,12 @@ def _no_argument(plan: Plan, key: str, found: str) -> NoArgument:
 
 def _no_flag(plan: Plan, flag: str, settings: NativeSettings) -> NoArgument:
     why = "" if settings.flags else f" ({'; '.join(settings.unread)})"
-    return NoArgument(
-        asked=f"{flag}, for {plan.name}",
-        found=f"the command line of megatron-core {plan.surface.version} does not have it{why}",
-        next="plan against a Megatron with its trainer: a checkout, or a release from 0.17 on",
-        subject=flag,
-    )
+    found = f"the command line of megatron-core {plan.surface.version} does not have it{why}"
+    advice = "plan against a Megatron with its trainer: a checkout, or a release from 0.17 on"
+    if flag == _PATTERN and _OLDER_PATTERN in settings.flags:
+        found += f"; its flag for the layers is {_OLDER_PATTERN}, with their number by --num-layers"
+        advice = "give those two by hand, or plan against a release from 0.17 on"
+    return NoArgument(asked=f"{flag}, for {plan.name}", found=found, next=advice, subject=flag)
 
 
 def _notes(plan: Plan) -> Iterator[str]:

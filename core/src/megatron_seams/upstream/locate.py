@@ -64,10 +64,11 @@ def megatron_missing() -> MegatronMissing:
     if other is not None:
         return MegatronMissing(
             asked="a megatron-core that can be imported",
-            found=f"`import megatron.core` would fail: the package `megatron` at {other} comes first "
-            "on the path, has no `core`, and shadows every other `megatron`: nothing is native",
-            next=f"take {other.parent} off the path (PYTHONPATH, or the working directory), or plan "
-            "against a wheel or a folder by --megatron",
+            found=f"`import megatron.core` would fail: the package `megatron` at {other} comes "
+            "first on the path, has no `core`, and shadows every other `megatron`: nothing is "
+            "native",
+            next=f"take {other.parent} off the path (PYTHONPATH, or the working directory), or "
+            "plan against a wheel or a folder by --megatron",
             subject=DISTRIBUTION,
             file=str(other),
         )

@@ -33,7 +33,7 @@ class NativeSettings:
             included. A flag that is not surely there is left out: a seam that waits for it then
             stays one release too long, never one too short.
         unread: Why there may be more, one sentence each.
-        fields_unread: Those of them that are about the configuration's fields.
+        fields_unread: Those of them about the configuration's fields and the model's arguments.
     """
 
     config_fields: Mapping[str, Any] = attrs.field(factory=dict)
@@ -65,13 +65,18 @@ def read_settings(source: MegatronSource) -> NativeSettings:
     reader = ClassReader(source)
     plain, plain_unread = _fields(reader, _PLAIN)
     latent, latent_unread = _fields(reader, _LATENT)
+    arguments = _arguments(reader)
+    model_unread = (
+        () if arguments else ("the arguments of the hybrid model: no class of it is found",)
+    )
+    fields_unread = (*plain_unread, *latent_unread, *model_unread)
     line = read_command_line(source, reader)
     return NativeSettings(
         config_fields={**latent, **plain},
-        model_arguments=_arguments(reader),
+        model_arguments=arguments,
         flags=line.flags,
-        unread=(*plain_unread, *latent_unread, *line.unread),
-        fields_unread=(*plain_unread, *latent_unread),
+        unread=(*fields_unread, *line.unread),
+        fields_unread=fields_unread,
     )
 
 

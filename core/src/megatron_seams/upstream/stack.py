@@ -221,7 +221,7 @@ class _Reader:
             f"line {keywords['config'].lineno}: the number of {slot} may have an offset added",
         )
         for name, text in given.items():
-            # An argument under its own name; or an argument under a new one, which is read and said.
+            # An argument under its own name, or under a new one, which is then reported.
             own = {name} if name in loop.parameters else loop.parameters - _NOT_PASSED
             known = text in values.get(name, own)
             self._file.require(
