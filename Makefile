@@ -1,6 +1,6 @@
 # Two commands on a bare machine: `make demo` and `make test`. Each sets up everything it needs.
 
-.PHONY: demo test lint rooms setup wheels clean
+.PHONY: demo test test-fast lint rooms setup wheels clean
 
 demo: setup  ## The tour: audit, resolution, a refusal, a small hybrid learning text
 	@bash scripts/demo.sh
@@ -8,10 +8,15 @@ demo: setup  ## The tour: audit, resolution, a refusal, a small hybrid learning 
 # An import of Megatron takes 7 s, 2.5 of them for torch's compiler, which its decorators load. The tests
 # start many processes, and compile nothing on a CPU, so they do without it; only the test that does as a
 # user does (tests/test_outside_plugin.py) has it. Byte code is saved, which some environments forbid.
-test: export TORCHDYNAMO_DISABLE = 1
-test: export PYTHONDONTWRITEBYTECODE =
-test: setup lint  ## Everything that CI runs, a test file at a time on each core
-	@.venv/bin/python -m pytest --numprocesses logical --dist loadfile $(ARGS)
+test test-fast: export TORCHDYNAMO_DISABLE = 1
+test test-fast: export PYTHONDONTWRITEBYTECODE =
+# A test file at a time on each core, in the order of conftest.py and not in xdist's.
+pytest = .venv/bin/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+test: setup lint  ## Everything that CI runs
+	@$(pytest) $(ARGS)
+
+test-fast: setup lint  ## The planner and the command line: neither torch nor Megatron is imported
+	@$(pytest) --light $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff check --quiet .

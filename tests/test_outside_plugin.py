@@ -9,12 +9,13 @@ import re
 import shlex
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import pytest
+
+from linked_environment import link_environment
 
 pytestmark = [pytest.mark.megatron, pytest.mark.install]
 
@@ -84,16 +85,7 @@ def fresh(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Fresh:
     They would be gigabytes to install, and minutes to compile; the workspace's own are left out.
     """
     made = Fresh(tmp_path_factory.mktemp("outside"))
-    uv = [sys.executable, "-m", "uv"]
-    venv = [*uv, "venv", "--quiet", "--python", sys.executable, made.bin.parent]
-    subprocess.run([*map(str, venv)], check=True, capture_output=True)
-    ours, theirs = (
-        Path(sysconfig.get_path("purelib", vars={"base": str(base)}))
-        for base in (made.bin.parent, sys.prefix)
-    )
-    for entry in theirs.iterdir():
-        if "megatron_seams" not in entry.name and not (ours / entry.name).exists():
-            (ours / entry.name).symlink_to(entry)
+    link_environment(made.folder / "venv", left_out=lambda name: "megatron_seams" in name)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
     subprocess.run(
         [*build, made.folder / "dist", repository / "core"], check=True, capture_output=True

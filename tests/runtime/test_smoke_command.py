@@ -63,6 +63,7 @@ def test_layers_that_need_a_gpu_are_refused_with_the_reason(tmp_path):
     assert "refused: 2 reasons" in done.output
 
 
+@pytest.mark.megatron
 def test_a_receipt_that_cannot_be_written_is_said_before_the_training(tmp_path):
     nowhere = str(tmp_path / "no" / "such" / "folder" / "receipt.json")
     done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "*-"), "--receipt", nowhere])

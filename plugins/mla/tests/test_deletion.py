@@ -1,17 +1,25 @@
 """The end of the seam: one folder and one line go, and nothing else changes.
 
-This test goes with the folder, so the copy's own run of the suite does not run it again.
+A copy of the repository without them is tested where the seam is not installed: the planner, the
+command line and the recipes, which are all that could still know of it, and the gate. The copy's
+whole suite is minutes more and runs where it is asked for: ``pytest -m whole`` with this file.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
+from linked_environment import link_environment
 from seam_support import registry
 
 pytestmark = pytest.mark.suite
@@ -42,6 +50,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             made / ".tools",
             symlinks=True,
             ignore=shutil.ignore_patterns(".0*"),  # what another test process is fetching
+            copy_function=os.link,
         )
     owners = made / "CODEOWNERS"
     lines = owners.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -49,6 +58,39 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(kept) == len(lines) - 1
     owners.write_text("".join(kept), encoding="utf-8")
     return made
+
+
+@attrs.frozen
+class Without:
+    """The copy, and a Python that has the copy's packages and everything else but the seam."""
+
+    folder: Path
+    python: Path
+
+    def run(self, *arguments: str) -> str:
+        """Run Python in the copy; what it prints."""
+        outside = ("PYTHONPATH", "VIRTUAL_ENV")
+        done = subprocess.run(
+            [self.python, *arguments],
+            cwd=self.folder,
+            env={name: value for name, value in os.environ.items() if name not in outside},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def without(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Without:
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    link_environment(folder, left_out=lambda name: "megatron_seams" in name)
+    python = folder / "bin" / "python"
+    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python]
+    packages = [("-e", package) for package in (copy / "core", *copy.glob("plugins/*"))]
+    subprocess.run([*uv, "--no-deps", *chain(*packages)], check=True, capture_output=True)
+    return Without(folder=copy, python=python)
 
 
 def resolved(recipe: Path, python: Path | str | None = None) -> list[dict[str, Any]] | str:
@@ -78,9 +120,34 @@ def test_nothing_outside_the_folder_depends_on_it(copy: Path) -> None:
     assert naming == []
 
 
+def test_the_planner_the_command_line_and_the_gate_work_without_it(
+    without: Without, record_property: Callable[[str, object], None]
+) -> None:
+    where = "import importlib.util as u; print(u.find_spec('megatron_seams{}'))"
+    assert without.run("-c", where.format("_mla")).strip() == "None"
+    assert str(without.folder / "core") in without.run("-c", where.format(""))
+    # Published releases are read from their wheels, whatever is installed.
+    said = without.run("-m", "pytest", "-q", "--light", "-m", "not published")
+    summary = said.strip().splitlines()[-1]
+    found = re.search(r"(\d+) passed", summary)
+    assert found, summary
+    assert int(found[1]) > 1000, summary
+    record_property("summary", summary)
+    gate = without.run("-m", "megatron_seams", "check")
+    assert "check: 0 errors" in gate
+    assert "mla" not in gate
+    without.run("-m", "ruff", "check", "--quiet", ".")
+    without.run("-m", "ruff", "format", "--quiet", "--check", ".")
+
+
+def test_every_recipe_is_as_before(without: Without) -> None:
+    assert_recipes_are_as_before(without.python)
+
+
+@pytest.mark.whole
 def test_the_whole_suite_passes_and_every_recipe_is_as_before(copy: Path) -> None:
     settings = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    # On the release in hand: the suite's own runs on older ones, where the seam is still needed,
+    # On the installed release: the suite's own runs on older ones, where the seam is still needed,
     # are another question than whether it can go here.
     done = subprocess.run(
         ["make", "test", "ARGS=--ignore=tests/test_releases.py"],
@@ -91,7 +158,10 @@ def test_the_whole_suite_passes_and_every_recipe_is_as_before(copy: Path) -> Non
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
-    python = copy / ".venv" / "bin" / "python"
+    assert_recipes_are_as_before(copy / ".venv" / "bin" / "python")
+
+
+def assert_recipes_are_as_before(python: Path) -> None:
     listed = json.loads(registry("list", "--json", python=python).stdout)
     (latent,) = (row for row in listed["families"] if row["family"] == "mla")
     assert (latent["state"], latent["native_symbol"], latent["seams"]) == ("native", "+", [])
