@@ -11,6 +11,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,14 @@ def built(surface: NativeSurface) -> Iterator[str]:
                 model = build_model(plan(pattern, megatron=settings))
             except (Refusal, SeamsError) as error:
                 yield f"refused: {error}"
+                continue
+            except TypeError as error:
+                # The surface reports a keyword under a new name, and a layer of today takes none.
+                passed = {name for symbol in surface.symbols for name in symbol.keywords}
+                unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+                if unexpected is None or unexpected[1] not in passed:
+                    raise
+                yield f"stopped: no layer takes the {unexpected[1]} that the surface reports"
                 continue
             main, *depths = pattern.split("/")
             stacks = [(main, model.decoder.layers)]

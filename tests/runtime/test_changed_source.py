@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.megatron]
 PROGRAM = Path(__file__).parent / "changed_source.py"
 COUNT, SEED = 320, 13
 #: A reader that refused everything would be right about every change.
-READ, BUILT = 40, 25
+READ, BUILT = 35, 25
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_no_surface_is_read_that_its_execution_contradicts(outcomes: list[dict[s
     assert len({outcome["module"] for outcome in made}) == 2
     for outcome in made:
         for became in outcome.get("built", ()):
-            assert became.startswith(("as read", "refused: ")), outcome
+            assert became.startswith(("as read", "refused: ", "stopped: ")), outcome
 
 
 def test_the_source_as_released_is_read_and_built(outcomes: list[dict[str, Any]]) -> None:
