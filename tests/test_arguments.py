@@ -10,7 +10,7 @@ import attrs
 import jsonschema
 import pytest
 
-from megatron_seams.errors import NoArgument, Refusal, SpecialisationInvalid
+from megatron_seams.errors import NoArgument, Refusal, SpecialisationInvalid, UpstreamForbids
 from megatron_seams.planning.arguments import native_arguments
 from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.upstream.locate import importable_megatron
@@ -94,6 +94,24 @@ def test_a_shell_keeps_every_word_as_it_is(here: tuple[Environment, NativeSettin
         ({"add_bias_linear": True}, ()),
         ({"qk_layernorm": True}, ("--qk-layernorm",)),
         ({"qk_layernorm": False}, ()),
+        ({"bias_dropout_fusion": False}, ("--no-bias-dropout-fusion",)),
+        ({"bias_dropout_fusion": True}, ()),
+        ({"attention_softmax_in_fp32": False}, ()),
+        ({"vocab_size": 100}, ("--padded-vocab-size", "100")),
+        ({"window_size": [127, 0]}, ("--window-size", "(127,0)")),
+        ({"moe_layer_freq": [1, 0]}, ("--moe-layer-freq", "([1,0])")),
+        ({"moe_layer_freq": 2}, ("--moe-layer-freq", "2")),
+        ({"cp_comm_type": "a2a"}, ("--cp-comm-type", "a2a")),
+        ({"cp_comm_type": ["p2p", "a2a"]}, ("--cp-comm-type", "p2p", "a2a")),
+        ({"cuda_graph_modules": ["attn", "mamba"]}, ("--cuda-graph-modules", "attn", "mamba")),
+        ({"offload_modules": ["moe_act"]}, ("--offload-modules", "moe_act")),
+        ({"attention_backend": "unfused"}, ("--attention-backend", "unfused")),
+        (
+            {"mamba_training_ssm_states_dtype": "float32"},
+            ("--mamba-training-ssm-states-dtype", "fp32"),
+        ),
+        ({"bf16": True, "params_dtype": "bfloat16"}, ("--bf16",)),
+        ({"deallocate_pipeline_outputs": True}, ()),
         ({"max_sequence_length": 128}, ("--max-position-embeddings", "128")),
         ({"num_query_groups": 2}, ("--group-query-attention", "--num-query-groups", "2")),
         ({"activation_func": "squared_relu"}, ("--squared-relu",)),
@@ -111,7 +129,61 @@ def test_a_shell_keeps_every_word_as_it_is(here: tuple[Environment, NativeSettin
 def test_a_setting_becomes_the_flag_that_sets_it(
     settings: dict[str, Any], said: tuple[str, ...], here: tuple[Environment, NativeSettings]
 ) -> None:
-    assert words(recipe("*-", megatron=settings), here)[2:] == said
+    found = native_arguments(plan(recipe("*-", megatron=settings), here[0]), here[1])
+    plain = native_arguments(plan(recipe("*-"), here[0]), here[1])
+    added = [word for group in found.groups if group not in plain.groups for word in group]
+    # Some are said without the setting too, since the class's default is not the trainer's.
+    assert tuple(added) == said or (not added and said in found.groups)
+
+
+def test_what_the_recipe_leaves_to_defaults_is_said_where_the_roads_differ(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    found = words(recipe("+-"), here)
+    for group in (
+        ("--position-embedding-type", "none"),
+        ("--kv-lora-rank", "512"),
+        ("--q-lora-rank", "512"),
+        ("--normalization", "RMSNorm"),
+        ("--rotary-scaling-factor", "40"),
+    ):
+        assert group == found[found.index(group[0]) :][:2]
+    assert "--untie-embeddings-and-output-weights" in found
+    # Derived by both in the same way, or said by nobody.
+    assert not {"--num-query-groups", "--kv-channels", "--seed", "--num-layers"} & set(found)
+
+
+def test_a_size_that_the_trainer_derives_otherwise_is_said(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    gated = {"activation_func": "silu", "gated_linear_unit": True}
+    found = words(recipe("*-", megatron=SIZES | gated), here)
+    # The class makes it 4 times the width; the trainer, two thirds of that, in steps of 64.
+    assert found[found.index("--ffn-hidden-size") + 1] == "256"
+    assert "--ffn-hidden-size" not in words(recipe("*-", megatron=SIZES), here)
+
+
+def test_a_value_that_begins_like_a_flag_is_joined_to_its_own(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    assert words(recipe("-*"), here)[0] == "--hybrid-layer-pattern=-*"
+    assert "--init-method-std=-1.0" in words(recipe("*", megatron={"init_method_std": -1.0}), here)
+
+
+def test_what_a_run_still_needs_is_apart_from_the_arguments(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    found = native_arguments(plan(recipe("*-"), here[0]), here[1])
+    by_flags = {need.flags: need.key for need in found.needs}
+    assert by_flags[("--micro-batch-size",)] is None
+    assert by_flags[("--seq-length", "--encoder-seq-length")] is None
+    assert by_flags[("--hidden-size",)] == "megatron.hidden_size"
+    assert by_flags[("--max-position-embeddings",)] == "megatron.max_sequence_length"
+    assert ("--lr",) in by_flags
+    known = SIZES | {"max_sequence_length": 128, "vocab_size": 64}
+    sized = native_arguments(plan(recipe("*-", megatron=known), here[0]), here[1])
+    assert {need.key for need in sized.needs} == {None}
+    assert not {flag for need in sized.needs for flag in need.flags} & set(sized.words)
 
 
 def test_everything_that_no_flag_says_is_refused_at_once(
@@ -119,15 +191,65 @@ def test_everything_that_no_flag_says_is_refused_at_once(
 ) -> None:
     settings = {
         "activation_func": "silu",  # upstream has a flag for the gated form alone
-        "params_dtype": "bfloat16",
-        "normalization": "BatchNorm",
-        "hidden_size": True,
+        "params_dtype": "bfloat16",  # its flag is --bf16, which the recipe does not ask for
+        "deallocate_pipeline_outputs": False,  # the trainer sets it to true
+        "attention_softmax_in_fp32": False,
+        "add_qkv_bias": False,  # which add_bias_linear overrules
+        "overlap_p2p_comm": True,  # for an interleaved schedule alone
     }
     made = plan(recipe("*-", megatron=settings), here[0])
     with pytest.raises(Refusal) as refused:
         native_arguments(made, here[1])
     assert all(isinstance(reason, NoArgument) for reason in refused.value.reasons)
-    assert {reason.subject for reason in refused.value.reasons} == set(settings)
+    said = {"attention_softmax_in_fp32"}  # the default of the command line
+    assert {reason.subject for reason in refused.value.reasons} == set(settings) - said
+
+
+def test_a_gate_without_its_activation_is_refused_with_what_to_set(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    made = plan(recipe("*-", megatron={"gated_linear_unit": True}), here[0])
+    with pytest.raises(Refusal) as refused:
+        native_arguments(made, here[1])
+    fault = only(list(refused.value.reasons), NoArgument)
+    assert fault.key == "megatron.gated_linear_unit"
+    assert 'activation_func = "silu" with gated_linear_unit = true' in fault.next
+
+
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    ("M/M", {"position_embedding_type": "learned_absolute"}, "MTP", "position_embedding_type"),
+    ("D", {"add_bias_linear": False, "apply_rope_fusion": True}, "RoPE", "apply_rope_fusion"),
+    ("+", {"num_query_groups": 2}, "mutually exclusive", "num_query_groups"),
+    ("M|M", {"num_layers_in_first_pipeline_stage": 1}, "pipe separators", "first_pipeline_stage"),
+    ("E", {"num_moe_experts": 4, "moe_latent_size": 0}, "greater than zero", "moe_latent_size"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "settings", "says", "key"), REFUSED)
+def test_what_upstreams_trainer_refuses_is_refused_in_its_words(
+    pattern: str,
+    settings: dict[str, Any],
+    says: str,
+    key: str,
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    spread = {"pipeline-parallel": 2} if "|" in pattern else {}
+    asked = recipe(pattern, megatron=settings, parallelism=spread)
+    faults = [each for each in reasons(asked, here[0]) if isinstance(each, UpstreamForbids)]
+    assert any(key in str(fault.key) for fault in faults)
+    assert "|" in pattern or says in faults[0].found
+
+
+def test_what_only_a_default_contradicts_is_refused_as_arguments_alone(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    made = plan(recipe("D", megatron=SIZES), here[0])  # may be given on a command line yet
+    with pytest.raises(Refusal) as refused:
+        native_arguments(made, here[1])
+    fault = only(list(refused.value.reasons), UpstreamForbids)
+    assert "add_bias_linear=False" in fault.found
+    assert "megatron.add_bias_linear = True (not set)" in fault.asked
+    assert fault.key == "megatron.add_bias_linear"
 
 
 def test_a_megatron_without_a_trainer_has_no_arguments(
@@ -163,14 +285,10 @@ def test_the_command_prints_arguments_alone_on_standard_output(
 ) -> None:
     quoted = registry("args", "*-", code=0)
     lines = registry("args", "*-", "--lines", code=0)
-    assert (
-        shlex.split(quoted.stdout)
-        == lines.stdout.splitlines()
-        == [
-            "--hybrid-layer-pattern",
-            "*-",
-        ]
-    )
+    assert shlex.split(quoted.stdout) == lines.stdout.splitlines()
+    assert lines.stdout.splitlines()[:2] == ["--hybrid-layer-pattern", "*-"]
+    assert "still needed: [megatron.hidden_size], or --hidden-size" in quoted.stderr
+    assert "still needed: --micro-batch-size" in quoted.stderr
     schema = json.loads((repository / "docs" / "schema" / "args.schema.json").read_text())
     printed = json.loads(registry("args", "*-", "--json", code=0).stdout)
     jsonschema.validate(printed, schema)

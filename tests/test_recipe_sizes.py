@@ -80,7 +80,7 @@ def test_every_supported_megatron_has_arguments_for_a_published_model(
     environment = read_environment(megatron_releases.wheel(release))
     plan = resolve(load_recipe(path), environment)
     said = native_arguments(plan, environment.settings()).words
-    for flag, key in (("--hidden-size", "hidden_size"), ("--vocab-size", "vocab_size")):
+    for flag, key in (("--hidden-size", "hidden_size"), ("--padded-vocab-size", "vocab_size")):
         assert said[said.index(flag) + 1] == str(plan.megatron[key])
     assert "--position-embedding-type" in said
     assert "--bf16" in said

@@ -101,6 +101,9 @@ def planner() -> PlanOf:
         dialect: str = "megatron",
         families: dict[str, str] | None = None,
     ) -> Plan:
+        sizes = dict(TINY)
+        if set(pattern) & set("+D") or "mla" in {**(tokens or {}), **(families or {})}.values():
+            del sizes["num_query_groups"]  # upstream's trainer refuses it with latent attention
         installed = tuple(seam(name) for name in seams)
         introduced = tuple(
             Family(name=one.manifest.family.name, summary=one.manifest.family.summary)
@@ -117,7 +120,7 @@ def planner() -> PlanOf:
             features=tuple(
                 FeatureEntry(family=one) if isinstance(one, str) else one for one in features
             ),
-            megatron=TINY | (megatron or {}),
+            megatron=sizes | (megatron or {}),
             parallelism=parallelism or Parallelism(),
         )
         return resolve(recipe, Environment(surface=surface, discovery=discovery, source=source))

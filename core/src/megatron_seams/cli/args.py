@@ -37,8 +37,10 @@ def args_command(
 ) -> None:
     """Print the native arguments of a model: only flags that this Megatron has, quoted for a shell.
 
-    Notes go to standard error: the custom layers and features, which no native flag expresses, and
-    which of upstream's own figures are then wrong.
+    They make the model of the plan under upstream's trainer: where its command line has another
+    default than Megatron's classes, the value is printed. Standard error has what a run still
+    needs, and notes: the custom layers and features, which no native flag expresses, and which of
+    upstream's own figures are then wrong.
     """
     asked = asked_model(model, dialect, depth)
     environment = read_environment(megatron)
@@ -47,8 +49,19 @@ def args_command(
     write_receipt(receipt, make_receipt(plan, asked.recipe))
     notes = [*found.notes, *asked.notes]
     if as_json:
-        print_json({"schema": 1, "arguments": list(found.words), "notes": notes})
+        print_json(
+            {
+                "schema": 1,
+                "arguments": list(found.words),
+                "needs": [
+                    {"flags": list(need.flags), "why": need.why, "key": need.key}
+                    for need in found.needs
+                ],
+                "notes": notes,
+            }
+        )
         return
     click.echo("\n".join(found.words) if lines else found.for_shell())
+    show_notes(map(str, found.needs), label="still needed")
     show_notes(notes)
     show_faults(plan.findings, style="yellow")

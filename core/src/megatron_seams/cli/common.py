@@ -95,13 +95,13 @@ def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
         out.print(Text(rest), soft_wrap=True)
 
 
-def show_notes(notes: Iterable[str]) -> None:
-    """Print notes to standard error, one line each."""
+def show_notes(notes: Iterable[str], *, label: str = "note") -> None:
+    """Print notes to standard error, one line each after its label."""
     from rich.text import Text
 
     out = console(error=True)
     for note in notes:
-        out.print(Text(f"note: {note}"), soft_wrap=True)
+        out.print(Text(f"{label}: {note}"), soft_wrap=True)
 
 
 def show_refusal(refusal: Refusal) -> None:

@@ -1,18 +1,28 @@
-"""A plan as arguments of upstream's own command line, with no flag that its Megatron lacks."""
+"""A plan as arguments of upstream's own command line, with no flag that its Megatron lacks.
+
+The arguments are the model: what upstream's trainer makes of them has the configuration and the
+parameters of the model that is built from the plan.
+"""
 
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import attrs
 
 from megatron_seams.errors import NoArgument, Refusal, SeamsError
-from megatron_seams.families import LATENT
+from megatron_seams.planning import activations
+from megatron_seams.planning.derived import is_latent
 from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.needs import Need, needs
 from megatron_seams.planning.plan import Plan
+from megatron_seams.planning.recipe_words import recipe_words
+from megatron_seams.planning.refusals import refusals
+from megatron_seams.planning.roads import Roads
+from megatron_seams.planning.spelling import Spoken
 from megatron_seams.recipes.pipeline import one_rank
-from megatron_seams.upstream.flags import Flag
 from megatron_seams.upstream.settings import NativeSettings
+from megatron_seams.upstream.trainer import Outcome
 
 #: The values of ``--spec`` for a plan with seams: a module, and the name of a stack in it.
 SPEC: Final = ("megatron_seams.runtime.launch", "stack_spec")
@@ -20,25 +30,6 @@ SPEC: Final = ("megatron_seams.runtime.launch", "stack_spec")
 #: The flag for the layers, and the one that it replaced in 0.17.
 _PATTERN: Final = "--hybrid-layer-pattern"
 _OLDER_PATTERN: Final = "--hybrid-override-pattern"
-
-#: Configuration field or model argument -> the destination of its flag, where the two differ.
-#: Upstream copies these one by one in `core_transformer_config_from_args` and
-#: `hybrid_config_from_args`.
-_RENAMED: Final = {
-    "max_sequence_length": "max_position_embeddings",
-    "num_moe_experts": "num_experts",
-    "num_layers_in_first_pipeline_stage": "decoder_first_pipeline_num_layers",
-    "num_layers_in_last_pipeline_stage": "decoder_last_pipeline_num_layers",
-}
-
-#: Activation and whether it is gated -> the flag that asks for both; `gelu` is the default.
-_ACTIVATIONS: Final[Mapping[tuple[str, bool], tuple[str, ...]]] = {
-    ("gelu", False): (),
-    ("silu", True): ("--swiglu",),
-    ("squared_relu", False): ("--squared-relu",),
-    ("quick_gelu", True): ("--quick-geglu",),
-}
-_ACTIVATION_KEYS: Final = ("activation_func", "gated_linear_unit")
 
 _PARALLEL: Final = {
     "tensor_parallel": "--tensor-model-parallel-size",
@@ -55,10 +46,12 @@ class Arguments:
     Attributes:
         groups: Each flag with its values, in order.
         notes: One sentence each.
+        needs: What upstream's trainer asks for besides.
     """
 
     groups: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    needs: tuple[Need, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -75,27 +68,49 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
 
     Args:
         plan: The model.
-        settings: The flags of the Megatron that it was planned against.
+        settings: The flags of the Megatron that it was planned against, and its trainer.
 
     Raises:
-        Refusal: With a :class:`NoArgument` for everything that this Megatron has no flag for, and
-            an :class:`UpstreamForbids` for stages that one pipeline rank is to have.
+        Refusal: With a :class:`NoArgument` for everything that this Megatron has no flag for, or an
+            :class:`UpstreamForbids` for stages that one pipeline rank is to have, and for
+            everything else that its trainer refuses.
     """
-    found = (*_of_layers(plan), *_of_parallelism(plan), *_of_settings(plan, settings))
-    groups = [group for group in found if not isinstance(group, NoArgument)]
-    if plan.seams:
-        groups.append(("--spec", *SPEC))
-    faults: list[SeamsError] = [group for group in found if isinstance(group, NoArgument)]
+    layers = (*_of_layers(plan), *_of_parallelism(plan))
+    faults: list[SeamsError] = [
+        _no_flag(plan, group[0], settings)
+        for group in layers
+        if group[0].partition("=")[0] not in settings.flags
+    ]
     faults += filter(None, [one_rank(plan.parallelism, plan.pattern)])
-    faults += [_no_flag(plan, group[0], settings) for group in groups if _unknown(group, settings)]
+    if faults or settings.trainer is None:
+        raise Refusal(faults)
+    roads = Roads(plan=plan, settings=settings, trainer=settings.trainer)
+    said = tuple(recipe_words(roads))
+    words = [each for _, each in said if isinstance(each, Spoken)]
+    settled = _settled(roads, words)
+    outcome = roads.of_words((*words, *settled))
+    faults += _unsaid(roads, said, outcome)
+    if not faults:
+        faults += refusals(roads, (*words, *settled), outcome)
     if faults:
         raise Refusal(faults)
-    return Arguments(groups=tuple(groups), notes=tuple(_notes(plan)))
+    groups = [*layers, *(each.words for each in words), *(each.words for each in settled)]
+    if plan.seams:
+        groups.append(("--spec", *SPEC))
+    elif roads.trainer.native_spec is not None:
+        groups.append(("--spec", *roads.trainer.native_spec))
+    return Arguments(
+        groups=tuple(groups),
+        notes=(*_notes(plan), *_notes_on_roads(roads, settled, outcome)),
+        needs=needs(roads, outcome),
+    )
 
 
 def _of_layers(plan: Plan) -> Iterator[tuple[str, ...]]:
-    yield _PATTERN, lowered_pattern(plan)
-    if not plan.families.isdisjoint(LATENT):
+    pattern = lowered_pattern(plan)
+    # A value that begins like a flag is taken for one, unless it is joined to its own.
+    yield (f"{_PATTERN}={pattern}",) if pattern.startswith("-") else (_PATTERN, pattern)
+    if is_latent(plan):
         yield ("--multi-latent-attention",)
 
 
@@ -108,76 +123,45 @@ def _of_parallelism(plan: Plan) -> Iterator[tuple[str, ...]]:
         yield ("--sequence-parallel",)
 
 
-def _of_settings(plan: Plan, settings: NativeSettings) -> Iterator[tuple[str, ...] | NoArgument]:
-    """The words for each setting of the recipe, or the fault that it has no flag."""
-    wanted = {k: v for k, v in plan.megatron.items() if k != "multi_latent_attention"}
-    if any(key in wanted for key in _ACTIVATION_KEYS):
-        asked = wanted.get("activation_func", "gelu"), bool(wanted.get("gated_linear_unit"))
-        flags = _ACTIVATIONS.get(asked)
-        if flags is None:
-            yield _no_argument(plan, "activation_func", f"no flag for {asked[0]}, gated or not")
-        elif flags:
-            yield flags
-    if "num_query_groups" in wanted:
-        # Without it upstream ignores the number of groups.
-        yield ("--group-query-attention",)
-    for key, value in wanted.items():
-        if key in _ACTIVATION_KEYS:
+def _settled(roads: Roads, words: Iterable[Spoken]) -> tuple[Spoken, ...]:
+    """Words for the settings that the recipe leaves to defaults, where the two roads' differ."""
+    found: list[Spoken] = []
+    taken = {each.flag.dest for each in words}
+    for difference in roads.differences(roads.of_words(words)):
+        if difference.key in roads.plan.megatron:
             continue
-        if key == "share_embeddings_and_output_weights":
-            if not value:
-                yield ("--untie-embeddings-and-output-weights",)
-            continue
-        words = _setting_words(key, value, settings)
-        if isinstance(words, str):
-            yield _no_argument(plan, key, words)
-        elif words:
-            yield words
+        said = roads.words(difference.key, difference.wanted)
+        if isinstance(said, Spoken) and said.flag.dest not in taken:
+            found.append(said)
+            taken.add(said.flag.dest)
+    return tuple(found)
 
 
-def _setting_words(key: str, value: Any, settings: NativeSettings) -> tuple[str, ...] | str:
-    """The words for one setting, none if it is the default; as text, why it has none."""
-    flags = settings.of_dest(_RENAMED.get(key, key))
-    if not flags:
-        return "its command line has no flag for it"
-    if isinstance(value, bool) and any(flag.sets for flag in flags):
-        spelled = next((name for flag in flags if (name := flag.that_sets(value))), None)
-        # A flag without a value can only set the opposite of its default.
-        return (spelled,) if spelled else ()
-    flag = next((flag for flag in flags if not flag.sets), None)
-    words = _words(value)
-    if flag is None or words is None or isinstance(value, bool):
-        return f"{value!r} is no value of {' or '.join(flag.names[0] for flag in flags)}"
-    if not _takes(flag, len(words)):
-        return f"{flag.names[0]} does not take {len(words)} values"
-    if flag.choices and not {str(choice) for choice in flag.choices} >= set(words):
-        return f"{flag.names[0]} takes {', '.join(map(str, flag.choices))}"
-    return (flag.names[0], *words)
-
-
-def _words(value: Any) -> tuple[str, ...] | None:
-    if isinstance(value, list | tuple):
-        parts = [_words(part) for part in value]
-        return None if None in parts or not parts else tuple(part[0] for part in parts if part)
-    return (str(value),) if isinstance(value, str | int | float) else None
-
-
-def _takes(flag: Flag, count: int) -> bool:
-    return count == 1 if flag.nargs in (None, "?") else flag.nargs in ("+", "*", count)
-
-
-def _unknown(group: tuple[str, ...], settings: NativeSettings) -> bool:
-    return group[0] not in settings.flags
+def _unsaid(
+    roads: Roads, said: Iterable[tuple[str, Spoken | str]], outcome: Outcome
+) -> Iterator[NoArgument]:
+    """A fault for each setting of the recipe that upstream's trainer does not come to."""
+    reasons = {key: each for key, each in said if isinstance(each, str)}
+    differing = {difference.key: difference for difference in roads.differences(outcome)}
+    for key in roads.plan.megatron:
+        if key in reasons and not roads.agrees(key, outcome):
+            yield _no_argument(roads.plan, key, reasons[key])
+        elif key in differing:
+            made = differing[key].trainer.value
+            yield _no_argument(roads.plan, key, f"upstream's trainer makes it {made!r}")
 
 
 def _no_argument(plan: Plan, key: str, found: str) -> NoArgument:
+    advice = "leave it out of the recipe, or build the model from Python, where it is a field"
+    if key in activations.KEYS:
+        given = plan.megatron
+        asked = str(given.get("activation_func", "gelu")), bool(given.get("gated_linear_unit"))
+        advice = f"set {activations.advice(*asked)}, or build the model from Python"
     return NoArgument(
         asked=f"[megatron] {key} = {plan.megatron[key]!r} as an argument of megatron-core "
-        f"{plan.surface.version}"
-        if key in plan.megatron
-        else f"[megatron] {key} as an argument",
+        f"{plan.surface.version}",
         found=found,
-        next="leave it out of the recipe, or build the model from Python, where it is a field",
+        next=advice,
         subject=key,
         key=f"megatron.{key}",
     )
@@ -185,12 +169,13 @@ def _no_argument(plan: Plan, key: str, found: str) -> NoArgument:
 
 def _no_flag(plan: Plan, flag: str, settings: NativeSettings) -> NoArgument:
     why = "" if settings.flags else f" ({'; '.join(settings.unread)})"
+    name = flag.partition("=")[0]
     found = f"the command line of megatron-core {plan.surface.version} does not have it{why}"
     advice = "plan against a Megatron with its trainer: a checkout, or a release from 0.17 on"
-    if flag == _PATTERN and _OLDER_PATTERN in settings.flags:
+    if name == _PATTERN and _OLDER_PATTERN in settings.flags:
         found += f"; its flag for the layers is {_OLDER_PATTERN}, with their number by --num-layers"
         advice = "give those two by hand, or plan against a release from 0.17 on"
-    return NoArgument(asked=f"{flag}, for {plan.name}", found=found, next=advice, subject=flag)
+    return NoArgument(asked=f"{name}, for {plan.name}", found=found, next=advice, subject=name)
 
 
 def _notes(plan: Plan) -> Iterator[str]:
@@ -215,3 +200,19 @@ def _notes(plan: Plan) -> Iterator[str]:
             "the seams and their options travel in the receipt: keep it in a file and "
             "export MEGATRON_SEAMS_RECEIPT=FILE on every rank; a run without it stops"
         )
+
+
+def _notes_on_roads(roads: Roads, settled: Iterable[Spoken], outcome: Outcome) -> Iterator[str]:
+    names = [each.words[0] for each in settled]
+    if names:
+        yield (
+            f"{', '.join(names)}: the recipe does not set these; the trainer's own defaults are "
+            "others than those of Megatron's classes, which the model has. Set a field in "
+            "[megatron] to change it on every road"
+        )
+    for difference in roads.differences(outcome):
+        if difference.key not in roads.plan.megatron:
+            yield (
+                f"upstream's trainer makes {difference.key} {difference.trainer.value!r}, and no "
+                f"flag makes it {difference.wanted!r} as Megatron's class does"
+            )

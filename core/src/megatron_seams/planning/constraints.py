@@ -6,7 +6,6 @@ import attrs
 
 from megatron_seams.errors import (
     SeamsError,
-    UnknownNativeKey,
     Unsupported,
     UnusedSetting,
     UpstreamForbids,
@@ -14,26 +13,12 @@ from megatron_seams.errors import (
 from megatron_seams.planning.carriers import Carriers
 from megatron_seams.planning.choices import Choices
 from megatron_seams.planning.environment import Environment
+from megatron_seams.planning.native_keys import native_keys
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
 from megatron_seams.recipes.pipeline import layout_faults
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface
-
-#: `[megatron]` keys that another part of the recipe decides.
-_ELSEWHERE = {
-    "num_layers": "model.depth",
-    "hybrid_layer_pattern": "model.pattern",
-    "hybrid_override_pattern": "model.pattern",
-    "mtp_num_layers": "the MTP suffix of model.pattern",
-    "tensor_model_parallel_size": "parallelism.tensor-parallel",
-    "pipeline_model_parallel_size": "parallelism.pipeline-parallel",
-    "virtual_pipeline_model_parallel_size": "the '|' of model.pattern",
-    "expert_model_parallel_size": "parallelism.expert-parallel",
-    "context_parallel_size": "parallelism.context-parallel",
-    "sequence_parallel": "parallelism.sequence-parallel",
-    "is_hybrid_model": "model.pattern",
-}
 
 
 def violations(
@@ -60,7 +45,8 @@ def violations(
         *_unsupported(recipe, pattern, seams),
         *layout_faults(recipe, pattern),
         *_separators(pattern, environment.surface),
-        *_native_keys(recipe, environment, carriers),
+        *native_keys(recipe, environment),
+        *_fused(recipe, carriers),
     ]
 
 
@@ -115,43 +101,17 @@ def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:
     ]
 
 
-def _native_keys(recipe: Recipe, environment: Environment, carriers: Carriers) -> list[SeamsError]:
-    """Keys of ``[megatron]`` that this Megatron lacks, or that another part of a recipe decides."""
-    faults: list[SeamsError] = []
-    keys = [f"megatron.{key}" for key in recipe.megatron]
-    keys += [f"smoke.megatron.{key}" for key in recipe.smoke.megatron]
-    known = environment.settings() if keys and environment.surface.version else None
-    for path in keys:
-        key = path.rpartition(".")[2]
-        if key in _ELSEWHERE:
-            found, advice = f"{_ELSEWHERE[key]} decides it", "set it there"
-        elif known is not None and not known.knows(key) and known.fields_unread:
-            found = f"the configuration of megatron-core {environment.surface.version} cannot be "
-            found += f"read: {'; '.join(known.fields_unread)}"
-            advice = "use a megatron-core whose configuration this version reads, or a newer "
-            advice += "megatron-seams; until then no setting of a recipe can be checked"
-        elif known is not None and not known.knows(key):
-            found = f"megatron-core {environment.surface.version} has no such setting"
-            if near := known.nearest(key):
-                found += f"; the names most like it are {', '.join(near)} (none is applied)"
-            advice = "correct the key; it is a field of TransformerConfig or a model argument"
-        else:
-            continue
-        faults.append(
-            UnknownNativeKey(asked=f"[{path}]", found=found, next=advice, subject=key, key=path)
-        )
+def _fused(recipe: Recipe, carriers: Carriers) -> Iterator[UpstreamForbids]:
+    """Upstream's fused projection with a seam in the slot that it edits."""
     fused = recipe.megatron.get("mla_down_proj_fusion")
     if fused and any(symbol.slot == "mla_layer" for symbol in carriers.slots.values()):
-        faults.append(
-            UpstreamForbids(
-                asked="[megatron.mla_down_proj_fusion] with a seam in slot mla_layer",
-                found="upstream's fusion edits the submodules of that slot's spec, which a seam "
-                "does not have",
-                next="turn the fusion off",
-                key="megatron.mla_down_proj_fusion",
-            )
+        yield UpstreamForbids(
+            asked="[megatron.mla_down_proj_fusion] with a seam in slot mla_layer",
+            found="upstream's fusion edits the submodules of that slot's spec, which a seam does "
+            "not have",
+            next="turn the fusion off",
+            key="megatron.mla_down_proj_fusion",
         )
-    return faults
 
 
 @attrs.frozen(kw_only=True)

@@ -60,7 +60,11 @@ class Environment:
         return {family.name: family for family in self.discovery.families}
 
     def settings(self) -> NativeSettings:
-        """The Megatron's configuration fields and flags; read at each call, as few commands ask."""
+        """The Megatron's configuration fields and flags; read when first asked for."""
+        return self._settings
+
+    @functools.cached_property
+    def _settings(self) -> NativeSettings:
         return read_settings(self.source) if self.source else NativeSettings()
 
     def superseded_by(self, seam: Seam) -> str | None:

@@ -16,6 +16,7 @@ from megatron_seams.planning.constraints import unused_settings, violations
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.features import place_features
 from megatron_seams.planning.plan import Custom, Layer, Plan, Provider
+from megatron_seams.planning.refusals import explicit_refusals
 from megatron_seams.planning.requests import Requests, read_pattern, read_requests
 from megatron_seams.recipes.pipeline import Pipeline, pipeline_of
 from megatron_seams.recipes.recipe import Recipe
@@ -73,7 +74,7 @@ def resolve(
     if reasons:
         ordered = sorted(reasons, key=_first_layer)
         raise Refusal(ordered, environment.findings, tokens=pattern.tokens)
-    return Plan(
+    plan = Plan(
         name=recipe.model.name,
         pattern=pattern,
         pipeline=pipeline,
@@ -87,6 +88,11 @@ def resolve(
         runtime=recipe.runtime,
         findings=findings,
     )
+    if recipe.megatron:
+        refused = explicit_refusals(plan, environment.settings())
+        if refused:
+            raise Refusal(refused, environment.findings, tokens=pattern.tokens)
+    return plan
 
 
 def _carriers(environment: Environment, choices: Choices) -> Carriers:

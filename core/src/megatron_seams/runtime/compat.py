@@ -53,12 +53,6 @@ NO_ROTATION: Final[Mapping[str, Any]] = (
     else {}
 )
 
-#: Fact: `MLASelfAttention` hands sparse attention what it selects by only where the configuration
-#: has this setting; the class of its own that came with 0.19 always does. Goes: with 0.18.
-SPARSE: Final[Mapping[str, Any]] = (
-    {"experimental_attention_variant": "dsa"} if SparseSelfAttention is MLASelfAttention else {}
-)
-
 _MODEL_ARGUMENTS: Final = frozenset(inspect.signature(HybridModel.__init__).parameters)
 
 #: Fact: the model's argument for its stack has this name since 0.18; before, it is
@@ -71,7 +65,6 @@ __all__ = [
     "ALWAYS_PASSED",
     "GLOBAL_NUMBERS",
     "NO_ROTATION",
-    "SPARSE",
     "STACK_ARGUMENT",
     "HybridModel",
     "HybridStack",

@@ -19,10 +19,9 @@ from megatron_seams.upstream.config_fields import (
     NotUnderstoodError,
     literal,
 )
-from megatron_seams.upstream.flags import Flag, of_call, of_field
+from megatron_seams.upstream.flags import ARGUMENTS, Flag, of_call, of_field
 from megatron_seams.upstream.source import MegatronSource
 
-ARGUMENTS: Final = "training/arguments.py"
 _ENTRY: Final = "add_megatron_arguments"
 _GROUPS: Final = ("add_argument_group", "add_mutually_exclusive_group")
 

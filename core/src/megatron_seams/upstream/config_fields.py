@@ -41,6 +41,7 @@ class ConfigField:
         annotation: Its type, as written.
         path: The file that it is written in, where the names in ``annotation`` are looked up.
         default: Its default value; UNREAD if it has none or is no literal.
+        expression: What gives the default value; None if it has none.
         init: Whether the constructor takes it.
         argparse: The keywords that its metadata passes to the argument parser -> their expressions.
     """
@@ -49,6 +50,7 @@ class ConfigField:
     annotation: ast.expr
     path: str
     default: Any
+    expression: ast.expr | None
     init: bool
     argparse: Mapping[str, ast.expr]
 
@@ -59,6 +61,8 @@ class ClassReader:
     def __init__(self, source: MegatronSource) -> None:
         self._source = source
         self._trees: dict[str, ast.Module | None] = {}
+        self._bindings: dict[str, Mapping[str, list[ast.stmt]]] = {}
+        self._fields: dict[ast.ClassDef, dict[str, ConfigField]] = {}
 
     def tree(self, path: str) -> ast.Module | None:
         """The syntax tree of a file, or None if there is no such file.
@@ -72,21 +76,45 @@ class ClassReader:
 
     def find(self, path: str, name: str) -> Located | None:
         """The class called ``name`` at the top level of a file; None if it cannot be told."""
+        match self.definition(path, name):
+            case where, ast.ClassDef() as node:
+                return Located(path=where, node=node)
+        return None
+
+    def definition(self, path: str, name: str) -> tuple[str, ast.stmt] | None:
+        """The statement that binds a name at the top of a file, and the file that it is in.
+
+        Imports from Megatron itself are followed; one from elsewhere is the statement. None if
+        there is no such statement, or so many that which one counts cannot be told.
+        """
         visited: set[tuple[str, str]] = set()
         while (path, name) not in visited:
             visited.add((path, name))
-            tree = self.tree(path)
-            match [node for node in tree.body if name in _binds(node)] if tree else []:
-                case [ast.ClassDef() as node]:
-                    return Located(path=path, node=node)
+            match self._binding(path).get(name, []):
                 case [ast.ImportFrom() as node]:
                     target = self.imported(path, node)
                     if target is None:
-                        return None
+                        return path, node
                     path, name = target, _original(node, name)
-                case _:  # nothing, or so many that which one counts cannot be told
+                case [node]:
+                    return path, node
+                case _:
                     return None
         return None
+
+    def binds(self, path: str, name: str) -> bool:
+        """Whether a statement at the top of a file may bind a name."""
+        return name in self._binding(path)
+
+    def _binding(self, path: str) -> Mapping[str, list[ast.stmt]]:
+        if path not in self._bindings:
+            found: dict[str, list[ast.stmt]] = {}
+            tree = self.tree(path)
+            for node in tree.body if tree else []:
+                for name in _binds(node):
+                    found.setdefault(name, []).append(node)
+            self._bindings[path] = found
+        return self._bindings[path]
 
     def imported(self, path: str, node: ast.ImportFrom) -> str | None:
         """The file that an import in the file at ``path`` takes names from; None if unknown."""
@@ -102,7 +130,12 @@ class ClassReader:
             return None
         inside = "/".join(parts[1:])
         candidates = (f"{inside}.py", f"{inside}/__init__.py")
-        return next((file for file in candidates if self.tree(file) is not None), None)
+        return next((file for file in candidates if self._is_there(file)), None)
+
+    def _is_there(self, path: str) -> bool:
+        if path in self._trees:
+            return self._trees[path] is not None
+        return self._source.read(path) is not None
 
     def fields(self, located: Located) -> dict[str, ConfigField]:
         """The fields of a dataclass in order, inherited ones first, as ``dataclasses.fields``.
@@ -110,6 +143,8 @@ class ClassReader:
         Raises:
             NotUnderstoodError: It, or a class that it inherits from, is not a plain dataclass.
         """
+        if located.node in self._fields:
+            return dict(self._fields[located.node])
         found: dict[str, ConfigField] = {}
         for base in reversed(located.node.bases):
             if isinstance(base, ast.Name) and base.id == "object":
@@ -122,7 +157,8 @@ class ClassReader:
         if self._is_dataclass(located):
             # Updating a dictionary keeps the place of a field that is declared once more.
             found |= {field.name: field for field in _own_fields(located)}
-        return found
+        self._fields[located.node] = found
+        return dict(found)
 
     def _is_dataclass(self, located: Located) -> bool:
         """Whether a class is a dataclass, rather than a plain class.
@@ -242,6 +278,7 @@ def _field(name: str, annotation: ast.expr, value: ast.expr | None, path: str) -
         annotation=annotation,
         path=path,
         default=literal(default),
+        expression=default,
         init=init,
         argparse=argparse,
     )

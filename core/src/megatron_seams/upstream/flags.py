@@ -19,6 +19,9 @@ from megatron_seams.upstream.config_fields import (
     literal,
 )
 
+#: Where upstream's parser is.
+ARGUMENTS: Final = "training/arguments.py"
+
 _PLAIN: Final = ("bool", "int", "float", "str")
 _KNOWN: Final = frozenset(
     {"action", "type", "default", "dest", "nargs", "const", "choices", "help", "required"}
@@ -38,6 +41,8 @@ class Flag:
         type: The name of the function that converts a word; None for the word itself.
         choices: The words that it takes; None if any, or if the source does not spell them out.
         default: Its value where it is not given, or UNREAD.
+        expression: What gives that value; None if it is not spelled as an expression.
+        path: The file inside ``megatron`` that ``type`` and ``expression`` are written in.
     """
 
     names: tuple[str, ...]
@@ -47,6 +52,8 @@ class Flag:
     type: str | None = None
     choices: tuple[Any, ...] | None = None
     default: Any = None
+    expression: ast.expr | None = attrs.field(default=None, eq=False, repr=False)
+    path: str = ARGUMENTS
 
     def that_sets(self, value: Any) -> str | None:
         """The spelling that sets ``value`` without taking a word; None if none does."""
@@ -101,10 +108,13 @@ def of_field(field: ConfigField, reader: ClassReader) -> Flag:
             message = f"field {field.name}: the names in its metadata"
             raise NotUnderstoodError(message)
     read = _flag(names, given, dest=field.name, default=field.default)
+    if "default" not in given:
+        read = attrs.evolve(read, expression=field.expression, path=field.path)
     if "action" in given:
         return read
     return attrs.evolve(
         read,
+        path=field.path,
         type=read.type if "type" in given else kind,
         nargs=read.nargs if "nargs" in given else nargs,
         choices=read.choices if "choices" in given else choices,
@@ -151,6 +161,7 @@ def _flag(
         type=ast.unparse(given["type"]) if "type" in given else None,
         choices=tuple(choices) if isinstance(choices, list | tuple) else None,
         default=literal(given["default"]) if "default" in given else default,
+        expression=given.get("default"),
     )
 
 

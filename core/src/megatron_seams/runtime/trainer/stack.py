@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -48,7 +49,8 @@ class PlannedNorms:
     def of(cls, settings: Any) -> "PlannedNorms":
         """Read the fields from a recipe's ``[megatron]``, or from a configuration."""
         read = settings.get if isinstance(settings, Mapping) else vars(settings).get
-        rank = read("q_lora_rank")
+        # A recipe that leaves the rank out has upstream's, as the configuration will.
+        rank = read("q_lora_rank", MLATransformerConfig.q_lora_rank)
         return cls(qk_layernorm=bool(read("qk_layernorm")), q_lora_rank=rank)
 
 

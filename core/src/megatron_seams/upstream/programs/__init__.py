@@ -1,0 +1,1 @@
+"""Upstream's own functions, followed on their source as far as values are known."""
