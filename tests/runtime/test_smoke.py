@@ -2,6 +2,7 @@
 
 import io
 
+import attrs
 import pytest
 from rich.console import Console
 
@@ -200,6 +201,6 @@ def test_a_recipe_that_sets_nothing_can_be_built(plan_of, native):
     from megatron_seams.runtime.smoke.run import run_smoke
 
     plan = plan_of(next(pattern for pattern in ("DE+-", "*E-") if native(pattern)))
-    bare = type(plan)(name="bare", pattern=plan.pattern, surface=plan.surface, layers=plan.layers)
+    bare = attrs.evolve(plan, name="bare", megatron={})
     report = run_smoke(bare, Smoke(batch=1, sequence=64), None, 1, Console(file=io.StringIO()))
     assert len(report.losses) == 1
