@@ -141,6 +141,8 @@ def test_features_are_attached_before_anything_wraps_the_model(found):
         ("moved", "--hybrid-layer-pattern: *M*M"),
         ("shorter", "this run's arguments say 2"),
         ("other norms", "the norms of queries and keys"),
+        ("another size", "[megatron] ffn_hidden_size: 64"),
+        ("other pipeline ranks", "the number of pipeline ranks: 1"),
     ],
 )
 def test_arguments_that_spell_other_layers_than_the_receipt_stop_the_run(found, case, said):

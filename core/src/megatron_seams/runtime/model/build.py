@@ -82,7 +82,7 @@ def build_model(
             # How upstream's constructors refuse sizes that do not fit together.
             raise Refusal([rejected(error, plan)]) from error
         raise
-    if faults := tuple(model_differences(model, prepared, chosen.config, groups)):
+    if faults := tuple(model_differences(model, prepared, chosen.config, groups, vp_stage)):
         raise Refusal(faults)
     attach_features(model, prepared, vocab_size=chosen.arguments["vocab_size"])
     return model
@@ -108,6 +108,7 @@ def model_differences(
     prepared: PreparedPlan,
     config: "TransformerConfig",
     groups: ProcessGroupCollection,
+    vp_stage: int | None = None,
 ) -> Iterator[BuildDiffers]:
     """Every way in which a constructed stage is not the plan's.
 
@@ -116,10 +117,8 @@ def model_differences(
     stack, plan = model.decoder, prepared.plan
     submodules = prepared.backend.submodules(config)
     if not isinstance(stack, SeamHybridStack):
-        # Upstream's stack does not keep the number of layers before it.
-        first = next((layer.layer_number for layer in stack.layers), 1)
-        layers = plan.layers[first - 1 : first - 1 + len(stack.layer_type_list)]
-        if groups.pp.size() == 1:
-            layers = plan.layers
+        stage = (vp_stage or 0) * groups.pp.size() + groups.pp.rank()
+        parts = tuple(plan.pipeline.slices())
+        layers = plan.layers[parts[stage]] if stage < len(parts) else ()
         yield from stack_differences(stack, layers, submodules, {})
     yield from mtp_differences(model, plan, submodules)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from megatron_seams.planning.plan import Plan
+from megatron_seams.recipes.pipeline import written_stages
 from megatron_seams.recipes.recipe import Parallelism, Smoke
 from megatron_seams.runtime.backends.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.cpu.world import cpu_world
@@ -161,8 +162,14 @@ def _replaced(plan: Plan, settings: Mapping[str, Any], backend: ModelBackend) ->
 def on_one_rank(plan: Plan) -> Plan:
     """The plan with neither ranks nor stages, which a single process could not all build."""
     pattern = attrs.evolve(plan.pattern, stages=(plan.pattern.depth,))
-    layers = tuple(attrs.evolve(layer, stage=0) for layer in plan.layers)
-    return attrs.evolve(plan, layers=layers, pattern=pattern, parallelism=Parallelism())
+    layers = tuple(attrs.evolve(layer, stage=0, rank=0) for layer in plan.layers)
+    return attrs.evolve(
+        plan,
+        layers=layers,
+        pattern=pattern,
+        pipeline=written_stages(pattern),
+        parallelism=Parallelism(),
+    )
 
 
 def show_report(report: SmokeReport, console: Console) -> None:

@@ -5,6 +5,7 @@ layers: the receipt says what each layer is, the command line only spells them. 
 the run stops, since a seam's layer number would then mean another layer.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from megatron_seams.errors import LaunchInvalid, Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.records.receipt import read_receipt
 from megatron_seams.records.verify import verify
@@ -26,6 +28,7 @@ from megatron_seams.runtime.model.features import attach_features
 from megatron_seams.runtime.model.inspection import mtp_differences
 from megatron_seams.runtime.model.prepare import PreparedPlan, prepare
 from megatron_seams.runtime.model.refused import StackRefused
+from megatron_seams.runtime.model.spelled import spelled
 from megatron_seams.runtime.model.stack import SeamHybridStack
 
 if TYPE_CHECKING:
@@ -150,6 +153,7 @@ def _differences(
     """One fault for each way in which the command line contradicts the receipt."""
     plan = prepared.plan
     planned = [layer.provider.symbol for layer in plan.layers]
+    starts = [part.start for part in plan.pipeline.slices()]
     compared: dict[str, tuple[object, object]] = {
         "the layers of this stage, --hybrid-layer-pattern": (
             "".join(planned[offset : offset + len(symbols)]),
@@ -157,6 +161,12 @@ def _differences(
         ),
         "the number of layers": (len(planned), config.num_layers),
         "the number of MTP depths": (plan.pattern.mtp_depths, config.mtp_num_layers or 0),
+        "the number of pipeline ranks": (
+            plan.pipeline.ranks,
+            config.pipeline_model_parallel_size,
+        ),
+        "the layers before this stage": (offset if offset in starts else starts, offset),
+        **_settings(plan, config),
     }
     if prepared.backend.name == "local":
         norms = PlannedNorms.of(plan.megatron), PlannedNorms.of(config)
@@ -172,6 +182,16 @@ def _differences(
         for what, (wanted, found) in compared.items()
         if wanted != found
     ]
+
+
+def _settings(plan: Plan, config: "TransformerConfig") -> dict[str, tuple[object, object]]:
+    """Each configuration field that the receipt's recipe sets -> its value there, and the run's."""
+    fields = {field.name: field.type for field in dataclasses.fields(config)}
+    return {
+        f"[megatron] {key}": (spelled(key, value, fields[key]), getattr(config, key))
+        for key, value in plan.megatron.items()
+        if key in fields
+    }
 
 
 class _Completion:
