@@ -1,7 +1,9 @@
 """The program of test_launch.py: upstream's own loader and builder around a receipt's stack."""
 
+import copy
 import json
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -82,7 +84,18 @@ def trained(model):
     return sorted(name for name, weight in model.named_parameters() if weight.grad is None)
 
 
+def build_from_copy(pickled):
+    """Build from a spec that another process wrote; its keys go beside it."""
+    spec = pickle.loads(pickled.read_bytes())  # noqa: S301  # written by this test
+    with cpu_world() as groups:
+        model = build(copy.deepcopy(spec), "*M*M", groups)
+        pickled.with_suffix(".keys").write_text(json.dumps(sorted(model.state_dict())))
+
+
 def main():
+    if len(sys.argv) == 2:
+        build_from_copy(Path(sys.argv[1]))
+        return
     folder, receipt, missing_module = (Path(argument) for argument in sys.argv[1:])
     found = {
         "unset": load(None),
@@ -99,6 +112,9 @@ def main():
         found["import error"] = str(error)
     with cpu_world() as groups:
         spec = load(receipt)
+        (folder / "spec.pickle").write_bytes(pickle.dumps(spec))
+        launch = sys.modules[SPEC[0]]
+        found["by its factory"] = launch.hybrid_stack_spec(None) is spec
         model = build(spec, "*M*M", groups)
         found["layers"] = [type(layer).__name__ for layer in model.decoder.layers]
         found["mixers"] = [

@@ -85,7 +85,13 @@ def found(tmp_path_factory):
         path=[folder / "site"],
         code=0,
     )
-    return json.loads((folder / "found.json").read_text())
+    # Without the receipt's variable: the spec holds all that a model needs.
+    forked.run_python(
+        HERE / "launched_run.py", folder / "spec.pickle", path=[folder / "site"], code=0
+    )
+    made = json.loads((folder / "found.json").read_text())
+    made["keys by a copy"] = json.loads((folder / "spec.keys").read_text())
+    return made
 
 
 def _rewrite(receipt, old, new):
@@ -127,6 +133,11 @@ def test_upstreams_own_builder_makes_the_same_model(found):
     if built is None:
         pytest.skip("this release's megatron.training.models.hybrid cannot be loaded here")
     assert built == found["keys"]
+
+
+def test_a_copied_and_pickled_spec_builds_the_same_model_in_another_process(found):
+    assert found["by its factory"] is True
+    assert found["keys by a copy"] == found["keys"]
 
 
 def test_features_are_attached_before_anything_wraps_the_model(found):
