@@ -129,7 +129,7 @@ def main():
         found["moved"] = refused(spec, "M*M*", groups)
         found["shorter"] = refused(spec, "*M", groups, num_layers=2)
         found["other norms"] = refused(spec, "*M*M", groups, qk_layernorm=True)
-        found["another size"] = refused(spec, "*M*M", groups, ffn_hidden_size=128)
+        found["another size"] = refused(spec, "*M*M", groups, hidden_size=64)
         found["other pipeline ranks"] = refused(
             spec, "*M*M", groups, pipeline_model_parallel_size=2
         )

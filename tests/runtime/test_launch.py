@@ -152,7 +152,7 @@ def test_features_are_attached_before_anything_wraps_the_model(found):
         ("moved", "--hybrid-layer-pattern: *M*M"),
         ("shorter", "this run's arguments say 2"),
         ("other norms", "the norms of queries and keys"),
-        ("another size", "[megatron] ffn_hidden_size: 64"),
+        ("another size", "[megatron] hidden_size: 32"),
         ("other pipeline ranks", "the number of pipeline ranks: 1"),
     ],
 )

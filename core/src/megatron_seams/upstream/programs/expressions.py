@@ -24,6 +24,8 @@ from megatron_seams.upstream.programs.values import (
     Table,
     Value,
     contains,
+    copied,
+    iterated,
     known,
     same,
     truth,
@@ -382,16 +384,6 @@ class Expressions:
                     self.bind(part, Value(each, value.origin))
 
 
-def copied(value: Any) -> Any:
-    """A value of its own, where it can be changed."""
-    if isinstance(value, list):
-        return [copied(each) for each in value]
-    if isinstance(value, Table):
-        entries = {k: Value(copied(v.value), v.origin) for k, v in value.values.items()}
-        return Table(entries, closed=value.closed)
-    return set(value) if isinstance(value, set) else value
-
-
 def fields_of(reader: ClassReader, cls: Defined) -> list[Record] | None:
     """What ``dataclasses.fields`` gives for a class; None if it is not understood."""
     located = reader.find(cls.path, cls.name)
@@ -402,18 +394,6 @@ def fields_of(reader: ClassReader, cls: Defined) -> list[Record] | None:
     if not found:
         return None
     return [Record({"name": Value(name)}, cls=cls, closed=False) for name in found]
-
-
-def iterated(value: Any) -> list[Any] | None:
-    """The elements of a known iterable in their order; None if they are not known."""
-    match value:
-        case str() | list() | tuple() | range():
-            return list(value)
-        case set() | frozenset():
-            return sorted(value, key=repr)
-        case Table(closed=True):
-            return list(value.values)
-    return None
 
 
 def _nested(value: Any) -> bool:

@@ -14,7 +14,6 @@ import attrs
 
 from megatron_seams.upstream.config_fields import UNREAD, ClassReader
 from megatron_seams.upstream.programs.calls import Calls, ReturnedError, StoppedError, forget
-from megatron_seams.upstream.programs.expressions import iterated
 from megatron_seams.upstream.programs.values import (
     Defined,
     Origin,
@@ -22,6 +21,7 @@ from megatron_seams.upstream.programs.values import (
     Record,
     Table,
     Value,
+    iterated,
     same,
     truth,
 )

@@ -215,3 +215,25 @@ def _special(value: Any) -> bool:
 
 def _unreadable(value: Any) -> bool:
     return value is UNREAD or isinstance(value, list | set | dict)
+
+
+def copied(value: Any) -> Any:
+    """A value of its own, where it can be changed."""
+    if isinstance(value, list):
+        return [copied(each) for each in value]
+    if isinstance(value, Table):
+        entries = {k: Value(copied(v.value), v.origin) for k, v in value.values.items()}
+        return Table(entries, closed=value.closed)
+    return set(value) if isinstance(value, set) else value
+
+
+def iterated(value: Any) -> list[Any] | None:
+    """The elements of a known iterable in their order; None if they are not known."""
+    match value:
+        case str() | list() | tuple() | range():
+            return list(value)
+        case set() | frozenset():
+            return sorted(value, key=repr)
+        case Table(closed=True):
+            return list(value.values)
+    return None
