@@ -1,20 +1,34 @@
 """`registry accept`: a changed plan on the record, and nothing without one."""
 
 import datetime
+import functools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import attrs
 import jsonschema
 import pytest
 
 import megatron_releases
+from megatron_seams.base.canonical_json import json_text
+from megatron_seams.base.files import locked
 from megatron_seams.errors import AcceptanceInvalid, ReceiptUnreadable, Refusal
 from megatron_seams.planning.resolver import resolve
+from megatron_seams.records import accept as accept_module
 from megatron_seams.records.accept import Acceptance, accept
-from megatron_seams.records.receipt import make_receipt, read_receipt
+from megatron_seams.records.receipt import body_digest, make_receipt, read_receipt, receipt_digest
 from megatron_seams.records.verify import verify
-from seam_support import environment, make_seam, recipe, registry
+from seam_support import (
+    environment,
+    install_plugin,
+    make_seam,
+    manifest_table,
+    recipe,
+    registry,
+    surface,
+)
 
 SEAM = make_seam("kda", "kda", slots=["mamba_layer"])
 OTHER = make_seam("kda", "kda", slots=["mamba_layer"], version="2.0")
@@ -51,6 +65,7 @@ def test_an_accepted_change_verifies_and_says_who_why_and_what(receipt: Path) ->
             "reason": "The new version was reviewed.",
             "date": "2026-12-01",
             "previous_digest": before["digest"],
+            "previous_body": body_digest(before),
             "differences": [
                 {"what": "seams.kda.version", "was": "1.0", "now": "2.0", "positions": []}
             ],
@@ -143,3 +158,160 @@ def test_a_receipt_of_an_older_release_is_refused_until_it_is_accepted(tmp_path:
     assert registry("verify", file, "--megatron", older).returncode == 2
     again = registry("accept", file, *reason, "--megatron", newer)
     assert "nothing to accept" in again.stdout
+
+
+# --- the chain --------------------------------------------------------------------------------
+
+
+def resealed(file: Path, changed: dict[str, Any]) -> None:
+    """A receipt with a digest of its own, as somebody writes it who knows how they are made."""
+    changed["digest"] = receipt_digest(changed)
+    file.write_text(json_text(changed), encoding="utf-8")
+
+
+def accepted_thrice(file: Path) -> dict[str, Any]:
+    accept(file, environment(OTHER), acceptance("First."))
+    accept(file, environment(SEAM), acceptance("Second."))
+    accept(file, environment(OTHER), acceptance("Third."))
+    return body(file)
+
+
+def test_every_link_of_a_history_holds(receipt: Path) -> None:
+    history = accepted_thrice(receipt)["accepted"]
+    assert len({entry["previous_digest"] for entry in history}) == 3
+    assert verify(receipt, environment(OTHER)) == ()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda history: history.pop(0),
+        lambda history: history.pop(1),
+        lambda history: history.reverse(),
+        lambda history: history.insert(1, dict(history[0])),
+        lambda history: history[0].update(reason="Another."),
+        lambda history: history[1].update(by="somebody else"),
+        lambda history: history[0]["differences"][0].update(now="3.0"),
+        lambda history: history[2].update(previous_digest="0" * 64),
+        lambda history: history[2].update(previous_body="0" * 64),
+        lambda history: history[1].pop("previous_body"),
+    ],
+)
+def test_a_history_that_was_edited_and_sealed_again_is_refused(edit: Any, receipt: Path) -> None:
+    changed = accepted_thrice(receipt)
+    edit(changed["accepted"])
+    resealed(receipt, changed)
+    with pytest.raises(ReceiptUnreadable, match="does not have the digest of the receipt"):
+        verify(receipt, environment(OTHER))
+
+
+# --- several at once, and links ---------------------------------------------------------------
+
+
+def test_of_several_acceptances_at_once_none_is_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "receipts"
+    folder.mkdir()
+    file, model = folder / "receipt.json", tmp_path / "model.toml"
+    model.write_text(
+        'schema = 1\n[model]\nname = "m"\npattern = "MK"\n[dialect.tokens]\nK = "kda"\n'
+    )
+    sites = []
+    for number in range(5):
+        site = tmp_path / f"site{number}"
+        table = manifest_table("kda", "kda")
+        install_plugin(site, "acme-kda", {"acme_kda": table}, version=f"{number}.0")
+        sites.append(site)
+    registry("resolve", model, "--receipt", file, path=[sites[0]], cwd=tmp_path, code=0)
+    with ThreadPoolExecutor() as pool:
+        done = list(
+            pool.map(
+                lambda site: registry(
+                    *("accept", file, "--reason", f"From {site.name}.", "--by", "us"),
+                    path=[site],
+                    cwd=tmp_path,
+                ),
+                sites[1:],
+            )
+        )
+    assert [it.returncode for it in done] == [0] * 4, [it.stderr for it in done]
+    found, _ = read_receipt(file)
+    reasons = {entry["reason"] for entry in found["accepted"]}
+    assert reasons == {f"From {site.name}." for site in sites[1:]}
+    assert [it.name for it in folder.iterdir()] == [file.name]
+
+
+def test_an_acceptance_waits_for_the_one_before_it_and_gives_up_in_words(
+    receipt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = receipt.read_bytes()
+    monkeypatch.setattr(accept_module, "locked", functools.partial(locked, seconds=0.1))
+    with locked(receipt), pytest.raises(AcceptanceInvalid, match="another process has kept"):
+        accept(receipt, environment(OTHER), acceptance())
+    assert receipt.read_bytes() == before
+    assert accept(receipt, environment(OTHER), acceptance())
+
+
+def test_a_link_to_a_receipt_is_followed_and_stays(receipt: Path, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere" / "link.json"
+    link.parent.mkdir()
+    link.symlink_to(receipt)
+    assert accept(link, environment(OTHER), acceptance())
+    assert link.is_symlink()
+    assert verify(receipt, environment(OTHER)) == ()
+    assert [it.name for it in link.parent.iterdir()] == [link.name]
+
+
+# --- recipes and older schemas ----------------------------------------------------------------
+
+
+def test_a_recipe_that_changed_is_a_difference_until_it_is_accepted(receipt: Path) -> None:
+    now = recipe(**ASKED, seams={"kda": {"heads": 4}}, smoke={"steps": 7})
+    found = verify(receipt, environment(SEAM), recipe=now)
+    assert [fault.key for fault in found] == ["recipe.seams.kda"]
+    assert verify(receipt, environment(SEAM)) == ()
+    assert accept(receipt, environment(SEAM), acceptance(), recipe=now)
+    assert verify(receipt, environment(SEAM), recipe=now) == ()
+    assert read_receipt(receipt)[1].seams == {"kda": {"heads": 4}}
+
+
+@pytest.mark.parametrize("name", ["why", "owner"])
+def test_an_option_of_any_name_is_compared(name: str, receipt: Path) -> None:
+    one, two = (recipe(**ASKED, seams={"kda": {name: value}}) for value in ("a", "b"))
+    accept(receipt, environment(SEAM), acceptance(), recipe=one)
+    (fault,) = verify(receipt, environment(SEAM), recipe=two)
+    assert fault.key == f"recipe.seams.kda.{name}"
+
+
+def test_true_and_one_and_one_point_nought_are_three_values(receipt: Path) -> None:
+    one, two, three = (recipe(**ASKED, seams={"kda": {"x": value}}) for value in (True, 1, 1.0))
+    accept(receipt, environment(SEAM), acceptance(), recipe=one)
+    assert verify(receipt, environment(SEAM), recipe=one) == ()
+    assert verify(receipt, environment(SEAM), recipe=two)
+    assert verify(receipt, environment(SEAM), recipe=three)
+
+
+def test_a_receipt_of_schema_1_is_read_and_accepted_into_this_one(tmp_path: Path) -> None:
+    file = tmp_path / "receipt.json"
+    file.write_bytes((Path(__file__).parent / "data" / "receipt_schema_1.json").read_bytes())
+    old, _ = read_receipt(file)
+    where = environment()
+    first = verify(file, where)[0]
+    assert (first.key, first.found) == ("schema", "2")
+    assert "accept it with a reason" in first.next
+    accept(file, where, acceptance())
+    assert verify(file, where) == ()
+    new, kept = read_receipt(file)
+    assert new["schema"] == 2
+    assert new["accepted"][0]["previous_digest"] == old["digest"]
+    assert [layer["stage"] for layer in new["plan"]["layers"]] == [0, 0, 0, 1, 1]
+    assert kept.model.pattern == "M*-|E-/*-"
+    accept(file, environment(native=surface("0.18.2")), acceptance())
+    read_receipt(file)
+
+
+def test_differences_of_schema_1_are_those_that_can_be_told(tmp_path: Path) -> None:
+    file = tmp_path / "receipt.json"
+    file.write_bytes((Path(__file__).parent / "data" / "receipt_schema_1.json").read_bytes())
+    old = body(file)["plan"]["megatron_core"]
+    native = attrs.evolve(surface(old["version"]), digest=old["surface_digest"])
+    assert [fault.key for fault in verify(file, environment(native=native))] == ["schema"]

@@ -225,6 +225,29 @@ def test_what_is_committed_holds_and_is_not_asked_of_single_seams(workspace: Pat
     assert judged(workspace, whole=False) == []
 
 
+@pytest.mark.parametrize("name", ["kda.toml", "another.toml"])
+def test_a_recipe_that_changed_makes_its_receipt_a_finding(name: str, workspace: Path) -> None:
+    old = workspace / "recipes" / "kda.toml"
+    changed = old.read_text() + "[seams.kda]\nheads = 4\n"
+    old.unlink()
+    (workspace / "recipes" / name).write_text(changed)
+    gate = check(environment(make_seam()), read_workspace(workspace), today=TODAY)
+    (finding,) = [one.finding for one in gate.verdicts if one.severity == "error"]
+    assert (finding.code, finding.key) == ("SEAM-V02", "recipe.seams.kda")
+    assert finding.file == str(workspace / "receipts" / "kda.json")
+    (workspace / "recipes" / name).write_text(changed.partition("[seams")[0])
+    assert judged(workspace, make_seam()) == []
+
+
+def test_of_two_recipes_of_one_name_the_receipt_is_of_the_one_it_has(workspace: Path) -> None:
+    old = workspace / "recipes" / "kda.toml"
+    old.rename(workspace / "recipes" / "b.toml")
+    (workspace / "recipes" / "a.toml").write_text(
+        (workspace / "recipes" / "b.toml").read_text() + "[seams.kda]\nheads = 4\n"
+    )
+    assert judged(workspace, make_seam()) == []
+
+
 def test_a_recipe_that_resolves_no_more_is_named_with_the_line_of_its_pattern(
     workspace: Path,
 ) -> None:

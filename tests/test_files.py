@@ -174,7 +174,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(
 
 @pytest.mark.parametrize(
     "command",
-    [("resolve", "MM", "--receipt"), ("report", "MM", "--out")],
+    [("resolve", "MM", "--replace", "--receipt"), ("report", "MM", "--out")],
     ids=lambda command: str(command[0]),
 )
 def test_a_command_whose_write_fails_keeps_the_file_that_was_there(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,57 @@ def replace_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, seconds: float = 60.0) -> Iterator[None]:
+    """Keep other processes that lock the same file waiting, for the time of the block.
+
+    The lock is a file beside it, and is gone afterwards; if this process dies, the operating system
+    gives the lock up. Of a symbolic link the target is locked.
+
+    Args:
+        path: The file, which need not exist; its folder must.
+        seconds: How long to wait for another process.
+
+    Raises:
+        OSError: The folder cannot be written, or its file system has no locks.
+        TimeoutError: Another process has the lock, and kept it (a kind of OSError).
+    """
+    import fcntl  # not on every system that reads plans
+
+    target = path.resolve()
+    beside = target.with_name(f".{target.name}.lock")
+    until = time.monotonic() + seconds
+    while True:
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(handle, beside):
+                break
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(handle)
+                message = f"another process has kept {beside} locked for {seconds:.0f} s"
+                raise TimeoutError(message) from None
+            time.sleep(0.02)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    try:
+        yield
+    finally:
+        beside.unlink(missing_ok=True)  # before the lock is given up: whoever waits makes another
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether a file is still the one at a path: who had the lock before has removed it."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _mode(path: Path) -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from megatron_seams.cli.common import console, megatron_option
+from megatron_seams.cli.models import recipe_of, recipe_option
 from megatron_seams.errors import AcceptanceInvalid
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.records.accept import Acceptance, accept
@@ -18,12 +19,15 @@ from megatron_seams.records.accept import Acceptance, accept
 @click.argument("receipt", type=click.Path(path_type=Path))
 @click.option("--reason", required=True, metavar="TEXT", help="Why the change is right.")
 @click.option("--by", metavar="WHO", help="Who accepts (default: git's user, else the login name).")
+@recipe_option
 @megatron_option
-def accept_command(receipt: Path, reason: str, by: str | None, megatron: Path | None) -> None:
+def accept_command(
+    receipt: Path, reason: str, by: str | None, recipe: str | None, megatron: Path | None
+) -> None:
     """Rewrite RECEIPT to the plan that this environment makes, and record who, why and what.
 
-    The record keeps the old digest and every difference. A receipt without a difference is not
-    touched.
+    The record keeps the old digest and every difference; with --recipe the plan is that of the
+    recipe as it is now. A receipt without a difference is not touched.
     """
     try:
         acceptance = Acceptance(
@@ -36,7 +40,8 @@ def accept_command(receipt: Path, reason: str, by: str | None, megatron: Path | 
             next="say it: registry accept RECEIPT --reason 'the native layer has the same numbers'",
             file=str(receipt),
         ) from error
-    accepted = accept(receipt, read_environment(megatron), acceptance)
+    now = None if recipe is None else recipe_of(recipe, None, None)
+    accepted = accept(receipt, read_environment(megatron), acceptance, recipe=now)
     out = console()
     for difference in accepted:
         out.print(f"{difference.asked} -> {difference.found}", markup=False, soft_wrap=True)

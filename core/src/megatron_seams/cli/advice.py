@@ -27,7 +27,8 @@ ADVICE: Final[Mapping[type[SeamsError], str]] = {
     errors.HookMissing: "see: docs/write-a-seam.md",
     errors.DataInvalid: "see: registry smoke RECIPE --data FILE",
     errors.LaunchInvalid: "see: registry args RECIPE --receipt FILE",
-    errors.ReceiptUnreadable: "see: registry resolve RECIPE --receipt FILE",
+    errors.ReceiptUnreadable: "see: registry resolve RECIPE --receipt FILE --replace",
+    errors.ReceiptKept: "see: registry accept FILE --recipe RECIPE --reason TEXT, or --replace",
     errors.ReceiptDiffers: "see: registry accept RECEIPT --reason TEXT",
     errors.ProofUnreadable: "see: registry smoke RECIPE --save DIR",
     errors.NotGraduated: "see: registry smoke RECIPE --save DIR",
@@ -36,4 +37,6 @@ ADVICE: Final[Mapping[type[SeamsError], str]] = {
 
 def advice_on(fault: SeamsError) -> str:
     """The last line of a fault's message; empty where its ``next`` needs no command."""
+    if isinstance(fault, errors.ReceiptDiffers) and (fault.key or "").startswith("recipe."):
+        return "see: registry accept RECEIPT --recipe RECIPE --reason TEXT"
     return ADVICE.get(type(fault), "")

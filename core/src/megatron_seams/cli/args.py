@@ -16,7 +16,6 @@ from megatron_seams.cli.common import (
 from megatron_seams.cli.models import asked_model, model_arguments
 from megatron_seams.planning.arguments import native_arguments
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.records.receipt import make_receipt
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
@@ -32,6 +31,7 @@ def args_command(
     depth: int | None,
     lines: bool,
     receipt: Path | None,
+    replace: bool,
     as_json: bool,
     megatron: Path | None,
 ) -> None:
@@ -46,7 +46,7 @@ def args_command(
     environment = read_environment(megatron)
     plan = asked.plan(environment)
     found = native_arguments(plan, environment.settings())
-    write_receipt(receipt, make_receipt(plan, asked.recipe))
+    write_receipt(receipt, plan, asked.recipe, replace=replace)
     notes = [*found.notes, *asked.notes]
     if as_json:
         print_json(

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from megatron_seams.base.canonical_json import json_text
-from megatron_seams.base.files import replace_text
 from megatron_seams.cli.advice import advice_on
 from megatron_seams.errors import Refusal, SeamsError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from megatron_seams.planning.plan import Plan
+    from megatron_seams.recipes.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,25 +41,37 @@ def json_option(command: F) -> F:
 
 
 def receipt_option(command: F) -> F:
-    """``--receipt``: write the plan to a file."""
-    return click.option(
-        "--receipt",
-        type=click.Path(path_type=Path, dir_okay=False, writable=True),
-        metavar="FILE",
-        help="Write the plan with the versions and digests that produced it.",
-    )(command)
+    """``--receipt`` and ``--replace``: write the plan to a file."""
+    for decorate in (
+        click.option(
+            "--replace",
+            is_flag=True,
+            help="Overwrite whatever FILE of --receipt holds: another plan, acceptances, anything.",
+        ),
+        click.option(
+            "--receipt",
+            type=click.Path(path_type=Path, dir_okay=False, writable=True),
+            metavar="FILE",
+            help="Write the plan with the versions and digests that produced it.",
+        ),
+    ):
+        command = decorate(command)
+    return command
 
 
-def write_receipt(file: Path | None, text: str) -> None:
+def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace: bool) -> None:
     """Write a receipt and report its path; without a file, do nothing.
 
     Raises:
+        ReceiptKept: The file holds something else, and is not to be replaced.
         click.BadParameter: The file cannot be written.
     """
     if file is None:
         return
+    from megatron_seams.records.keep import keep_receipt
+
     try:
-        replace_text(file, text)
+        keep_receipt(file, plan, recipe, replace=replace)
     except OSError as error:
         raise click.BadParameter(str(error), param_hint="--receipt") from error
     console(error=True).print(f"receipt: {file}", markup=False)

@@ -85,6 +85,15 @@ def model_arguments(command: F) -> F:
     return command
 
 
+def recipe_option(command: F) -> F:
+    """``--recipe``: the recipe of a receipt, as it is now."""
+    return click.option(
+        "--recipe",
+        metavar="FILE",
+        help="The recipe as it is now; without it, the one in the receipt stands.",
+    )(command)
+
+
 def asked_model(model: str, dialect: str | None, depth: int | None) -> Asked:
     """The model that the argument names: a file, a model's folder, or a bare pattern.
 

@@ -24,7 +24,7 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Layer, Plan, grouped
 from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.records.plan_json import describe_plan
-from megatron_seams.records.receipt import SCHEMA, make_receipt
+from megatron_seams.records.receipt import SCHEMA
 
 #: More pipeline stages than this are counted and not listed.
 _MOST_STAGES = 64
@@ -45,6 +45,7 @@ def resolve_command(
     depth: int | None,
     layers: bool,
     receipt: Path | None,
+    replace: bool,
     as_json: bool,
     megatron: Path | None,
 ) -> None:
@@ -58,7 +59,7 @@ def resolve_command(
         _draw_refused(refusal)
         raise
     if receipt is not None:
-        write_receipt(receipt, make_receipt(plan, asked.recipe))
+        write_receipt(receipt, plan, asked.recipe, replace=replace)
     if as_json:
         findings = [finding.to_dict() for finding in plan.findings]
         found = {

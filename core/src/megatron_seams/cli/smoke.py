@@ -56,6 +56,7 @@ def smoke_command(
     steps: int | None,
     save: Path | None,
     receipt: Path | None,
+    replace: bool,
 ) -> None:
     """Build every layer at toy width and train it on text, on this machine's CPU.
 
@@ -70,7 +71,7 @@ def smoke_command(
     require_runtime(plan)
     # Written before the training, so that a bad path does not cost a run.
     kept = make_receipt(plan, recipe)
-    write_receipt(receipt, kept)
+    write_receipt(receipt, plan, recipe, replace=replace)
     out = console()
     # Upstream warns of each absent optional package, and torch of an absent GPU; both are normal on
     # a CPU.

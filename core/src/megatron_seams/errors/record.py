@@ -25,6 +25,12 @@ class AcceptanceInvalid(RecordError):
     code = "SEAM-V03"
 
 
+class ReceiptKept(RecordError):
+    """A file that a new receipt would overwrite: no receipt, another's, or one with acceptances."""
+
+    code = "SEAM-V04"
+
+
 class ProofUnreadable(RecordError):
     """A folder that is no proof of a smoke run, or a proof with a file that was changed since."""
 

@@ -1,5 +1,6 @@
 """The rules of the gate: each takes a case and yields verdicts; :data:`RULES` lists them all."""
 
+import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +25,9 @@ from megatron_seams.governance.ownership import ownership_faults, review_due, sk
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.recipes.recipe import load_recipe
-from megatron_seams.records.verify import verify
+from megatron_seams.recipes.recipe import Recipe, load_recipe
+from megatron_seams.records.receipt import read_receipt
+from megatron_seams.records.verify import recipe_differences, verify
 from megatron_seams.seams.manifest import MANIFEST
 from megatron_seams.seams.removal import how_to_remove
 from megatron_seams.seams.seam import Seam
@@ -234,7 +236,8 @@ def _refusals(file: Path, environment: Environment, today: datetime.date) -> Ite
 def _receipt_faults(
     environment: Environment, workspace: Workspace, today: datetime.date
 ) -> Iterator[SeamsError]:
-    """Every difference between a committed receipt and this environment."""
+    """Every difference of a committed receipt from this environment, and from its recipe."""
+    recipes = _committed_recipes(workspace)
     try:
         receipts = tuple(workspace.committed("receipts"))
     except WorkspaceInvalid as fault:
@@ -242,11 +245,32 @@ def _receipt_faults(
         return
     for file in receipts:
         try:
-            differences = verify(file, environment, today=today)
+            _, kept = read_receipt(file)
+            now = _recipe_now(file, kept, recipes)
+            differences = verify(file, environment, today=today, recipe=now)
         except SeamsError as unreadable:
             differences = (unreadable,)
         for difference in differences:
             yield attrs.evolve(difference, file=difference.file or str(file))
+
+
+def _committed_recipes(workspace: Workspace) -> list[tuple[str, Recipe]]:
+    """The committed recipes that can be read, each with its file's name; else they are reported."""
+    found: list[tuple[str, Recipe]] = []
+    for key in ("recipes", *(["refused"] if workspace.holds.refused else [])):
+        with contextlib.suppress(WorkspaceInvalid):
+            for file in workspace.committed(key):
+                with contextlib.suppress(Refusal):
+                    found.append((file.stem, load_recipe(file)))
+    return found
+
+
+def _recipe_now(file: Path, kept: Recipe, recipes: list[tuple[str, Recipe]]) -> Recipe | None:
+    """The committed recipe of a receipt: of its file's name, or else of its model's."""
+    named = [recipe for stem, recipe in recipes if stem == file.stem]
+    named = named or [it for _, it in recipes if it.model.name == kept.model.name]
+    same = (recipe for recipe in named if not any(recipe_differences(kept, recipe)))
+    return next(same, named[0] if named else None)
 
 
 RULES: Final[tuple[Callable[[Case], Iterator[Verdict]], ...]] = (

@@ -11,14 +11,16 @@ from typing import Any
 import attrs
 from attrs import field
 
-from megatron_seams.base.files import replace_text
+from megatron_seams.base.files import locked, replace_text
 from megatron_seams.base.validators import sentence
 from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan
-from megatron_seams.records.receipt import read_receipt, receipt_text
-from megatron_seams.records.verify import differences
+from megatron_seams.records.receipt import SCHEMA, body_digest, read_receipt, receipt_text
+from megatron_seams.records.request_json import request_of
+from megatron_seams.records.verify import differences, recipe_differences
 
 
 @attrs.frozen(kw_only=True)
@@ -37,16 +39,18 @@ class Acceptance:
 
 
 def accept(
-    path: Path, environment: Environment, acceptance: Acceptance
+    path: Path, environment: Environment, acceptance: Acceptance, *, recipe: Recipe | None = None
 ) -> tuple[ReceiptDiffers, ...]:
     """Rewrite a receipt to the plan that this environment makes of its recipe.
 
-    The file is replaced as a whole or not at all, and keeps every earlier acceptance.
+    The file is replaced as a whole or not at all, and keeps every earlier acceptance. Of several
+    that accept at once, each sees what the one before it has written.
 
     Args:
-        path: The receipt.
+        path: The receipt; of a link, its target is rewritten.
         environment: The Megatron and the seams that make the new plan.
         acceptance: Who, why and when.
+        recipe: The recipe as it is now, to be accepted too; the receipt's own by default.
 
     Returns:
         Every difference that was accepted; none if there is none, and the file is then not touched.
@@ -54,22 +58,47 @@ def accept(
     Raises:
         ReceiptUnreadable: The file is no receipt, or was edited.
         Refusal: This environment makes no plan of the recipe.
-        AcceptanceInvalid: The file cannot be replaced.
+        AcceptanceInvalid: The file cannot be locked or replaced.
+        RecipeInvalid: The recipe holds a value that no recipe file can hold.
     """
-    body, recipe = read_receipt(path)
-    plan = describe_plan(resolve(recipe, environment, today=acceptance.when))
-    accepted = tuple(differences(body["plan"], plan))
-    if accepted:
-        entry = {
-            "by": acceptance.by,
-            "reason": acceptance.reason,
-            "date": acceptance.when.isoformat(),
-            "previous_digest": body["digest"],
-            "differences": [_described(difference) for difference in accepted],
-        }
-        history = [*body.get("accepted", []), entry]
-        _write(path, receipt_text(plan, body["request"], history))
-    return accepted
+    found, _ = _accepted(path, environment, acceptance, recipe)
+    if not found:
+        return ()
+    try:
+        with locked(path):
+            # Another process may have accepted while this one waited.
+            found, text = _accepted(path, environment, acceptance, recipe)
+            if found:
+                replace_text(path, text)
+    except OSError as error:
+        raise AcceptanceInvalid(
+            asked=f"the receipt {path} with the new plan",
+            found=f"it cannot be replaced: {error}",
+            next="make the file and its folder writable; nothing was changed",
+            file=str(path),
+        ) from error
+    return found
+
+
+def _accepted(
+    path: Path, environment: Environment, acceptance: Acceptance, recipe: Recipe | None
+) -> tuple[tuple[ReceiptDiffers, ...], str]:
+    """What an acceptance would accept, and the receipt's text after it."""
+    body, kept = read_receipt(path)
+    wanted = kept if recipe is None else recipe
+    plan = describe_plan(resolve(wanted, environment, today=acceptance.when))
+    found = (*recipe_differences(kept, wanted), *differences(body, plan))
+    entry = {
+        "by": acceptance.by,
+        "reason": acceptance.reason,
+        "date": acceptance.when.isoformat(),
+        "previous_digest": body["digest"],
+        "differences": [_described(difference) for difference in found],
+    }
+    if body["schema"] == SCHEMA:
+        entry["previous_body"] = body_digest(body)
+    history = [*body.get("accepted", []), entry]
+    return found, receipt_text(plan, request_of(wanted), history)
 
 
 def _described(difference: ReceiptDiffers) -> dict[str, Any]:
@@ -80,15 +109,3 @@ def _described(difference: ReceiptDiffers) -> dict[str, Any]:
         "now": difference.found,
         "positions": list(difference.positions),
     }
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise AcceptanceInvalid(
-            asked=f"the receipt {path} with the new plan",
-            found=f"it cannot be replaced: {error}",
-            next="make the file and its folder writable; nothing was changed",
-            file=str(path),
-        ) from error

@@ -1,10 +1,10 @@
 """A plan as JSON values, for receipts, comparisons and ``resolve --json``."""
 
-import hashlib
 from typing import Any
 
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.records.seam_digests import code_digest, manifest_digest
 from megatron_seams.seams.seam import Seam
 
 
@@ -54,7 +54,7 @@ def describe_seam(seam: Seam) -> dict[str, Any]:
         "upstream_fallback": seam.manifest.upstream.fallback,
         "distribution": seam.distribution,
         "version": seam.version,
-        "manifest_digest": seam.manifest_digest,
+        "manifest_digest": manifest_digest(seam),
         "code_digest": code_digest(seam),
     }
 
@@ -76,27 +76,16 @@ def _layer(layer: Layer) -> dict[str, Any]:
     }
 
 
-def code_digest(seam: Seam) -> str:
-    """SHA-256 over the names and contents of every file of the seam's top-level package.
+def layer_line(layer: dict[str, Any], *, staged: bool = True, owned: bool = True) -> str:
+    """A layer of :func:`describe_plan` as one line.
 
-    The whole package and not the seam's own folder, since the seam may use any module of the
-    package. Byte code is left out, since it depends on what was imported before.
+    Args:
+        layer: The layer.
+        staged: Whether its stage and rank are in the line.
+        owned: Whether its owner is, which informs and decides nothing.
     """
-    digest = hashlib.sha256()
-    top = seam.directory
-    for _ in seam.package.split(".")[1:]:
-        top = top.parent
-    for file in sorted(top.rglob("*"), key=lambda file: file.relative_to(top).as_posix()):
-        if file.is_file() and file.suffix != ".pyc":
-            digest.update(f"{file.relative_to(top).as_posix()}\0".encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def layer_line(layer: dict[str, Any]) -> str:
-    """A layer of :func:`describe_plan` as one line; two layers are equal if their lines are."""
-    provider = "native" if layer["seam"] is None else f"seam {layer['seam']} ({layer['owner']})"
-    stage = f", stage {layer['stage']}"
-    return (
-        f"{layer['token']} {layer['family']}: {provider}, {layer['slot']} {layer['symbol']}{stage}"
-    )
+    owner = f" ({layer['owner']})" if owned else ""
+    provider = "native" if layer["seam"] is None else f"seam {layer['seam']}{owner}"
+    line = f"{layer['token']} {layer['family']}: {provider}, {layer['slot']} {layer['symbol']}"
+    rank = f" on rank {layer['rank']}" if "rank" in layer else ""
+    return f"{line}, stage {layer['stage']}{rank}" if staged else line

@@ -8,10 +8,9 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.base.canonical_json import json_text
+from megatron_seams.base.canonical_json import json_digest, json_text
 from megatron_seams.base.files import replace_text
 from megatron_seams.errors import ProofUnreadable
-from megatron_seams.records.receipt import receipt_digest
 
 SCHEMA: Final = 1
 KIND: Final = "megatron-seams proof"
@@ -62,7 +61,7 @@ def write_index(proof: Proof) -> None:
         "settings": dict(proof.settings),
         "files": _digests(proof.folder),
     }
-    body["digest"] = receipt_digest(body)
+    body["digest"] = json_digest(body)
     replace_text(proof.folder / INDEX, json_text(body))
 
 
@@ -93,7 +92,8 @@ def read_proof(folder: Path) -> Proof:
             settings=dict(body["settings"]),
         )
         stated, there = dict(body["files"]), _digests(folder)
-        edited = body["digest"] != receipt_digest(body)
+        stated_digest = body.pop("digest")
+        edited = stated_digest != json_digest(body)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise unreadable(f"{type(error).__name__}: {error}") from error
     if edited:

@@ -3,30 +3,33 @@
 A receipt contains its recipe, so that :mod:`megatron_seams.records.verify` can resolve it again.
 """
 
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from megatron_seams._version import __version__
 from megatron_seams.base.canonical_json import json_digest, json_text
-from megatron_seams.base.structure import key_of, structure
 from megatron_seams.errors import ReceiptUnreadable
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan, layer_line
+from megatron_seams.records.request_json import recipe_of, request_of
 
-SCHEMA = 1
+SCHEMA = 2
+#: The schemas that are read. Digests of schema 1 were taken in another way, and say nothing now.
+READ = (1, SCHEMA)
 KIND = "megatron-seams receipt"
 _MAX_BYTES = 256 * 1024 * 1024
 
 
 def make_receipt(plan: Plan, recipe: Recipe) -> str:
-    """The receipt of ``plan`` as text, ending in a newline; the same plan gives the same bytes."""
-    return receipt_text(describe_plan(plan), _plain(recipe))
+    """The receipt of ``plan`` as text, ending in a newline; the same plan gives the same bytes.
+
+    Raises:
+        RecipeInvalid: The recipe holds a value that no recipe file can hold.
+    """
+    return receipt_text(describe_plan(plan), request_of(recipe))
 
 
 def receipt_text(
@@ -36,7 +39,7 @@ def receipt_text(
 
     Args:
         plan: The plan, from :func:`describe_plan`.
-        request: The recipe as JSON values.
+        request: The recipe, from :func:`request_of`.
         accepted: The acceptances, the oldest first (:mod:`megatron_seams.records.accept`).
     """
     body: dict[str, Any] = {
@@ -53,20 +56,23 @@ def receipt_text(
 
 
 def receipt_digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of a receipt without its own digest, in canonical JSON."""
-    return json_digest({key: value for key, value in body.items() if key != "digest"})
+    """SHA-256 of a receipt, from the digests of its body and of its acceptances.
+
+    So that an acceptance can name the receipt that it replaced by both, and be checked without it.
+    """
+    if body.get("schema") == 1:
+        return json_digest({key: value for key, value in body.items() if key != "digest"})
+    return sealed(body_digest(body), body.get("accepted", []))
 
 
-def _plain(value: Any) -> Any:
-    """A recipe as JSON values, with the keys of its TOML file."""
-    if attrs.has(type(value)):
-        pairs = attrs.asdict(value, recurse=False).items()
-        return {key_of(name): _plain(part) for name, part in pairs if part is not None}
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+def body_digest(body: Mapping[str, Any]) -> str:
+    """SHA-256 of a receipt without its acceptances and its own digest, in canonical JSON."""
+    return json_digest({k: v for k, v in body.items() if k not in ("accepted", "digest")})
+
+
+def sealed(body: str, accepted: Any) -> str:
+    """The digest of a receipt with that digest of its body, and those acceptances."""
+    return json_digest({"accepted": accepted, "body": body})
 
 
 def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
@@ -92,9 +98,11 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         raise unreadable(str(error), advice) from error
     if not isinstance(body, dict) or body.get("kind") != KIND:
         raise unreadable(f"it is not a {KIND}", advice)
-    if body.get("schema") != SCHEMA:
+    if type(body.get("schema")) is not int or body["schema"] not in READ:
         raise unreadable(
-            f"its schema is {body.get('schema')!r}, and this version reads {SCHEMA}", advice
+            f"its schema is {body.get('schema')!r}, and this version reads "
+            f"{' and '.join(map(str, READ))}",
+            f"read it with the release that wrote it ({body.get('planner')}), or {advice}",
         )
     # The digest covers the values. That the text is their canonical spelling covers every byte.
     if body.get("digest") != receipt_digest(body) or text != json_text(body):
@@ -103,13 +111,15 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
             "restore it from version control, or write it anew",
         )
     try:
-        request = _dated(body["request"])
-        whole = _is_whole(body["plan"]) and isinstance(body.get("accepted", []), list)
+        recipe, faults = recipe_of(body["request"], tagged=body["schema"] > 1)
+        whole = _is_whole(body["plan"])
+        broken = _broken_link(body.get("accepted", []))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise unreadable(f"it lacks what a receipt holds ({error!r})", advice) from error
     if not whole:
         raise unreadable("it lacks what a receipt holds", advice)
-    recipe, faults = structure(Recipe, request)
+    if broken:
+        raise unreadable(broken, "restore it from version control")
     if recipe is None:
         listed = "; ".join(f"{fault.key}: {fault.message}" for fault in faults)
         raise unreadable(f"the recipe in it is not valid: {listed}", advice)
@@ -125,12 +135,21 @@ def _is_whole(plan: dict[str, Any]) -> bool:
     )
 
 
-def _dated(request: dict[str, Any]) -> dict[str, Any]:
-    # JSON has no dates; among a recipe's own keys, only an override's expiry is one.
-    entries = request.get("override", [])
-    return {
-        **request,
-        "override": [
-            {**entry, "expires": datetime.date.fromisoformat(entry["expires"])} for entry in entries
-        ],
-    }
+def _broken_link(accepted: list[dict[str, Any]]) -> str:
+    """Which acceptance does not name the receipt that it replaced; empty where all do.
+
+    Each holds the digest of that receipt's body and, with the acceptances before it, that receipt's
+    digest: one that is edited, dropped or moved breaks those after it. What was accepted in schema
+    1, before all others, holds the digest alone.
+    """
+    linked = False
+    for number, entry in enumerate(accepted):
+        body = entry.get("previous_body")
+        linked = linked or body is not None
+        whole = body is not None and entry["previous_digest"] == sealed(body, accepted[:number])
+        if linked and not whole:
+            return (
+                f"acceptance {number + 1} of {len(accepted)} does not have the digest of the "
+                "receipt that it replaced: those before it were edited, dropped or moved"
+            )
+    return ""

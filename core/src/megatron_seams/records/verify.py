@@ -2,21 +2,41 @@
 
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from megatron_seams.errors import ReceiptDiffers, Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
+from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan, describe_seam, layer_line
-from megatron_seams.records.receipt import read_receipt
+from megatron_seams.records.receipt import SCHEMA, read_receipt
+from megatron_seams.records.request_json import request_of
+
+#: Keys of a plan that inform and decide nothing. The reason for a provider names versions; the
+#: provider itself is compared.
+_INFORMATION: Final = ("why", "owner")
+#: Keys whose meaning changed since schema 1.
+_SINCE_SCHEMA_1: Final = ("pipeline", "manifest_digest", "code_digest")
+#: Tables of a recipe that change no plan.
+_ASIDE: Final = ("install", "smoke")
 
 
 def verify(
-    path: Path | str, environment: Environment, *, today: datetime.date | None = None
+    path: Path | str,
+    environment: Environment,
+    *,
+    today: datetime.date | None = None,
+    recipe: Recipe | None = None,
 ) -> tuple[SeamsError, ...]:
     """Compare a receipt with the plan that an environment makes of its recipe.
+
+    Args:
+        path: The receipt.
+        environment: The Megatron and the seams.
+        today: The day on which overrides are judged; the system's by default.
+        recipe: The recipe as it is now, which is compared with the one in the receipt.
 
     Returns:
         Every difference; none if the environment still makes exactly this plan.
@@ -24,47 +44,79 @@ def verify(
     Raises:
         ReceiptUnreadable: The file is no receipt, or was edited.
     """
-    body, recipe = read_receipt(Path(path))
-    old = body["plan"]
+    body, kept = read_receipt(Path(path))
+    changed = () if recipe is None else tuple(recipe_differences(kept, recipe))
     try:
-        plan = resolve(recipe, environment, today=today)
+        plan = resolve(kept, environment, today=today)
     except Refusal as refusal:
-        return (*_environment_differences(old, environment), *refusal.reasons)
-    return tuple(differences(old, describe_plan(plan)))
+        return (*changed, *_environment_differences(body, environment), *refusal.reasons)
+    return (*changed, *differences(body, describe_plan(plan)))
+
+
+def recipe_differences(kept: Recipe, recipe: Recipe) -> Iterator[ReceiptDiffers]:
+    """Every key of a recipe that changed since a receipt; tables that change no plan left out."""
+    old, new = request_of(kept), request_of(recipe)
+    for key in sorted({*old, *new} - {*_ASIDE}):
+        yield from _compare(f"recipe.{key}", old.get(key), new.get(key), ())
+
+
+def differences(body: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[ReceiptDiffers]:
+    """Every difference between a receipt's plan and another of :func:`describe_plan`."""
+    old = body["plan"]
+    if body["schema"] != SCHEMA:
+        yield _differs("schema", body["schema"], SCHEMA)
+    passed = _passed(body)
+    for key in sorted({*old, *new} - {*passed}):
+        if key in ("layers", "mtp_layers"):
+            staged = "pipeline" not in passed
+            yield from _layer_differences(key, old.get(key, []), new.get(key, []), staged)
+        else:
+            yield from _compare(key, old.get(key), new.get(key), passed)
 
 
 def _environment_differences(
-    old: dict[str, Any], environment: Environment
+    body: Mapping[str, Any], environment: Environment
 ) -> Iterator[ReceiptDiffers]:
     """The differences of Megatron and seams, for a recipe that no longer resolves."""
-    surface = environment.surface
+    surface, old = environment.surface, body["plan"]
+    if body["schema"] != SCHEMA:
+        yield _differs("schema", body["schema"], SCHEMA)
     megatron = {"version": str(surface.version), "surface_digest": surface.digest}
     installed = {seam.name: seam for seam in environment.discovery.seams}
     seams = {name: describe_seam(installed[name]) for name in old["seams"] if name in installed}
-    yield from _compare("megatron_core", old["megatron_core"], megatron)
-    yield from _compare("seams", old["seams"], seams)
+    yield from _compare("megatron_core", old["megatron_core"], megatron, ())
+    yield from _compare("seams", old["seams"], seams, _passed(body))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[ReceiptDiffers]:
-    """Every difference between two plans of :func:`describe_plan`."""
-    for key in sorted(set(old) | set(new)):
-        if key in ("layers", "mtp_layers"):
-            yield from _layer_differences(key, old.get(key, []), new.get(key, []))
-        else:
-            yield from _compare(key, old.get(key), new.get(key))
+def _passed(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys of a plan that are not compared with a receipt's."""
+    return _INFORMATION if body["schema"] == SCHEMA else (*_INFORMATION, *_SINCE_SCHEMA_1)
 
 
-def _compare(path: str, old: Any, new: Any) -> Iterator[ReceiptDiffers]:
+def _compare(path: str, old: Any, new: Any, passed: tuple[str, ...]) -> Iterator[ReceiptDiffers]:
+    """The differences of two values, those of tables key by key, less the keys passed over."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(set(old) | set(new)):
-            yield from _compare(f"{path}.{key}", old.get(key), new.get(key))
-    elif old != new and not path.endswith(".why"):
-        # The reason for a provider is prose that names versions; the provider itself is compared.
+        for key in sorted({*old, *new} - {*passed}):
+            yield from _compare(f"{path}.{key}", old.get(key), new.get(key), passed)
+    elif not _same(_without(old, passed), _without(new, passed)):
         yield _differs(path, old, new)
 
 
+def _without(value: Any, passed: tuple[str, ...]) -> Any:
+    if isinstance(value, list):
+        return [_without(part, passed) for part in value]
+    if isinstance(value, dict):
+        return {key: _without(part, passed) for key, part in value.items() if key not in passed}
+    return value
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two JSON values are spelled alike: to Python 1 and 1.0 and true are equal."""
+    return json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
+
+
 def _layer_differences(
-    path: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
+    path: str, old: list[dict[str, Any]], new: list[dict[str, Any]], staged: bool
 ) -> Iterator[ReceiptDiffers]:
     """One difference for each pair of old and new layer, with the positions of all such layers."""
     if len(old) != len(new):
@@ -72,8 +124,9 @@ def _layer_differences(
         return
     groups: dict[tuple[str, str], list[int]] = {}
     for before, after in zip(old, new, strict=True):
-        was, now = layer_line(before), layer_line(after)
-        if was != now:
+        decides = [layer_line(it, staged=staged, owned=False) for it in (before, after)]
+        if decides[0] != decides[1]:
+            was, now = layer_line(before, staged=staged), layer_line(after, staged=staged)
             groups.setdefault((was, now), []).append(before["position"])
     for (was, now), positions in groups.items():
         yield _differs(path, was, now, tuple(positions))
@@ -85,11 +138,22 @@ def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> 
             return "nothing"
         return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
+    if path == "schema":
+        advice = "accept it with a reason, which writes it in this schema and keeps its history"
+    elif path.startswith("recipe."):
+        advice = (
+            "restore the recipe; or review the change, and accept the recipe as it is now with a "
+            "reason"
+        )
+    else:
+        advice = (
+            "restore the environment of the receipt; or review the change, and accept it with a "
+            "reason"
+        )
     return ReceiptDiffers(
         asked=f"{path}: {shown(old)}",
         found=shown(new),
-        next="restore the environment of the receipt; or review the change, and accept it with a "
-        "reason",
+        next=advice,
         key=path,
         positions=positions,
     )

@@ -70,11 +70,13 @@ class ManifestFile:
         claim: The claim.
         folder: The package that it lies in.
         data: Its bytes, one more than allowed at most.
+        project: The distribution; None where it is not installed.
     """
 
     claim: Claim
     folder: Path
     data: bytes = attrs.field(repr=False)
+    project: Installed | None = None
 
 
 def claims_of(project: Installed) -> Iterator[Claim | BrokenSeam]:
@@ -107,7 +109,7 @@ def _damaged(name: str, distribution: str, version: str, found: str) -> BrokenSe
 def open_installed(claim: Claim, project: Installed) -> ManifestFile | BrokenSeam:
     """The manifest of a claim of an installed distribution, or why there is none to read."""
     try:
-        return open_manifest(claim, _locate(claim, project))
+        return attrs.evolve(open_manifest(claim, _locate(claim, project)), project=project)
     except SeamsError as fault:
         return claim.broken(fault)
 
@@ -157,6 +159,7 @@ def read_seam(found: ManifestFile) -> Seam | BrokenSeam:
         version=claim.version,
         directory=found.folder,
         manifest_digest=hashlib.sha256(found.data).hexdigest(),
+        installed=found.project,
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import attrs
 
+from megatron_seams.base.distributions import Installed
 from megatron_seams.errors import SeamsError
 from megatron_seams.seams.manifest import Manifest
 
@@ -19,6 +20,7 @@ class Seam:
         version: That distribution's version.
         directory: The package's folder.
         manifest_digest: SHA-256 of the manifest's bytes.
+        installed: The distribution's metadata; None where it is not installed.
     """
 
     manifest: Manifest
@@ -27,6 +29,7 @@ class Seam:
     version: str
     directory: Path
     manifest_digest: str = attrs.field(repr=False)
+    installed: Installed | None = attrs.field(default=None, eq=False, repr=False)
 
     @property
     def name(self) -> str:
