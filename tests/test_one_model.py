@@ -50,6 +50,6 @@ def test_without_one_printed_flag_it_is_another_model(
 ) -> None:
     file = tmp_path / "latent.toml"
     file.write_text('schema = 1\n[model]\nname = "latent"\npattern = "+-"\n')
-    done = table(repository, "--release", "installed", file, "--drop", flag)
+    done = table(repository, "--release", "installed", file, f"--drop={flag}")
     assert done.returncode == 1, done.stdout + done.stderr
     assert says in done.stdout
