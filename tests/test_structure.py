@@ -1,8 +1,12 @@
 """A table is taken exactly as it is written, or every fault of it is reported with its key."""
 
 import datetime
-from collections.abc import Mapping
-from typing import Any
+import enum
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NewType
 
 import attrs
 import pytest
@@ -243,3 +247,152 @@ def test_a_range_contains_releases_and_their_candidates(
     text: str, version: str, inside: bool
 ) -> None:
     assert contains(text, Version(version)) is inside
+
+
+# --- the types that an options class may have -------------------------------------------------
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+    EXACT = "exact"
+
+
+Taps = NewType("Taps", int)
+
+
+def read(kind: Any, value: Any) -> Any:
+    """A value read as a field's type; the text of the fault if it does not fit."""
+    cls = attrs.make_class("Options", {"key": attrs.field(type=kind)}, frozen=True)
+    made, faults = structure(cls, {"key": value})
+    return made.key if made is not None else "; ".join(f"{it.key}: {it.message}" for it in faults)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "made"),
+    [
+        (list[str], ["ab"], ["ab"]),
+        (list[int], [], []),
+        (list, [1, "a"], [1, "a"]),
+        (tuple[int, int], [1, 2], (1, 2)),
+        (tuple[int, str], [1, "a"], (1, "a")),
+        (tuple[()], [], ()),
+        (tuple, [1, "a"], (1, "a")),
+        (tuple[tuple[int, ...], ...], [[1], []], ((1,), ())),
+        (Sequence[int], [1], (1,)),
+        (frozenset[int], [2, 1], frozenset({1, 2})),
+        (int | str, 3, 3),
+        (int | str, "3", "3"),
+        (int | float, 3, 3),
+        (float | int, 3, 3),
+        (float | str, 3, 3.0),
+        (str | list[str], ["a"], ["a"]),
+        (tuple[int, ...] | None, [1], (1,)),
+        (bool | int, True, True),
+        (Literal["a", 1], 1, 1),
+        (Literal["a"] | None, "a", "a"),
+        (Mode, "fast", Mode.FAST),
+        (Taps, 4, 4),
+        (Annotated[int, "a note"], 4, 4),
+        (Any, {"a": [1]}, {"a": [1]}),
+        (dict[str, Inner], {"x": {"flag": True}}, {"x": Inner(flag=True)}),
+        (list[Inner], [{}], [Inner()]),
+        (datetime.datetime, MOMENT, MOMENT),
+        (datetime.time, MOMENT.time(), MOMENT.time()),
+    ],
+)
+def test_each_type_takes_its_own_values(kind: Any, value: Any, made: Any) -> None:
+    found = read(kind, value)
+    assert found == made
+    assert type(found) is type(made)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "says"),
+    [
+        (list[str], "ab", "key: expected an array, found a string: 'ab'"),
+        (list[str], ["a", 1], "key[1]: expected a string, found a whole number: 1"),
+        (list[int], [True], "key[0]: expected a whole number, found a boolean: True"),
+        (tuple[int, ...], "12", "key: expected an array, found a string: '12'"),
+        (tuple[int, int], [1], "key: expected an array of 2, found 1 items"),
+        (tuple[int, int], [1, "2"], "key[1]: expected a whole number, found a string: '2'"),
+        (tuple[()], [1], "key: expected an array of 0, found 1 items"),
+        (set[int], [1, 1], "key: expected an array without an item twice, found an array: [1, 1]"),
+        (int | str, 1.5, "key: expected a whole number or a string, found a number: 1.5"),
+        (int | str, True, "key: expected a whole number or a string, found a boolean: True"),
+        (bool | str, 1, "key: expected true or false or a string, found a whole number: 1"),
+        (tuple[int, ...] | None, ["a"], "key[0]: expected a whole number, found a string: 'a'"),
+        (Literal["a", "b"], "c", "key: expected one of 'a', 'b'; found a string: 'c'"),
+        (Literal[1], True, "key: expected one of 1; found a boolean: True"),
+        (Literal[1], 1.0, "key: expected one of 1; found a number: 1.0"),
+        (Mode, "FAST", "key: expected one of 'fast', 'exact'; found a string: 'FAST'"),
+        (dict[str, int], {"a_b": "1"}, "key.a_b: expected a whole number, found a string: '1'"),
+        (list[Inner], [{"flag": 1}], "key[0].flag: expected true or false, found a whole number: "
+         "1"),
+        (datetime.date, MOMENT, f"key: expected a date (YYYY-MM-DD, no time), found a date with a "
+         f"time: {MOMENT!r}"),
+        (Path, "a", "key: its type, Path, is none that a value here can have: a string: 'a'"),
+        (bytes, "a", "key: its type, bytes, is none that a value here can have: a string: 'a'"),
+        (dict[int, int], {"1": 1}, "key: its type, dict[a whole number, ...], is none that a value "
+         "here can have: a table: {'1': 1}"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_never_made_one(kind: Any, value: Any, says: str) -> None:
+    assert read(kind, value) == says
+
+
+def module(name: str, text: str) -> Any:
+    """A module with postponed annotations."""
+    made = types.ModuleType(name)
+    sys.modules[name] = made
+    exec("from __future__ import annotations\nimport attrs\n" + text, vars(made))  # noqa: S102
+    return made
+
+
+@pytest.fixture
+def postponed() -> Iterator[Any]:
+    yield module(
+        "postponed_options",
+        """
+@attrs.frozen
+class Part:
+    taps: tuple[int, int] = (1, 2)
+
+@attrs.frozen
+class Base:
+    name: str = ""
+
+@attrs.frozen
+class Options(Base):
+    size: int = 1
+    names: list[str] = attrs.field(factory=list)
+    either: int | str = 0
+    part: Part = attrs.field(factory=Part)
+    parts: dict[str, Part] = attrs.field(factory=dict)
+    after: Later | None = None
+
+@attrs.frozen
+class Later:
+    day: bool = False
+""",
+    )
+    del sys.modules["postponed_options"]
+
+
+def test_postponed_annotations_are_types(postponed: Any) -> None:
+    table = {"size": 3, "names": ["a"], "either": "b", "part": {"taps": [3, 4]}, "name": "n"}
+    made, faults = structure(postponed.Options, table | {"after": {"day": True}})
+    assert not faults
+    assert (made.size, made.names, made.part.taps, made.after.day) == (3, ["a"], (3, 4), True)
+    wrong = {"size": "3", "names": "ab", "part": {"taps": [1]}, "parts": {"x": {"taps": 1}}}
+    _, faults = structure(postponed.Options, wrong)
+    assert {fault.key for fault in faults} == {"size", "names", "part.taps", "parts.x.taps"}
+
+
+def test_types_that_cannot_be_found_are_said_to_be_missing() -> None:
+    made = module("unfound_options", "@attrs.frozen\nclass Options:\n    key: Gone = 1\n")
+    try:
+        nothing, (fault,) = structure(made.Options, {})
+        assert nothing is None
+        assert fault.message == "the types of Options cannot be read: name 'Gone' is not defined"
+    finally:
+        del sys.modules["unfound_options"]

@@ -5,31 +5,21 @@ a manifest read like that says what its author did not write. Here a value has t
 it is a fault, an unknown key is a fault, every fault is reported, and each names its key.
 """
 
-import datetime
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import attrs
 import cattrs
 from cattrs.errors import (
     AttributeValidationNote,
-    ClassValidationError,
     ForbiddenExtraKeysError,
-    IterableValidationError,
     IterableValidationNote,
 )
 from cattrs.gen import make_dict_structure_fn, override
 
-T = TypeVar("T")
+from megatron_seams.base.value_types import KeyNote, WrongTypeError, described, reader_of
 
-#: The scalar types that a field may have, as messages name them.
-_EXPECTED = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    datetime.date: "a date (YYYY-MM-DD, no time)",
-}
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -70,38 +60,14 @@ def structure(cls: type[T], data: Mapping[str, Any]) -> tuple[T | None, tuple[Ke
 # --- the converter ----------------------------------------------------------------------------
 
 
-class _WrongTypeError(ValueError):
-    """A value of another type than the field's."""
-
-
-def _exactly(value: Any, kind: type) -> Any:
-    # `type() is`, not isinstance: True is an int and a datetime is a date, and neither was meant.
-    if kind is float and type(value) is int:
-        return float(value)  # TOML writes 1 for 1.0; no information is lost
-    if type(value) is not kind:
-        message = f"expected {_EXPECTED[kind]}, found {_describe(value)}"
-        raise _WrongTypeError(message)
-    return value
-
-
-def _describe(value: Any) -> str:
-    names: dict[type, str] = {
-        bool: "a boolean",
-        int: "a whole number",
-        float: "a number",
-        str: "a string",
-        list: "an array",
-        dict: "a table",
-        datetime.datetime: "a date with a time",
-        datetime.date: "a date",
-    }
-    return f"{names.get(type(value), type(value).__name__)}: {value!r:.60}"
-
-
 def _attrs_class(cls: type, converter: cattrs.Converter) -> Any:
     """The hook for an attrs class: a table with dashed keys and no others."""
+    types = _types(cls)
     renamed: dict[str, Any] = {
-        field.name: override(rename=key_of(field.name), struct_hook=_validated(field, converter))
+        field.name: override(
+            rename=key_of(field.name),
+            struct_hook=_validated(field, types.get(field.name, field.type), converter),
+        )
         for field in attrs.fields(cls)
     }
     made: Callable[[Any, Any], Any] = make_dict_structure_fn(
@@ -110,92 +76,48 @@ def _attrs_class(cls: type, converter: cattrs.Converter) -> Any:
 
     def hook(value: Any, kind: Any) -> Any:
         if not isinstance(value, Mapping):
-            message = f"expected a table, found {_describe(value)}"
-            raise _WrongTypeError(message)
+            message = f"expected a table, found {described(value)}"
+            raise WrongTypeError(message)
         return made(value, kind)
 
     return hook
 
 
-def _validated(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> Any:
+def _types(cls: type) -> dict[str, Any]:
+    """The types of a class's fields, those of postponed annotations too.
+
+    Raises:
+        WrongTypeError: An annotation is no type that the class's module has.
+    """
+    try:
+        return get_type_hints(cls, include_extras=True)
+    except (NameError, SyntaxError, TypeError) as error:
+        message = f"the types of {cls.__qualname__} cannot be read: {error}"
+        raise WrongTypeError(message) from error
+
+
+def _validated(field: "attrs.Attribute[Any]", kind: Any, converter: cattrs.Converter) -> Any:
     """The hook for one field, which also runs the field's validator.
 
     ``__init__`` would run validators only once every type is right, would stop at the first that
     fails, and its message would name the table and not the key.
     """
-    structured = converter.get_structure_hook(field.type)
+    reader = reader_of(kind, converter.structure)
     validator = field.validator
-    if validator is None:
-        return structured
-
-    def hook(value: Any, kind: Any) -> Any:
-        made = structured(value, kind)
-        validator(None, field, made)
-        return made
-
-    return hook
-
-
-def _tuple(kind: Any, converter: cattrs.Converter) -> Any:
-    """The hook for ``tuple[T, ...]``: an array, with the faults of every item."""
-    (item,) = (arg for arg in kind.__args__ if arg is not Ellipsis)
-    structured = converter.get_structure_hook(item)
 
     def hook(value: Any, _: Any) -> Any:
-        if type(value) is not list:
-            message = f"expected an array, found {_describe(value)}"
-            raise _WrongTypeError(message)
-        faults = []
-        items = []
-        for index, part in enumerate(value):
-            try:
-                items.append(structured(part, item))
-            except Exception as error:  # noqa: BLE001 - collected, so that no item hides the next
-                error.__notes__ = [IterableValidationNote(f"item {index}", index, item)]
-                faults.append(error)
-        if faults:
-            raise IterableValidationError("array", faults, tuple)
-        return tuple(items)
-
-    return hook
-
-
-def _dict(kind: Any, converter: cattrs.Converter) -> Any:
-    """The hook for ``dict[str, T]``: a table of any keys, with the faults of every value."""
-    item = kind.__args__[1]
-    structured = None if item is Any else converter.get_structure_hook(item)
-
-    def hook(value: Any, _: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            message = f"expected a table, found {_describe(value)}"
-            raise _WrongTypeError(message)
-        faults = []
-        table = {}
-        for key, part in value.items():
-            try:
-                table[key] = structured(part, item) if structured else part
-            except Exception as error:  # noqa: BLE001 - collected, so that no key hides the next
-                error.__notes__ = [AttributeValidationNote(f"key {key}", key, item)]
-                faults.append(error)
-        if faults:
-            raise ClassValidationError("table", faults, dict)
-        return table
+        made = reader(value)
+        if validator is not None:
+            validator(None, field, made)
+        return made
 
     return hook
 
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter()
-    for kind in _EXPECTED:
-        converter.register_structure_hook(kind, _exactly)
     converter.register_structure_hook_factory(attrs.has, _attrs_class)
-    converter.register_structure_hook_factory(_is_generic(tuple), _tuple)
-    converter.register_structure_hook_factory(_is_generic(dict), _dict)
     return converter
-
-
-def _is_generic(origin: type) -> Callable[[Any], bool]:
-    return lambda kind: getattr(kind, "__origin__", None) is origin
 
 
 _CONVERTER = _make_converter()
@@ -224,7 +146,9 @@ def _parts(error: cattrs.BaseValidationError) -> Iterator[tuple[BaseException, s
         notes = getattr(part, "__notes__", [])
         name = ""
         for note in notes:
-            if isinstance(note, AttributeValidationNote):
+            if isinstance(note, KeyNote):
+                name = note.name
+            elif isinstance(note, AttributeValidationNote):
                 name = key_of(note.name)
             elif isinstance(note, IterableValidationNote):
                 name = f"[{note.index}]"
