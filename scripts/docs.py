@@ -114,6 +114,7 @@ _TYPES = {
     "bool": "true or false",
     "date": "date",
     "tuple": "array of texts",
+    "Any": "of that type",
 }
 
 
@@ -234,10 +235,13 @@ def manifest() -> str:
     """A section for each table of a manifest, and a row for each key."""
     lines = [_MANIFEST, *_table(Manifest, "")]
     for field in attrs.fields(attrs.resolve_types(Manifest)):
-        parts = [field.type, *getattr(field.type, "__args__", ())]
-        for part in parts:
+        table = key_of(field.name)
+        for part in (field.type, *getattr(field.type, "__args__", ())):
             if isinstance(part, type) and attrs.has(part):
-                lines += [f"## `[{key_of(field.name)}]`\n", *_table(part, key_of(field.name))]
+                lines += [f"## `[{table}]`\n", *_table(part, table)]
+            elif getattr(part, "__origin__", None) is dict and attrs.has(part.__args__[1]):
+                named = f"{table}.KEY"
+                lines += [f"## `[{named}]`\n", *_table(part.__args__[1], named)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -246,7 +250,8 @@ def _table(cls: type, table: str) -> Iterator[str]:
     yield "| key | type | if left out | meaning |\n| --- | --- | --- | --- |"
     for field in attrs.fields(attrs.resolve_types(cls)):
         key = f"{table}.{key_of(field.name)}".removeprefix(".")
-        yield f"| `{key}` | {_type(field.type)} | {_default(field)} | {meanings[field.name]} |"
+        meaning = meanings[field.name].replace("|", "\\|")
+        yield f"| `{key}` | {_type(field.type)} | {_default(field)} | {meaning} |"
     yield ""
 
 

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import attrs
 import click
@@ -35,6 +35,8 @@ def all_keys(cls: type) -> set[str]:
         for part in [field.type, *getattr(field.type, "__args__", ())]:
             if isinstance(part, type) and attrs.has(part):
                 found |= all_keys(part)
+            elif get_origin(part) is dict and attrs.has(part.__args__[1]):
+                found |= all_keys(part.__args__[1])
     return found
 
 

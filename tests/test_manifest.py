@@ -1,7 +1,7 @@
 """Manifests: nothing is coerced, nothing unknown passes, and no fault hides another."""
 
 import datetime
-from typing import Any
+from typing import Any, get_origin
 
 import attrs
 import pytest
@@ -28,6 +28,7 @@ NOT_A = {
     "array": ("mamba_layer", 3, {"first": "mamba_layer"}),
     "boolean": ("false", "true", 0, 1, "no"),
     "table": ("x", 3, True, [1]),
+    "any": (),
 }
 #: Every key of a manifest, and its kind.
 KEYS = {
@@ -61,6 +62,11 @@ KEYS = {
     "requires.megatron-core": "text",
     "supports": "table",
     **{f"supports.{capability}": "boolean" for capability in CAPABILITIES},
+    "options": "table",
+    "options.head-dim.type": "text",
+    "options.head-dim.default": "any",
+    "options.head-dim.required": "boolean",
+    "options.head-dim.summary": "text",
 }
 REQUIRED = (
     "schema",
@@ -113,6 +119,8 @@ def keys_of(cls: type, prefix: str = "") -> set[str]:
         for part in parts:
             if isinstance(part, type) and attrs.has(part):
                 found |= keys_of(part, f"{key}.")
+            elif get_origin(part) is dict and attrs.has(part.__args__[1]):
+                found |= keys_of(part.__args__[1], f"{key}.head-dim.")
     return found
 
 

@@ -238,6 +238,27 @@ def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) 
     assert any(said in text for text in texts.values()), texts
 
 
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ('{ type = "int", default = 0, summary = "." }', "[options] says int, and the class float"),
+        (
+            '{ type = "float", default = 1.0, summary = "." }',
+            "[options] has the default 1.0, and the class 0.0",
+        ),
+        ('{ type = "float", summary = "." }', "[options] has no default, and the class 0.0"),
+        ('{ type = "float", required = true, summary = "." }', "the class has a default"),
+    ],
+)
+def test_options_that_manifest_and_class_describe_differently_are_told(
+    new: str, said: str, kit
+) -> None:
+    old = '{ type = "float", default = 0.0, summary = "The first rate." }'
+    (text,) = kit("-k", TESTS[rules.HOOKS], edits={"seam.toml": (old, new)}).texts.values()
+    assert f"rule {rules.HOOKS.name!r}" in text
+    assert f"start: {said}" in text
+
+
 def test_ranks_that_disagree_are_told_by_capability_and_hide_no_other(kit) -> None:
     # A mean over channels of which each rank has only its own.
     mean = "y = torch.stack(states)\n        return self.out_proj(y - y.mean(-1, keepdim=True))"

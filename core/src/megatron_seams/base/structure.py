@@ -53,8 +53,7 @@ def structure(cls: type[T], data: Mapping[str, Any]) -> tuple[T | None, tuple[Ke
     try:
         return _CONVERTER.structure(data, cls), ()
     except Exception as error:  # noqa: BLE001 - whatever a validator raises becomes a named fault
-        faults = tuple(sorted(set(_faults(error, "")), key=lambda fault: fault.key))
-        return None, faults
+        return None, faults_of(error, "")
 
 
 # --- the converter ----------------------------------------------------------------------------
@@ -62,7 +61,7 @@ def structure(cls: type[T], data: Mapping[str, Any]) -> tuple[T | None, tuple[Ke
 
 def _attrs_class(cls: type, converter: cattrs.Converter) -> Any:
     """The hook for an attrs class: a table with dashed keys and no others."""
-    types = _types(cls)
+    types = types_of(cls)
     renamed: dict[str, Any] = {
         field.name: override(
             rename=key_of(field.name),
@@ -83,7 +82,7 @@ def _attrs_class(cls: type, converter: cattrs.Converter) -> Any:
     return hook
 
 
-def _types(cls: type) -> dict[str, Any]:
+def types_of(cls: type) -> dict[str, Any]:
     """The types of a class's fields, those of postponed annotations too.
 
     Raises:
@@ -124,6 +123,16 @@ _CONVERTER = _make_converter()
 
 
 # --- faults out of cattrs' errors -------------------------------------------------------------
+
+
+def faults_of(error: BaseException, path: str) -> tuple[KeyFault, ...]:
+    """The faults that an error of reading stands for, sorted by key.
+
+    Args:
+        error: What was raised.
+        path: The dotted key of the value that was read; empty for a whole table.
+    """
+    return tuple(sorted(set(_faults(error, path)), key=lambda fault: fault.key))
 
 
 def _faults(error: BaseException, path: str) -> Iterator[KeyFault]:

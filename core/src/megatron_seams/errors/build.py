@@ -26,7 +26,7 @@ class HookMissing(BuildError):
 
 
 class OptionsInvalid(BuildError):
-    """Seam options that the seam's own class does not accept."""
+    """Seam options that the seam's manifest or its own class does not accept."""
 
     code = "SEAM-B04"
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Set
 import attrs
 
 from megatron_seams.errors import (
+    OptionsInvalid,
     SeamsError,
     Unsupported,
     UnusedSetting,
@@ -17,6 +18,7 @@ from megatron_seams.planning.native_keys import native_keys
 from megatron_seams.recipes.pattern import MTP_SEPARATOR, STAGE_BREAK, Pattern
 from megatron_seams.recipes.pipeline import layout_faults
 from megatron_seams.recipes.recipe import Recipe
+from megatron_seams.seams.options import option_faults
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSurface
 
@@ -43,6 +45,7 @@ def violations(
     """
     return [
         *_unsupported(recipe, pattern, seams),
+        *_wrong_options(recipe, seams),
         *layout_faults(recipe, pattern),
         *_separators(pattern, environment.surface),
         *native_keys(recipe, environment),
@@ -77,6 +80,22 @@ def _unsupported(recipe: Recipe, pattern: Pattern, seams: Iterable[Seam]) -> lis
         for capability, value in needed
         if not seam.manifest.supports[capability]
     ]
+
+
+def _wrong_options(recipe: Recipe, seams: Iterable[Seam]) -> Iterator[OptionsInvalid]:
+    """Options that a chosen seam's manifest, where it lists them, does not have or accept."""
+    for seam in sorted(seams, key=lambda seam: seam.name):
+        options = seam.manifest.options
+        if options is None:
+            continue
+        for fault in option_faults(options, recipe.seams.get(seam.name, {})):
+            yield OptionsInvalid(
+                asked=f"valid options for {seam.claim}",
+                found=fault.message,
+                next="correct the key in the recipe",
+                subject=seam.name,
+                key=f"seams.{seam.name}.{fault.key}",
+            )
 
 
 def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:

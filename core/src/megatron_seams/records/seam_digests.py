@@ -79,7 +79,13 @@ def _deciding(value: Any, path: str) -> Any:
     else:
         return value if isinstance(value, bool | int | float | str | None) else str(value)
     made = {key: (f"{path}.{key}".lstrip("."), part) for key, part in keys.items()}
-    return {key: _deciding(part, at) for key, (at, part) in made.items() if at not in INFORMATION}
+    return {key: _deciding(part, at) for key, (at, part) in made.items() if not _informs(at)}
+
+
+def _informs(path: str) -> bool:
+    """Whether a manifest's key informs and decides nothing."""
+    of_option = path.startswith("options.") and path.endswith(".summary")
+    return path in INFORMATION or (of_option and path.count(".") > 1)
 
 
 def code_digest(seam: Seam) -> str:

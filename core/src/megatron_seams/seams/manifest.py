@@ -17,6 +17,7 @@ from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.base.validators import one_of, schema, sentence, specifier, version
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
+from megatron_seams.seams.options import Option, keys_are_options
 
 SCHEMA = 1
 #: The manifest's name, in the folder of the seam's package.
@@ -228,6 +229,8 @@ class Manifest:
         feature: For a feature: the place where it attaches. Either this or ``carrier``.
         family: Only for a family that core does not list.
         supports: The settings that it supports.
+        options: The options that a recipe may give it, as data; `resolve` and `check` then refuse
+            what is not among them. Left out, only the plugin's own class checks them.
     """
 
     schema: int = field(validator=schema(SCHEMA))
@@ -238,6 +241,7 @@ class Manifest:
     feature: Placement | None = None
     family: Introduces | None = None
     supports: Supports = field(factory=Supports)
+    options: dict[str, Option] | None = field(default=None, validator=keys_are_options)
 
     def __attrs_post_init__(self) -> None:
         """Check the keys against one another."""

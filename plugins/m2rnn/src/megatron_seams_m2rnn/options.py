@@ -1,5 +1,7 @@
 """The options of the seam: a recipe's ``[seams.m2rnn]``."""
 
+from typing import Literal, get_args
+
 import attrs
 from attrs import field, validators
 
@@ -7,7 +9,8 @@ from megatron_seams_m2rnn.layer.layout import Layout
 from megatron_seams_m2rnn.ops.heads import HeadCounts
 
 #: The implementations of the recurrence (:mod:`megatron_seams_m2rnn.ops.dispatch`).
-BACKENDS = ("reference", "torch", "cpu", "triton")
+Backend = Literal["reference", "torch", "cpu", "triton"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 _positive = validators.ge(1)
 _optional_count = validators.optional(_positive)
@@ -49,7 +52,7 @@ class Options:
     conv_size: int = field(default=4, validator=_positive)
     # gt refuses nan too: a comparison with nan is false.
     state_gradient_clip: float = field(default=1.0, validator=validators.gt(0.0))
-    backend: str | None = field(
+    backend: Backend | None = field(
         default=None, validator=validators.optional(validators.in_(BACKENDS))
     )
 

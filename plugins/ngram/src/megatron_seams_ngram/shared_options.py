@@ -1,10 +1,11 @@
 """The parts that the options of both seams share."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 #: The kernels of the tables (:mod:`megatron_seams_ngram.ops.dispatch`).
-BACKENDS = ("cpu", "torch")
+Backend = Literal["cpu", "torch"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 def ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import attrs
 import pytest
 
 from megatron_seams.errors import Refusal, Unsupported
@@ -22,6 +23,7 @@ from megatron_seams.runtime.conformance.subject import (
 )
 from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.manifest import CAPABILITIES
+from megatron_seams.seams.options import class_differences
 from megatron_seams.upstream.locate import open_megatron
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 
@@ -36,6 +38,11 @@ import importlib, sys
 importlib.import_module(sys.argv[1])
 print(" ".join(sorted({"torch", "megatron", "transformer_engine"} & set(sys.modules))))
 """
+
+
+@attrs.frozen
+class _NoOptions:
+    """The options of a plugin that takes none."""
 
 
 class SeamConformance:
@@ -116,12 +123,18 @@ class SeamConformance:
             rules.LIGHT_IMPORT.broken(f"import {subject.seam.package} imports {brought}")
 
     def test_the_plugin_agrees_with_the_manifest(self, subject: Subject) -> None:
-        """The plugin loads, with the test class's options."""
-        options = {subject.seam.name: subject.options}
+        """The plugin loads, with the test class's options; its class has those of the manifest."""
+        seam, listed = subject.seam, subject.seam.manifest.options
         try:
-            load_plugins([subject.seam], options)
+            loaded = load_plugins([seam], {seam.name: subject.options})
         except Refusal as refusal:
             rules.HOOKS.broken(str(refusal))
+        if listed is None:
+            return  # the manifest leaves them to the class
+        plugin = loaded.manager.get_plugin(seam.name)
+        class_of = getattr(plugin, seam.manifest.options_hook, lambda: _NoOptions)
+        if found := tuple(class_differences(listed, class_of())):
+            rules.HOOKS.broken("; ".join(found))
 
     @pytest.mark.parametrize("capability", CAPABILITIES)
     def test_what_it_does_not_support_is_refused(self, subject: Subject, capability: str) -> None:

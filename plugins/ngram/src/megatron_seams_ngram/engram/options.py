@@ -5,7 +5,7 @@ import re
 import attrs
 from attrs import field, validators
 
-from megatron_seams_ngram.shared_options import BACKENDS, ascending_orders
+from megatron_seams_ngram.shared_options import BACKENDS, Backend, ascending_orders
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -53,7 +53,7 @@ class Options:
     )
     compression_file: str | None = None
     compression_sha256: str | None = field(default=None, validator=_digest)
-    backend: str | None = field(
+    backend: Backend | None = field(
         default=None, validator=validators.optional(validators.in_(BACKENDS))
     )
 

@@ -3,7 +3,7 @@
 import attrs
 from attrs import field, validators
 
-from megatron_seams_ngram.shared_options import BACKENDS, ascending_orders
+from megatron_seams_ngram.shared_options import BACKENDS, Backend, ascending_orders
 
 _token_id = validators.optional(validators.ge(0))
 
@@ -36,6 +36,6 @@ class Options:
     seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**63)])
     pad_id: int | None = field(default=None, validator=_token_id)
     end_of_document_id: int | None = field(default=None, validator=_token_id)
-    backend: str | None = field(
+    backend: Backend | None = field(
         default=None, validator=validators.optional(validators.in_(BACKENDS))
     )
