@@ -129,6 +129,8 @@ def main():
         found["moved"] = refused(spec, "M*M*", groups)
         found["shorter"] = refused(spec, "*M", groups, num_layers=2)
         found["other norms"] = refused(spec, "*M*M", groups, qk_layernorm=True)
+        found["another stage"] = refused(spec, "*M|*M", groups)
+        found["another MTP"] = refused(spec, "*M*M/*", groups, mtp_num_layers=1)
         found["another size"] = refused(spec, "*M*M", groups, hidden_size=64)
         found["other pipeline ranks"] = refused(
             spec, "*M*M", groups, pipeline_model_parallel_size=2

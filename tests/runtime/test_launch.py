@@ -152,6 +152,8 @@ def test_features_are_attached_before_anything_wraps_the_model(found):
         ("moved", "--hybrid-layer-pattern: *M*M"),
         ("shorter", "this run's arguments say 2"),
         ("other norms", "the norms of queries and keys"),
+        ("another stage", "the number of layers on this stage: [4]"),
+        ("another MTP", "the number of MTP depths: 0"),
         ("another size", "[megatron] hidden_size: 32"),
         ("other pipeline ranks", "the number of pipeline ranks: 1"),
     ],

@@ -153,7 +153,10 @@ def _differences(
     """One fault for each way in which the command line contradicts the receipt."""
     plan = prepared.plan
     planned = [layer.provider.symbol for layer in plan.layers]
-    starts = [part.start for part in plan.pipeline.slices()]
+    slices = list(plan.pipeline.slices())
+    starts = [part.start for part in slices]
+    # Stages without layers begin where the next one does.
+    sizes = {part.stop - part.start for part in slices if part.start == offset}
     compared: dict[str, tuple[object, object]] = {
         "the layers of this stage, --hybrid-layer-pattern": (
             "".join(planned[offset : offset + len(symbols)]),
@@ -166,6 +169,10 @@ def _differences(
             config.pipeline_model_parallel_size,
         ),
         "the layers before this stage": (offset if offset in starts else starts, offset),
+        "the number of layers on this stage": (
+            len(symbols) if len(symbols) in sizes else sorted(sizes),
+            len(symbols),
+        ),
         **_settings(plan, config),
     }
     if prepared.backend.name == "local":
