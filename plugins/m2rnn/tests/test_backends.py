@@ -38,8 +38,8 @@ def test_a_device_without_a_backend_of_its_own_gets_none_unasked() -> None:
 
 
 def test_a_name_that_there_is_not_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match=f"{', '.join(BACKENDS)}; found 'cuda'"):
-        choose("cuda", CPU)
+    with pytest.raises(ValueError, match=f"{', '.join(BACKENDS)}; found 'metal'"):
+        choose("metal", CPU)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -52,6 +52,6 @@ def test_a_recipe_may_choose_the_backend(name: str) -> None:
 
 
 def test_a_recipe_with_a_backend_that_there_is_not_is_refused() -> None:
-    options, faults = structure(Options, {"backend": "cuda"})
+    options, faults = structure(Options, {"backend": "metal"})
     assert options is None
-    assert "backend" in faults[0].message
+    assert faults[0].key == "backend"

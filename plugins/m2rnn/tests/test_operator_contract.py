@@ -1,5 +1,6 @@
 """What the operator promises beside its numbers: gradients, memory, dtypes, refusals."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -71,6 +72,66 @@ def test_one_state_in_thirty_two_is_kept_and_not_every_state(backend: str) -> No
     assert kept_for_backward(backend, 32) == 0
     assert kept_for_backward(backend, 96) == 2 * state
     assert kept_for_backward(backend, 97) == 3 * state
+
+
+def test_nothing_is_kept_where_nothing_will_be_differentiated(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    save = torch.autograd.function.FunctionCtx.save_for_backward
+    monkeypatch.setattr(
+        torch.autograd.function.FunctionCtx,
+        "save_for_backward",
+        lambda ctx, *tensors: (kept.append(tensors[-1]), save(ctx, *tensors))[1],
+    )
+    inputs = draw((1, 1, 1, 1, 1), 1, 70)
+    m2rnn(*inputs, backend=backend)
+    with torch.no_grad():
+        m2rnn(*[x.requires_grad_() for x in inputs], backend=backend)
+    assert all(states is None for states in kept)
+
+
+@pytest.mark.parametrize("asked", [(0,), (2, 3), (4,), (1, 5)])
+def test_a_gradient_is_the_same_whichever_others_are_asked_for(
+    backend: str, asked: tuple[int, ...]
+) -> None:
+    inputs = [*draw((1, 2, 4, 2, 4), 1, 9), torch.randn(1, 4, 3, 2, dtype=torch.float64)]
+    call = functools.partial(m2rnn, clip=0.4, checkpoint_every=4, backend=backend)
+    every = [x.clone().requires_grad_() for x in inputs]
+    dy = torch.randn(1, 9, 4, 2, dtype=torch.float64)
+    expected = torch.autograd.grad(call(*every)[0], every, dy)
+    some = [x.clone().requires_grad_(n in asked) for n, x in enumerate(inputs)]
+    found = torch.autograd.grad(call(*some)[0], [some[n] for n in asked], dy)
+    for n, gradient in zip(asked, found, strict=True):
+        assert torch.equal(gradient, expected[n])
+
+
+def test_the_gradient_of_the_last_state_alone_is_that_of_an_output_of_zeros(backend: str) -> None:
+    inputs = [x.requires_grad_() for x in draw((1, 1, 2, 2, 2), 1, 9)]
+    y, last = m2rnn(*inputs, backend=backend)
+    found = torch.autograd.grad(last.sum(), inputs, allow_unused=True)
+    y, last = m2rnn(*inputs, backend=backend)
+    expected = torch.autograd.grad(last.sum() + 0 * y.sum(), inputs)
+    for x, truth in zip(found, expected, strict=True):
+        assert torch.equal(torch.zeros_like(truth) if x is None else x, truth)
+
+
+@pytest.mark.parametrize("clip", [None, 0.4])
+@pytest.mark.parametrize("name", ["q", "k", "v", "dy"])
+def test_an_infinity_reaches_what_it_reaches_in_the_reference(
+    backend: str, name: str, clip: float | None
+) -> None:
+    q, k, v, *others = draw((1, 1, 2, 2, 2), 1, 9, K=8)
+    dy = torch.randn(1, 9, 2, 2, dtype=torch.float64)
+    {"q": q, "k": k, "v": v, "dy": dy}[name][0, 5, 0, 1] = torch.inf
+
+    def results(backend: str) -> tuple[Tensor, ...]:
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, *others)]
+        y, _ = m2rnn(*leaves, clip=clip, checkpoint_every=4, backend=backend)
+        return y, *torch.autograd.grad(y, leaves, dy)
+
+    for found, expected in zip(results(backend), results("reference"), strict=True):
+        assert torch.equal(found.isfinite(), expected.isfinite())
 
 
 def test_the_state_stays_float32_under_autocast(backend: str) -> None:

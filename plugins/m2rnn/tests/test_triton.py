@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 import triton
@@ -16,8 +17,9 @@ from triton.compiler import ASTSource
 from megatron_seams.errors import CannotRunHere
 from megatron_seams_m2rnn.ops.contract import Inputs
 from megatron_seams_m2rnn.ops.dispatch import choose
+from megatron_seams_m2rnn.ops.documents import Documents
 from megatron_seams_m2rnn.ops.triton import kernels as triton_kernels
-from megatron_seams_m2rnn.ops.triton.recurrence import LARGEST, Launch, recurrence, segments
+from megatron_seams_m2rnn.ops.triton.recurrence import LARGEST, Launch, recurrence
 
 TESTS = Path(__file__).parent
 #: What a block of threads may have of an SM's shared memory on compute capability 9.0, in bytes.
@@ -25,6 +27,7 @@ SHARED_MEMORY = 227 * 1024
 POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.int64: "*i64",
 }
 
@@ -38,8 +41,8 @@ def inputs(
     h0: torch.Tensor | None = None,
 ) -> Inputs:
     """One document of q's length, with keys that are the queries."""
-    spans = ((0, q.shape[1]),)
-    return Inputs(q=q, k=q, v=v, f=f, W=W, h0=h0, spans=spans, clip=None, every=32)
+    documents = Documents(steps=q.shape[1])
+    return Inputs(q=q, k=q, v=v, f=f, W=W, h0=h0, documents=documents, clip=None, every=32)
 
 
 @pytest.mark.suite
@@ -111,7 +114,7 @@ def test_a_state_that_no_block_of_threads_holds_is_refused() -> None:
 
 @pytest.mark.parametrize("kernel", [triton_kernels.forward, triton_kernels.backward])
 def test_no_length_and_no_batch_makes_another_kernel(kernel: triton.JITFunction) -> None:
-    lengths = {"batch", "steps", "q_batch", "k_batch", "v_batch", "low", "high", "document"}
+    lengths = {"batch", "steps", "q_batch", "k_batch", "v_batch", "low", "high"}
     for parameter in kernel.params:
         if parameter.name in lengths:
             assert parameter.do_not_specialize, parameter.name
@@ -125,48 +128,57 @@ def test_no_length_and_no_batch_makes_another_kernel(kernel: triton.JITFunction)
     }
 
 
-@pytest.mark.parametrize(("K", "V"), [(64, 16), (128, 128)])
+@pytest.mark.parametrize(
+    ("K", "V", "dtype"),
+    [
+        (64, 16, torch.bfloat16),
+        (64, 16, torch.float32),
+        (64, 16, torch.float64),
+        (128, 128, torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("kernel", [triton_kernels.forward, triton_kernels.backward])
 def test_the_kernels_compile_for_hopper_without_atomics_and_fit_its_shared_memory(
-    kernel: triton.JITFunction, K: int, V: int
+    kernel: triton.JITFunction, K: int, V: int, dtype: torch.dtype
 ) -> None:
-    compiled = compile_for_hopper(kernel, K, V)
+    compiled = compile_for_hopper(kernel, K, V, dtype)
     assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
     assert compiled.metadata.shared <= SHARED_MEMORY
 
 
+def test_one_warp_runs_forward_on_a_head_of_the_papers_size_in_sixteen_bits() -> None:
+    compiled = compile_for_hopper(triton_kernels.forward, 64, 16, torch.bfloat16)
+    assert compiled.metadata.num_warps == 1
+    assert "tanh.approx.f32" in compiled.asm["ptx"]
+
+
 def compile_for_hopper(
-    kernel: triton.JITFunction, K: int, V: int
+    kernel: triton.JITFunction, K: int, V: int, dtype: torch.dtype
 ) -> triton.compiler.CompiledKernel:
-    """Compile a kernel as a call with bfloat16 inputs on a GPU would have it compiled."""
-    kind = {"dtype": torch.bfloat16}
-    q, v = torch.empty(1, 4, 1, K, **kind), torch.empty(1, 4, 8, V, **kind)
-    f, W, h0 = torch.empty(1, 4, 8), torch.empty(8, V, V, **kind), torch.empty(1, 1, 8, K, V)
-    run = Launch.of(inputs(q, v, f=f, W=W, h0=h0))
-    constants = {"CLIP": 1.0, **run.constants}
+    """Compile a kernel as a call on a GPU with a clip and an initial state has it compiled."""
+    state = torch.promote_types(dtype, torch.float32)
+    q, v = torch.empty(1, 4, 1, K, dtype=dtype), torch.empty(1, 4, 8, V, dtype=dtype)
+    f, h0 = torch.empty(1, 4, 8, dtype=state), torch.empty(1, 1, 8, K, V, dtype=state)
+    x = inputs(q, v, f=f, W=torch.empty(8, V, V, dtype=dtype), h0=h0)
+    launch = Launch.of(attrs.evolve(x, documents=Documents.packed(torch.tensor([0, 4]), 4)))
+    if kernel is triton_kernels.forward:
+        constants = launch.forward()
+    else:
+        constants = launch.backward(frozenset("qkvfW"), clip=1.0, has_dy=True)
     options = {name: constants.pop(name) for name in list(constants) if name.islower()}
-    names = ("q", "k", "v", "f", "W", "h0", "bounds", "y", "dy", "room")
-    given = (*run.inputs, v, v, torch.empty(1, dtype=torch.int64))
-    pointers = {name: POINTERS[x.dtype] for name, x in zip(names, given, strict=True)}
-    counts = {"batch", "steps", "low", "high", "document"}
+    given = dict(zip(("q", "k", "v", "f", "W", "h0", "cumulative"), launch.inputs, strict=True))
+    given |= {"y": v, "dy": v, "dv": v}
+    pointers = {name: POINTERS[tensor.dtype] for name, tensor in given.items()}
+    pointers["document"] = "*i32"
+    counts = {"batch", "steps", "low", "high"}
     counts |= {f"{name}_{unit}" for name in "qkv" for unit in ("batch", "step")}
     signature = {
         name: "constexpr"
         if name in constants
-        else pointers.get(name, "i32" if name in counts else "*fp32")
+        else pointers.get(name, "i32" if name in counts else POINTERS[state])
         for name in (parameter.name for parameter in kernel.params)
     }
-    known = {name: value for name, value in constants.items() if name in signature}
+    assert constants.keys() <= signature.keys()
     return triton.compile(
-        ASTSource(kernel, signature, known), target=GPUTarget("cuda", 90, 32), options=options
+        ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32), options=options
     )
-
-
-def test_segments_cover_every_step_once_and_give_each_document_room_for_a_chunk() -> None:
-    spans = ((0, 3), (3, 3), (3, 40), (40, 41), (41, 50))
-    found = list(segments(spans, every=4, length=16))
-    assert [(one.low, one.high) for one in found] == [(48, 50), (32, 48), (16, 32), (0, 16)]
-    assert [(one.first, one.documents) for one in found] == [(4, 1), (2, 3), (2, 1), (0, 3)]
-    assert [one.room for one in found] == [(0,), (0, 4, 5), (0,), (0, 3, 3)]
-    assert [one.steps for one in found] == [2, 9, 4, 7]
-    assert list(segments(((0, 0),), every=4, length=16)) == []

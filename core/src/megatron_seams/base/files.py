@@ -12,22 +12,30 @@ _NOT_SOURCE = frozenset({"__pycache__", "node_modules", "site-packages"})
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Give a file a new content in UTF-8, whole or not at all.
+    """Give a file a new content in UTF-8, whole or not at all: :func:`replace_bytes`.
 
-    The text is written to a temporary file in the same folder, which then takes the file's place:
+    Raises:
+        OSError: It cannot be written, and is what it was. No temporary file is left.
+        UnicodeEncodeError: The text cannot be written in UTF-8; likewise.
+    """
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Give a file a new content, whole or not at all.
+
+    The content goes to a temporary file in the same folder, which then takes the file's place:
     whoever reads the file, and whatever interrupts the writing, there is always the old content or
     the new one. An existing file keeps its mode; of a symbolic link the target is replaced. A pipe
     or a device (``/dev/stdout``) has no content to keep and is written directly.
 
     Args:
         path: The file; its folder must exist.
-        text: The new content.
+        data: The new content.
 
     Raises:
         OSError: It cannot be written, and is what it was. No temporary file is left.
-        UnicodeEncodeError: The text cannot be written in UTF-8; likewise.
     """
-    data = text.encode("utf-8")
     mode = _mode(path)
     if mode is not None and not stat.S_ISREG(mode):
         path.write_bytes(data)

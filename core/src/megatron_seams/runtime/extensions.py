@@ -73,7 +73,7 @@ def build(
     flags = (*flags, *_MACHINE.get(torch.backends.cpu.get_cpu_capability(), ()))
     code = b"".join(file.read_bytes() for file in sorted(source.parent.iterdir()))
     key = hashlib.sha256(code + " ".join((*flags, *link_flags)).encode()).hexdigest()[:16]
-    folder = _root() / f"{name}-{key}"
+    folder = extensions_folder() / f"{name}-{key}"
     built = folder / f"{name}.so"
     if built.exists():
         return built
@@ -117,7 +117,8 @@ def build_fault(library: Callable[[], object]) -> str | None:
     return None
 
 
-def _root() -> Path:
+def extensions_folder() -> Path:
+    """The folder of compiled code: ``TORCH_EXTENSIONS_DIR``, else torch's in the user's cache."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(caches) / "torch_extensions")
 

@@ -9,7 +9,7 @@ from megatron_seams_m2rnn.layer.layout import Layout
 from megatron_seams_m2rnn.ops.heads import HeadCounts
 
 #: The implementations of the recurrence (:mod:`megatron_seams_m2rnn.ops.dispatch`).
-Backend = Literal["reference", "torch", "cpu", "triton"]
+Backend = Literal["reference", "torch", "cpu", "triton", "cuda"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 _positive = validators.ge(1)

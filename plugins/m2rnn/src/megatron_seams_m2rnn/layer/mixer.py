@@ -192,7 +192,7 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         if self.layout.cp == 1:
             y = self._recur(torch.cat(qkvf, dim=-1), row, inference_context)
         else:
-            order = token_order(row.spans, self.layout.cp).to(projected.device)
+            order = token_order(row.documents.spans, self.layout.cp).to(projected.device)
             y = self._recur(to_heads(qkvf, order, self.cp_group), row, None)
             y = to_tokens(y, order, self.cp_group)
         out, _ = self.out_proj(self.norm(y * functional.silu(g)))
@@ -222,14 +222,14 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         f = forget_gate(f, self._mine(self.A_log), self._mine(self.dt_bias))
         W = self._transitions()
         recur = functools.partial(m2rnn, clip=self.clip, backend=self.options.backend)
-        if row.cu_seqlens is None:
+        if row.documents.cumulative is None:
             h0 = None if past is None else past.state
             y, last = recur(q, k, v, W, f, h0)
             if past is not None:
                 past.keep(qkv, last)
         else:
             q_, k_, v_, f_ = (x.squeeze(0) for x in (q, k, v, f))
-            y = recur(q_, k_, v_, W, f_, cu_seqlens=row.cu_seqlens)[0].unsqueeze(0)
+            y = recur(q_, k_, v_, W, f_, cu_seqlens=row.documents.cumulative)[0].unsqueeze(0)
         return (y + self._skip(v)).flatten(-2).transpose(0, 1).contiguous()
 
     def _mine(self, parameter: Tensor, *widths: int) -> Tensor:

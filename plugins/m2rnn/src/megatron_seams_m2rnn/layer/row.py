@@ -6,13 +6,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from megatron_seams.runtime.documents import (
-    Spans,
-    document_positions,
-    document_spans,
-    packed_cu_seqlens,
-)
+from megatron_seams.runtime.documents import document_positions, packed_cu_seqlens
 from megatron_seams_m2rnn.layer.refusal import unsupported
+from megatron_seams_m2rnn.ops.documents import Documents
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -23,14 +19,13 @@ class Row:
     """The documents of a row.
 
     Attributes:
-        spans: The ``(start, stop)`` of each document, in tokens of the whole row.
-        cu_seqlens: [documents + 1] int64 on the CPU; None where nothing is packed.
+        documents: The documents of the whole row; their lengths stay on the device that they came
+            on, since to read them from an accelerator is to wait for it.
         position: [s] int64, the number of each token inside its document, on the device of the
             tokens; None where nothing is packed.
     """
 
-    spans: Spans
-    cu_seqlens: Tensor | None = None
+    documents: Documents
     position: Tensor | None = None
 
     @classmethod
@@ -55,10 +50,10 @@ class Row:
         Raises:
             Unsupported: No boundaries, several packed rows, or boundaries of a context-parallel
                 group of their own.
-            ValueError: Boundaries that do not describe the row.
+            ValueError: Boundaries on the CPU that do not describe the row.
         """
         if packed is None:
-            return cls(spans=((0, tokens),))
+            return cls(documents=Documents(steps=tokens))
         found = packed_cu_seqlens(packed)
         if found is None:
             raise unsupported(
@@ -76,9 +71,8 @@ class Row:
                 f"packed_seq_params with local_cp_size {packed.local_cp_size}",
                 "turn hybrid context parallelism off",
             )
-        # One copy to the host for the layer, rather than one for each reader.
-        bounds: list[int] = found.tolist()
-        cu_seqlens = torch.tensor(bounds if bounds[-1] >= tokens else [*bounds, tokens])
-        spans = document_spans(cu_seqlens, tokens)
-        position = document_positions(cu_seqlens, tokens).to(device)
-        return cls(spans=spans, cu_seqlens=cu_seqlens, position=position)
+        # The padding, or an empty document.
+        cumulative = torch.cat([found, found.new_full((1,), tokens)])
+        documents = Documents.packed(cumulative, tokens)
+        position = document_positions(cumulative, tokens).to(device)
+        return cls(documents=documents, position=position)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_seams.runtime.documents import Spans
+from megatron_seams_m2rnn.ops.documents import Documents
 from megatron_seams_m2rnn.ops.heads import HeadCounts
 
 
@@ -23,7 +24,7 @@ class Inputs:
         f: Forget gates, [B, S, Nf], float32 or float64.
         W: Transition matrices, [Nw, V, V].
         h0: Initial states, [D, B, N, K, V]; None for zero.
-        spans: The ``(start, stop)`` of each of D documents, in steps.
+        documents: The D documents of each row.
         clip: The bound on each element of the gradient that a step hands back; None for no bound.
         every: C, the steps between the states that forward keeps for backward.
     """
@@ -34,7 +35,7 @@ class Inputs:
     f: Tensor
     W: Tensor
     h0: Tensor | None
-    spans: Spans
+    documents: Documents
     clip: float | None
     every: int
 
@@ -63,6 +64,16 @@ class Inputs:
         """Heads of the state."""
         heads = (x.shape[2] for x in (self.q, self.k, self.v, self.f))
         return max(*heads, self.W.shape[0])
+
+    @property
+    def D(self) -> int:  # noqa: N802 - the letter of the shapes
+        """Documents of a row."""
+        return self.documents.count
+
+    @property
+    def spans(self) -> Spans:
+        """The ``(start, stop)`` of each document, on the host: see :attr:`.Documents.spans`."""
+        return self.documents.spans
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,7 +153,7 @@ def _check_shapes(inputs: Inputs) -> None:
     heads = HeadCounts(q=q.shape[2], k=k.shape[2], v=v.shape[2], W=W.shape[0], f=f.shape[2])
     if h0 is not None:
         found["h0"] = tuple(h0.shape)
-        expected["h0"] = (len(inputs.spans), q.shape[0], heads.state, K, V)
+        expected["h0"] = (inputs.D, q.shape[0], heads.state, K, V)
     if found != expected:
         message = (
             f"expected shapes that fit q and v, {expected} (packed inputs with B = 1, h0 as "

@@ -15,7 +15,7 @@ def recurrence(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Run the recurrence; as :func:`.cpu.recurrence.recurrence`, but keeping all states."""
     x = inputs
     q, k, v, f, W = (tensor.to(x.dtype) for tensor in (x.q, x.k, x.v, x.f, x.W))
-    h0 = q.new_zeros(len(x.spans), x.B, x.N, x.K, x.V) if x.h0 is None else x.h0.to(x.dtype)
+    h0 = q.new_zeros(x.D, x.B, x.N, x.K, x.V) if x.h0 is None else x.h0.to(x.dtype)
     documents = [
         _document(*(tensor[:, start:stop] for tensor in (q, k, v, f)), W=W, h0=initial, clip=x.clip)
         for (start, stop), initial in zip(x.spans, h0, strict=True)

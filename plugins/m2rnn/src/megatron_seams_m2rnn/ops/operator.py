@@ -22,9 +22,9 @@ trained. Their torch path clamps the sum instead, which gives other gradients.
 import torch
 from torch import Tensor
 
-from megatron_seams.runtime.documents import Spans, document_spans
 from megatron_seams_m2rnn.ops.contract import Inputs
 from megatron_seams_m2rnn.ops.dispatch import choose
+from megatron_seams_m2rnn.ops.documents import Documents
 
 
 def m2rnn(
@@ -80,18 +80,19 @@ def m2rnn(
             a ``cu_seqlens`` that does not describe the row, or a backend that there is not.
         CannotRunHere: The backend cannot run on this machine, or not on these tensors.
     """
-    spans: Spans = ((0, q.shape[1]),)
-    if cu_seqlens is not None:
-        spans = document_spans(cu_seqlens, q.shape[0])
+    if cu_seqlens is None:
+        documents = Documents(steps=q.shape[1])
+    else:
+        documents = Documents.packed(cu_seqlens, q.shape[0])
         q, k, v, f = (x.unsqueeze(0) for x in (q, k, v, f))
     # Documents come first in the initial states, so that both layouts are the same loop: packed is
     # D documents of batch 1, not packed is one document of batch B.
     initial = None if h0 is None else h0.unsqueeze(0 if cu_seqlens is None else 1)
     inputs = Inputs(
-        q=q, k=k, v=v, f=f, W=W, h0=initial, spans=spans, clip=clip, every=checkpoint_every
+        q=q, k=k, v=v, f=f, W=W, h0=initial, documents=documents, clip=clip, every=checkpoint_every
     )
     inputs.check()
-    recurrence = choose(backend, q.device)
+    recurrence = choose(backend, q.device, inputs)
     # Autocast would take the products of the state down to 16 bits.
     with torch.autocast(q.device.type, enabled=False):
         y, last = recurrence(inputs)

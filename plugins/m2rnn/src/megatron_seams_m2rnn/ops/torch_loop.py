@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.ops.autograd import differentiable
+from megatron_seams_m2rnn.ops.autograd import Gradients, Wanted, differentiable, zeros_for
 from megatron_seams_m2rnn.ops.contract import Inputs
 
 
@@ -18,16 +18,16 @@ def recurrence(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return differentiable(_forward, _backward, inputs)
 
 
-def _forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     x, run = inputs, _Run(inputs)
     y = x.v.new_empty(x.B, x.S, x.N, x.V)
-    last = x.W.new_empty(len(x.spans), x.B, x.N, x.K, x.V, dtype=x.dtype)
-    kept = last.new_empty(x.kept_states(), x.N, x.B, x.K, x.V)
+    last = x.W.new_empty(x.D, x.B, x.N, x.K, x.V, dtype=x.dtype)
+    kept = last.new_empty(x.kept_states(), x.N, x.B, x.K, x.V) if keep else None
     slot = 0
     for document, (start, stop) in enumerate(x.spans):
         h = run.initial(document)
         for t0, t1 in run.chunks(start, stop):
-            if t0 > start:  # the first state of a document is h0, which is kept anyway
+            if kept is not None and t0 > start:  # a document's first state is h0, kept anyway
                 kept[slot] = h
                 slot += 1
             states, _ = run.advance(h, t0, t1)
@@ -38,8 +38,13 @@ def _forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return y, last, kept
 
 
-def _backward(inputs: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-    run = _Run(inputs)
+def _backward(
+    inputs: Inputs, kept: Tensor, dy: Tensor | None, dlast: Tensor | None, wanted: Wanted
+) -> Gradients:
+    del wanted  # the sums over heads cost little beside the steps
+    x, run = inputs, _Run(inputs)
+    dy = zeros_for(dy, x.B, x.S, x.N, x.V, like=x.v)
+    dlast = zeros_for(dlast, x.D, x.B, x.N, x.K, x.V, like=kept)
     q, k, v, f, W, h0 = inputs.q, inputs.k, inputs.v, inputs.f, inputs.W, inputs.h0
     dq, dk, dv, df = (torch.empty_like(x) for x in (q, k, v, f))
     dW = torch.zeros_like(run.W)
@@ -150,8 +155,9 @@ class _Run:
         backwards = (reversed(x.unbind()) for x in (G, dx, z, gate, 1 - gate))
         for G_t, dx_t, z_t, kept, taken in zip(*backwards, strict=True):
             G_t += carry if clip is None else carry.clamp(-clip, clip)
-            torch.mul(G_t, taken, out=dx_t)
-            dx_t -= dx_t * z_t * z_t
+            # One factor after the other: with 1 - z² multiplied out, an Inf would become a NaN.
+            torch.mul(z_t, z_t, out=dx_t)
+            dx_t.neg_().add_(1).mul_(G_t).mul_(taken)
             carry = kept * G_t
             rows = carry.view(self.N, -1, carry.shape[-1])
             rows.baddbmm_(dx_t.view_as(rows), transposed)

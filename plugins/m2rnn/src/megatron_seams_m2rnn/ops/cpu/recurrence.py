@@ -7,7 +7,7 @@ threads of Python run meanwhile.
 import torch
 from torch import Tensor
 
-from megatron_seams_m2rnn.ops.autograd import differentiable
+from megatron_seams_m2rnn.ops.autograd import Gradients, Wanted, differentiable, zeros_for
 from megatron_seams_m2rnn.ops.contract import Inputs, side_by_side
 from megatron_seams_m2rnn.ops.cpu.library import Call, library
 
@@ -25,17 +25,22 @@ def recurrence(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return differentiable(_forward, _backward, inputs)
 
 
-def _forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     run = _Run(inputs)
     y = run.new(inputs.B, inputs.S, inputs.N, inputs.V)
-    last = run.new(len(inputs.spans), inputs.B, inputs.N, inputs.K, inputs.V)
+    last = run.new(inputs.D, inputs.B, inputs.N, inputs.K, inputs.V)
     kept = run.new(inputs.kept_states(), inputs.B, inputs.N, inputs.V, run.padded)
     run("forward", y=y, last=last, kept=kept)
-    return y.to(inputs.v.dtype), last, kept
+    return y.to(inputs.v.dtype), last, kept if keep else None
 
 
-def _backward(inputs: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-    run = _Run(inputs)
+def _backward(
+    inputs: Inputs, kept: Tensor, dy: Tensor | None, dlast: Tensor | None, wanted: Wanted
+) -> Gradients:
+    del wanted  # the C++ takes all of them in one pass
+    x, run = inputs, _Run(inputs)
+    dy = zeros_for(dy, x.B, x.S, x.N, x.V, like=x.v)
+    dlast = zeros_for(dlast, x.D, x.B, x.N, x.K, x.V, like=kept)
     q, k, v, f, W, h0 = inputs.q, inputs.k, inputs.v, inputs.f, inputs.W, inputs.h0
     gradients = {
         f"d{name}": run.new(*x.shape) for name, x in zip("qkvf", (q, k, v, f), strict=True)

@@ -1,11 +1,11 @@
 """The ``triton`` backend: the recurrence on a GPU (:mod:`.kernels`).
 
-Backward goes through the row in segments, from the last one: the gradients that the heads of the
-state give to a shared head of q, k, v or f are kept for one segment only, then summed in the order
-of heads.
+Nothing here waits for the GPU, so that forward and backward can be captured in a CUDA graph.
+
+Backward goes through the row in segments, from the last one: what each head of the state asks of a
+head of q, k, v or f that it shares is kept for one segment only, then summed in the order of heads.
 """
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
@@ -14,8 +14,7 @@ import triton  # type: ignore[import-untyped]  # Triton ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # likewise
 from torch import Tensor
 
-from megatron_seams.runtime.documents import Spans
-from megatron_seams_m2rnn.ops.autograd import differentiable
+from megatron_seams_m2rnn.ops.autograd import Gradients, Wanted, differentiable
 from megatron_seams_m2rnn.ops.contract import Inputs, side_by_side
 from megatron_seams_m2rnn.ops.triton import kernels
 
@@ -42,99 +41,82 @@ def recurrence(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return differentiable(_forward, _backward, inputs)
 
 
-def _forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     x, launch = inputs, Launch.of(inputs)
     y = x.v.new_empty(x.B, x.S, x.N, x.V)
-    last = launch.new(len(x.spans), x.B, x.N, x.K, x.V)
-    kept = launch.new(max(0, (x.S - 1) // x.every), x.B, x.N, x.K, x.V)
-    if last.numel():
-        kernels.forward[(len(x.spans) * x.B * x.N,)](
-            *launch.inputs, y, last, kept, x.B, x.S, *launch.strides, **launch.constants
+    last = launch.new(x.D, x.B, x.N, x.K, x.V)
+    kept = launch.new(max(0, (x.S - 1) // x.every), x.B, x.N, x.K, x.V) if keep else None
+    if x.S == 0:
+        last = last.zero_() if x.h0 is None else last.copy_(x.h0)
+    elif last.numel():
+        kernels.forward[(x.D * x.B * x.N,)](
+            *launch.inputs,
+            y,
+            last,
+            last if kept is None else kept,
+            x.B,
+            x.S,
+            *launch.strides,
+            **launch.forward(keep=keep),
         )
     return y, last, kept
 
 
-def _backward(inputs: Inputs, kept: Tensor, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(
+    inputs: Inputs, kept: Tensor, dy: Tensor | None, dlast: Tensor | None, wanted: Wanted
+) -> Gradients:
     x, launch = inputs, Launch.of(inputs)
-    dy = dy.contiguous()
-    carry = dlast.to(launch.dtype).clone(memory_format=torch.contiguous_format)
-    gradients = [torch.empty_like(part) for part in (x.q, x.k, x.v, x.f)]
-    dW = launch.new(x.N, x.V, x.V).zero_()
-    for segment in segments(x.spans, x.every, _CHUNKS * x.every):
-        heads = (x.B, segment.high - segment.low, x.N)
-        parts = [launch.new(*heads, *size) for size in ((x.K,), (x.K,), (x.V,), ())]
-        part_w = launch.new(segment.documents, x.B, x.N, x.V, x.V)
-        block = (launch.constants["BLOCK_K"], launch.constants["BLOCK_V"])
-        states = launch.new(segment.steps, x.B, x.N, *block)
-        kernels.backward[(segment.documents * x.B * x.N,)](
+    carry = launch.new(x.D, x.B, x.N, x.K, x.V)
+    carry = carry.zero_() if dlast is None else carry.copy_(dlast)
+    gradients = {
+        name: torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for name, tensor in (("q", x.q), ("k", x.k), ("v", x.v), ("f", x.f))
+        if name in wanted
+    }
+    # What is not there is not read or written: any tensor stands for it.
+    dW = launch.new(x.B, x.N, x.V, x.V).zero_() if "W" in wanted else carry
+    block = (launch.constants["BLOCK_K"], launch.constants["BLOCK_V"])
+    states = launch.new(min(x.every, x.S), x.B, x.N, *block)
+    slopes = torch.empty_like(states)
+    document = x.documents.of_steps(x.q.device)
+    length = _CHUNKS * x.every
+    for low in reversed(range(0, x.S, length)) if carry.numel() else ():
+        high = min(low + length, x.S)
+        shared = {
+            name: launch.new(x.B, high - low, x.N, *gradient.shape[3:])
+            for name, gradient in gradients.items()
+            if gradient.shape[2] < x.N
+        }
+        asked = gradients | shared
+        kernels.backward[(x.B * x.N,)](
             *launch.inputs,
             kept,
-            dy,
+            carry if document is None else document,
+            carry if dy is None else dy.contiguous(),
             carry,
-            torch.tensor(segment.room, device=x.q.device),
             states,
-            torch.empty_like(states),
-            *parts,
-            part_w,
+            slopes,
+            *(asked.get(name, carry) for name in "qkvf"),
+            dW,
             x.B,
             x.S,
             *launch.strides,
-            segment.low,
-            segment.high,
-            segment.first,
-            CLIP=x.clip,
-            **launch.constants,
+            low,
+            high,
+            **launch.backward(wanted, clip=x.clip, has_dy=dy is not None),
         )
-        for gradient, part in zip(gradients, parts, strict=True):
-            shared = torch.unflatten(part, 2, (gradient.shape[2], -1)).sum(3)
-            gradient[:, segment.low : segment.high] = shared
-        dW += part_w.sum((0, 1))
-    dW = torch.unflatten(dW, 0, (x.W.shape[0], -1)).sum(1).to(x.W.dtype)
-    dh0 = None if x.h0 is None else carry.to(x.h0.dtype)
-    return *gradients, dW, dh0
+        for name, part in shared.items():
+            heads = torch.unflatten(part, 2, (gradients[name].shape[2], -1))
+            gradients[name][:, low:high] = heads.sum(3)
+    found = [gradients.get(name) for name in "qkvf"]
+    found.append(_summed(dW, x.W) if "W" in wanted else None)
+    found.append(carry.to(x.h0.dtype) if x.h0 is not None and "h0" in wanted else None)
+    return tuple(found)
 
 
-@attrs.frozen(kw_only=True)
-class Segment:
-    """The steps of a row that one launch takes backward.
-
-    Attributes:
-        low: The first step, a multiple of the steps between kept states.
-        high: The step after the last.
-        first: The number of the first document that has steps here.
-        documents: How many documents, from that one on.
-        room: The step of scratch at which each document's part begins; it has room for one chunk.
-        steps: The steps of scratch of all documents.
-    """
-
-    low: int
-    high: int
-    first: int
-    documents: int
-    room: tuple[int, ...]
-    steps: int
-
-
-def segments(spans: Spans, every: int, length: int) -> Iterator[Segment]:
-    """Cut a row into segments, the last one first.
-
-    Args:
-        spans: The documents of the row.
-        every: Steps between kept states.
-        length: Steps of a segment, a multiple of ``every``.
-    """
-    total = spans[-1][1]
-    for low in reversed(range(0, total, length)):
-        high = min(low + length, total)
-        here = [d for d, (start, stop) in enumerate(spans) if start < high and stop > low]
-        room, steps = [], 0
-        # An empty document between two others has no steps, and its programs do nothing.
-        for start, stop in spans[here[0] : here[-1] + 1]:
-            room.append(steps)
-            steps += max(0, min(every, min(stop, high) - max(start, low)))
-        yield Segment(
-            low=low, high=high, first=here[0], documents=len(room), room=tuple(room), steps=steps
-        )
+def _summed(dW: Tensor, W: Tensor) -> Tensor:
+    """Sum [B, N, V, V] over the rows and over the heads that each matrix serves."""
+    return torch.unflatten(dW.sum(0), 0, (W.shape[0], -1)).sum(1).to(W.dtype)
 
 
 @attrs.frozen(kw_only=True, eq=False)  # a tensor's own == compares elements
@@ -143,12 +125,14 @@ class Launch:
 
     Attributes:
         dtype: The state's.
-        inputs: The kernels' first arguments, ``q`` to ``bounds``.
+        narrow: Inputs of 16 bits and a state in float32: products are of bfloat16 operands.
+        inputs: The kernels' first arguments, ``q`` to ``cumulative``.
         strides: Batch and step of q, k and v, in elements.
-        constants: What the kernels are compiled for, and the options to compile them with.
+        constants: What both kernels are compiled for, and the options to compile them with.
     """
 
     dtype: torch.dtype
+    narrow: bool
     inputs: tuple[Tensor, ...]
     strides: tuple[int, ...]
     constants: dict[str, Any]
@@ -157,16 +141,24 @@ class Launch:
     def of(cls, inputs: Inputs) -> "Launch":
         """Lay the inputs out and derive the constants that the kernels are compiled for."""
         q, f, W, dtype, N = inputs.q, inputs.f, inputs.W, inputs.dtype, inputs.N
-        spans = inputs.spans
         rows = [side_by_side(x) for x in (q, inputs.k, inputs.v)]
-        bounds = torch.tensor([start for start, _ in spans] + [spans[-1][1]], device=q.device)
-        initial = W if inputs.h0 is None else inputs.h0.contiguous()  # W is not read there
+        cumulative = inputs.documents.on(q.device)
+        # What is not there is not read: any tensor stands for it.
+        initial = W if inputs.h0 is None else inputs.h0.contiguous()
         state = tl.float64 if dtype is torch.float64 else tl.float32
         rounded = tl.bfloat16 if q.dtype.itemsize == 2 else state
+        narrow = q.dtype.itemsize == 2 and dtype is torch.float32
         block_k, block_v = (max(16, triton.next_power_of_2(x)) for x in (inputs.K, inputs.V))
         return cls(
             dtype=dtype,
-            inputs=(*rows, f.contiguous(), W.contiguous(), initial, bounds),
+            narrow=narrow,
+            inputs=(
+                *rows,
+                f.contiguous(),
+                W.contiguous(),
+                initial,
+                W if cumulative is None else cumulative,
+            ),
             strides=tuple(stride for x in rows for stride in x.stride()[:2]),
             constants={
                 "N": N,
@@ -176,6 +168,7 @@ class Launch:
                 "W_SHARE": N // W.shape[0],
                 "F_SHARE": N // f.shape[2],
                 "HAS_H0": inputs.h0 is not None,
+                "PACKED": cumulative is not None,
                 "C": inputs.every,
                 "BLOCK_K": block_k,
                 "BLOCK_V": block_v,
@@ -183,13 +176,45 @@ class Launch:
                 # The interpreter multiplies bfloat16 by its bits; in float32 the numbers are those
                 # of a GPU's tensor cores.
                 "MULTIPLIED": state if kernels.INTERPRETED else rounded,
-                "num_warps": min(8, block_k // 16),
-                # Two large states in flight at a time would not fit in an SM's shared memory.
-                "num_stages": 3 if block_k * block_v <= 2048 else 1,
+                "num_stages": 1,  # what is loaded ahead, the kernels load ahead themselves
                 "enable_fp_fusion": True,  # given, since Triton's own default changes
             },
         )
 
+    def forward(self, *, keep: bool = True) -> dict[str, Any]:
+        """The constants and options of forward."""
+        approximate = self.narrow and not kernels.INTERPRETED
+        few = self.narrow and self.elements <= 1024
+        return {
+            **self.constants,
+            "KEEP": keep,
+            "APPROXIMATE": approximate,
+            "num_warps": 1
+            if few
+            else warps(self.elements),  # in the chain no warp waits for another
+        }
+
+    def backward(self, wanted: Wanted, *, clip: float | None, has_dy: bool) -> dict[str, Any]:
+        """The constants and options of backward."""
+        return {
+            **self.constants,
+            **{f"WANTS_{name.upper()}": name in wanted for name in "qkvfW"},
+            "CLIP": clip,
+            "HAS_DY": has_dy,
+            "num_warps": warps(self.elements),
+        }
+
+    @property
+    def elements(self) -> int:
+        """Elements of a state, padded."""
+        elements: int = self.constants["BLOCK_K"] * self.constants["BLOCK_V"]
+        return elements
+
     def new(self, *shape: int) -> Tensor:
         """Allocate memory in the state's dtype."""
         return self.inputs[0].new_empty(shape, dtype=self.dtype)
+
+
+def warps(elements: int) -> int:
+    """How many warps share a state: as few as hold it and its gradient in their registers."""
+    return min(16, max(elements // 512, min(4, elements // 256)))
