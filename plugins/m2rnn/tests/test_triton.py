@@ -103,7 +103,7 @@ def test_a_process_that_interprets_refuses_a_gpu_and_runs_triton_on_a_cpu_only_w
 def test_without_the_package_triton_the_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(CannotRunHere, match="the package triton is not installed"):
-        choose(None, torch.device("cuda", 0))
+        choose("triton", torch.device("cuda", 0))
 
 
 def test_a_state_that_no_block_of_threads_holds_is_refused() -> None:
