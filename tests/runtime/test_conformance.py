@@ -17,8 +17,7 @@ from seam_support import run_python, write_record
 
 pytestmark = pytest.mark.megatron
 
-GOOD = Path(__file__).parent / "seams" / "decay"
-INFO = "acme_decay-1.0.dist-info"
+SEAMS = Path(__file__).parent / "seams"
 
 
 class Reports:
@@ -35,36 +34,43 @@ class Reports:
             self.texts[report.nodeid.rpartition("::")[2]] = report.longreprtext
 
 
-def install(site: Path, edits: Mapping[str, tuple[str, str]]) -> None:
-    """Lay the good seam out as an installer does, with one text in the place of another."""
-    shutil.copytree(GOOD, site / "decay", ignore=shutil.ignore_patterns("__pycache__"))
+def install(site: Path, seam: str, edits: Mapping[str, tuple[str, str]]) -> None:
+    """Lay a test seam out as an installer does, with one text in the place of another."""
+    shutil.copytree(SEAMS / seam, site / seam, ignore=shutil.ignore_patterns("__pycache__"))
     for name, (old, new) in edits.items():
-        file = site / "decay" / name
+        file = site / seam / name
         text = file.read_text()
         assert text.count(old) == 1, (name, old)
         file.write_text(text.replace(old, new))
-    (site / INFO).mkdir()
-    (site / INFO / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-decay\nVersion: 1.0\n")
-    (site / INFO / "entry_points.txt").write_text("[megatron_seams]\ndecay = decay\n")
+    info = site / f"acme_{seam}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-{seam}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[megatron_seams]\n{seam} = {seam}\n")
     files = {str(f.relative_to(site)): f.read_bytes() for f in site.rglob("*") if f.is_file()}
-    write_record(site, INFO, files)
+    write_record(site, info.name, files)
 
 
 @pytest.fixture
 def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Reports]]:
-    """Run the kit on the good seam with these edits, in this process: Megatron is imported once."""
+    """Run the kit on a test seam with these edits, in this process: Megatron is imported once."""
+    used: list[str] = []
 
-    def run(*arguments: str, edits: Mapping[str, tuple[str, str]] | None = None) -> Reports:
-        install(tmp_path / "site", edits or {})
+    def run(
+        *arguments: str,
+        seam: str = "decay",
+        edits: Mapping[str, tuple[str, str]] | None = None,
+    ) -> Reports:
+        used.append(seam)
+        install(tmp_path / "site", seam, edits or {})
         monkeypatch.syspath_prepend(str(tmp_path / "site"))
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
         found = Reports()
         options = ["-c", str(tmp_path / "pytest.ini"), "-s", "-q", "-p", "no:cacheprovider"]
-        pytest.main(["--seam", "decay", *options, *arguments], plugins=[found])
+        pytest.main(["--seam", seam, *options, *arguments], plugins=[found])
         return found
 
     yield run
-    for name in [name for name in sys.modules if name.partition(".")[0] == "decay"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in used]:
         del sys.modules[name]  # the next test has another
 
 
@@ -73,7 +79,7 @@ def test_a_seam_that_keeps_every_rule_passes(kit) -> None:
     found = kit()
     assert found.texts == {}
     # What it does not claim, context parallelism, is the one thing that is skipped.
-    assert found.outcomes == {"passed": 23, "skipped": 1}
+    assert found.outcomes == {"passed": 25, "skipped": 1}
 
 
 #: A class of the good one's name around it.
@@ -139,6 +145,26 @@ BAD = {
         rules.DETERMINISTIC,
         {"mixer.py": ("torch.zeros_like(x[0])", "torch.rand_like(x[0])")},
         "two forward passes",
+    ),
+    "sees the next token": (
+        rules.CAUSAL,
+        {
+            "mixer.py": (
+                "states.append(state)",
+                "states.append(state + x[min(at + 1, len(x) - 1)])",
+            )
+        },
+        "with other tokens from 1 on in a row, the logits at token 0 differ",
+    ),
+    "normalises over the sequence": (
+        rules.CAUSAL,
+        {"mixer.py": ("torch.stack(states))", "torch.stack(states) - 1e-6 * x.mean(0))")},
+        "the logits at token 0 differ",
+    ),
+    "mixes rows": (
+        rules.ROWS_APART,
+        {"mixer.py": ("torch.stack(states))", "torch.stack(states).roll(1, dims=1))")},
+        "with other tokens in row 0, the logits of row 1 differ at token 0",
     ),
     "counts its calls": (
         rules.RECOMPUTE,
@@ -211,6 +237,8 @@ TESTS = {
     rules.FORWARD: "forward",
     rules.GRADIENTS: "gradients",
     rules.DETERMINISTIC: "twice",
+    rules.CAUSAL: "later_one",
+    rules.ROWS_APART: "no_row",
     rules.RECOMPUTE: "checkpointing",
     rules.NUMBERS: "number",
     rules.KEYWORDS: "keywords",
@@ -236,6 +264,33 @@ def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) 
         assert f"rule {rule.name!r}: {rule.says}" in text
         assert f"next: {rule.next}" in text
     assert any(said in text for text in texts.values()), texts
+
+
+def test_a_leak_inside_packed_documents_alone_is_found(kit) -> None:
+    leaks = "state if not starts or at + 1 in starts else state + x[at + 1]"
+    edits = {"mixer.py": ("states.append(state)", f"states.append({leaks})")}
+    found = kit("-k", f"{TESTS[rules.CAUSAL]} or {TESTS[rules.PACKED]}", edits=edits)
+    assert found.outcomes == {"passed": 1, "failed": 1}  # a row of one document does not leak
+    (text,) = found.texts.values()
+    assert f"rule {rules.CAUSAL.name!r}" in text
+    assert "with other tokens from 1 on in a packed row, the logits at token 0 differ" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule"),
+    [
+        ("", "", None),
+        ("(input_ids[:, :-1], (1, 0))", "(input_ids[:, 1:], (0, 1))", rules.CAUSAL),
+        ("self.table(previous)", "self.table(previous.flip(0))", rules.ROWS_APART),
+    ],
+    ids=["good", "sees the next token", "mixes rows"],
+)
+def test_what_a_feature_sees_is_tested_too(old: str, new: str, rule, kit) -> None:
+    both = f"{TESTS[rules.CAUSAL]} or {TESTS[rules.ROWS_APART]}"
+    edits = {"plugin.py": (old, new)} if rule else None
+    found = kit("-k", both, seam="bonus", edits=edits)
+    assert found.outcomes == ({"passed": 1, "failed": 1} if rule else {"passed": 2})
+    assert all(f"rule {rule.name!r}: {rule.says}" in text for text in found.texts.values())
 
 
 @pytest.mark.parametrize(

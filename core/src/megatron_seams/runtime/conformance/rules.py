@@ -73,6 +73,18 @@ DETERMINISTIC = Rule(
     says="the same weights and tokens give the same bits twice, forward and backward",
     next="take randomness out of the forward pass (dropout is 0 here), and state that it keeps",
 )
+CAUSAL = Rule(
+    name="causal",
+    says="the tokens from t on change nothing before t, to the bit, for every t",
+    next="look for a convolution that is padded on both sides, a shift the wrong way, a mask that "
+    "is missing or one off, and sums, means or maxima over the sequence",
+)
+ROWS_APART = Rule(
+    name="rows apart",
+    says="the tokens of one row of the batch change nothing in another, to the bit",
+    next="look for [s, b, h] taken for [b, s, h], a view or reshape that mixes them, statistics "
+    "over the batch, and state that all rows share",
+)
 KEYWORDS = Rule(
     name="native keywords",
     says="the layer is built with exactly the keywords that each supported Megatron passes",

@@ -173,6 +173,18 @@ class SeamConformance:
 
         check_determinism(model)
 
+    def test_no_token_sees_a_later_one(self, model: "HybridModel") -> None:
+        """The logits before each token are compared bit by bit with those of another ending."""
+        from megatron_seams.runtime.conformance.visibility import check_causal
+
+        check_causal(model)
+
+    def test_no_row_sees_another(self, model: "HybridModel") -> None:
+        """The logits of each row are compared bit by bit with those beside another row."""
+        from megatron_seams.runtime.conformance.visibility import check_rows_apart
+
+        check_rows_apart(model)
+
     def test_activation_checkpointing_changes_no_gradient(
         self, model: "HybridModel", plan: Plan
     ) -> None:
@@ -205,12 +217,15 @@ class SeamConformance:
     def test_packed_documents_do_not_leak(
         self, subject: Subject, world: "ProcessGroupCollection"
     ) -> None:
-        """Each document has the logits that it has alone."""
+        """Each document has the logits that it has alone, and no token of it sees a later one."""
         from megatron_seams.runtime.conformance.checks import check_packed
-        from megatron_seams.runtime.conformance.models import build
+        from megatron_seams.runtime.conformance.models import DOCUMENTS, build, packed
+        from megatron_seams.runtime.conformance.visibility import check_causal
 
         self._claimed(subject, "packed-sequences")
-        check_packed(build(subject.plan("packed-sequences"), world))
+        model = build(subject.plan("packed-sequences"), world)
+        check_packed(model)
+        check_causal(model, packed(*DOCUMENTS))
 
     def test_inference_continues_what_it_began(
         self, subject: Subject, world: "ProcessGroupCollection"
