@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,9 @@ def _table(cls: type, table: str) -> Iterator[str]:
 
 
 def _type(kind: Any) -> str:
+    members = [part for part in getattr(kind, "__args__", ()) if part is not type(None)]
+    if isinstance(kind, types.UnionType) and len(members) > 1:
+        return " or ".join(map(_type, members))
     named = getattr(kind, "__name__", "")
     if named not in _TYPES:
         inner = [part for part in getattr(kind, "__args__", ()) if part is not type(None)]

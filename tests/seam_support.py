@@ -77,7 +77,7 @@ def manifest_table(
     owner: str = "@acme/layers",
     status: str = "seam",
     fallback: str = "refuse",
-    accepts: Mapping[str, str] | None = None,
+    accepts: Mapping[str, Any] | None = None,
     slots: Iterable[str] = ("mamba_layer",),
     placement: str | None = None,
     requires: str = ">=0.17",

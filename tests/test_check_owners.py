@@ -185,6 +185,24 @@ def test_a_review_is_asked_for_sixty_days_ahead_and_must_not_be_missed(
     assert said(gate) == expected
 
 
+@pytest.mark.parametrize(
+    ("tracking", "asks"),
+    [
+        (["NVIDIA/Megatron-LM#7", "NVIDIA/Megatron-LM#8"], "#7, NVIDIA/Megatron-LM#8)"),
+        ([], "of which there was none"),
+    ],
+)
+def test_a_review_asks_for_upstream_s_changes_again(
+    tracking: list[str], asks: str, tree: Path
+) -> None:
+    table = manifest_table("kda", accepts={"tracking": tracking})
+    (tree / "plugins" / "kda" / "src" / "acme_kda" / "seam.toml").write_text(toml(table))
+    gate = judged(tree, "* @acme/layers\n", today=make_seam().manifest.seam.review_by)
+    (verdict,) = gate.verdicts
+    assert "upstream's changes again" in verdict.finding.next
+    assert asks in verdict.finding.next
+
+
 def test_a_review_date_may_be_the_last_there_is(tree: Path) -> None:
     table = manifest_table("kda")
     table["seam"]["review-by"] = datetime.date.max

@@ -26,6 +26,7 @@ NOT_A = {
     "number": ("1", True, 1.0, DAY, [1]),
     "date": (NOON, "2026-11-23", 20261123, True),
     "array": ("mamba_layer", 3, {"first": "mamba_layer"}),
+    "text or array": (3, True, DAY, {"x": "y"}, [1]),
     "boolean": ("false", "true", 0, 1, "no"),
     "table": ("x", 3, True, [1]),
     "any": (),
@@ -47,7 +48,7 @@ KEYS = {
     "upstream.config-field": "text",
     "upstream.flag": "text",
     "upstream.native-since": "text",
-    "upstream.tracking": "text",
+    "upstream.tracking": "text or array",
     "carrier": "table",
     "carrier.slots": "array",
     "carrier.part": "text",
@@ -195,6 +196,12 @@ def test_an_unknown_key_is_a_fault_at_every_level(key: str) -> None:
         ("seam.owner", "@acme/", "team handle"),
         ("seam.status", "trial", "expected one of seam, experiment"),
         ("upstream.fallback", "maybe", "expected one of native, refuse"),
+        ("upstream.tracking", ["NVIDIA/Megatron-LM"], "expected references like"),
+        ("upstream.tracking", ["NVIDIA/Megatron-LM#7", "soon"], "found 'soon'"),
+        ("upstream.tracking", ["javascript:alert(1)"], "expected references like"),
+        ("upstream.tracking", ["http://example.org/x"], "expected references like"),
+        ("upstream.tracking", ["https://example.org/x\n"], "expected references like"),
+        ("upstream.tracking", ["NVIDIA/Megatron-LM#0"], "expected references like"),
         ("carrier.slots", [], "must be >= 1"),
         ("carrier.part", "half", "expected one of mixer, layer"),
         ("feature.placement", "logits", "expected one of embedding, residual"),
@@ -308,3 +315,32 @@ def test_a_manifest_of_exactly_the_largest_size_is_read() -> None:
 
 def test_an_empty_file_misses_every_required_table() -> None:
     assert [fault.key for fault in read(b"")] == ["requires", "schema", "seam", "upstream"]
+
+
+@pytest.mark.parametrize(
+    ("tracking", "found"),
+    [
+        ([], []),
+        ("", []),
+        ("no equivalent", [("no equivalent", None)]),
+        (
+            "NVIDIA/Megatron-LM#7",
+            [("NVIDIA/Megatron-LM#7", "https://github.com/NVIDIA/Megatron-LM/issues/7")],
+        ),
+        (
+            ["NVIDIA/Megatron-LM#7", "https://example.org/a?b=1#c"],
+            [
+                ("NVIDIA/Megatron-LM#7", "https://github.com/NVIDIA/Megatron-LM/issues/7"),
+                ("https://example.org/a?b=1#c", "https://example.org/a?b=1#c"),
+            ],
+        ),
+    ],
+)
+def test_tracking_is_references_and_a_plain_text_stays_one(
+    tracking: Any, found: list[tuple[str, str | None]]
+) -> None:
+    manifest, faults = parse_manifest(
+        toml(changed("upstream.tracking", tracking)).encode(), file="seam.toml"
+    )
+    assert manifest, faults
+    assert [(it.text, it.url) for it in manifest.upstream.references] == found

@@ -97,6 +97,19 @@ def test_a_downgrade_needs_the_seam_again_and_without_it_is_refused() -> None:
     assert without.needs_person
 
 
+def test_a_seam_that_fits_but_for_its_range_is_said_to() -> None:
+    short = make_seam("short", "kda", slots=["mamba_layer"], requires=">=0.17,<0.19")
+    lost = make_seam("lost", "gla", slots=["no_layer"], requires=">=0.17,<0.19")
+    seams = (short, lost)
+    found = preview(of_release("0.18", *seams), of_release("0.19", *seams))
+    assert states(found) == {"short": "breaks", "lost": "breaks"}
+    whys = {change.seam.name: change.why for change in found.seams}
+    (why,) = whys["short"]
+    assert "it would fit but for its range" in why
+    assert len(whys["lost"]) == 2
+    assert not any("would fit" in why for why in whys["lost"])
+
+
 def test_nothing_needs_a_person_where_nothing_changes() -> None:
     same = of_release("0.19", LATENT, RIDER)
     found = preview(same, same, [("model", recipe("M+E-"))])

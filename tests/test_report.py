@@ -156,6 +156,20 @@ def test_it_refers_to_nothing_outside_itself() -> None:
     assert "default-src 'none'" in page
 
 
+def test_a_reference_to_upstream_s_work_is_a_link_and_plain_words_are_none() -> None:
+    tracked = {"tracking": ["NVIDIA/Megatron-LM#7", "https://example.org/a?b=1&c=2"]}
+    seam = make_seam("kda", accepts=tracked)
+    found = _Text(render(environment(seam), [], today=TODAY))
+    outside = [value for tag, _, value in found.links if tag == "a" and value[0] != "#"]
+    assert outside == [
+        "https://github.com/NVIDIA/Megatron-LM/issues/7",
+        "https://example.org/a?b=1&c=2",
+    ]
+    words = _Text(render(environment(make_seam("kda", accepts={"tracking": "PR 7"})), []))
+    assert "PR 7" in words.text
+    assert all(value[0] == "#" for _, _, value in words.links)
+
+
 # --- the command ------------------------------------------------------------------------------
 
 

@@ -98,7 +98,11 @@ def _of_seam(seam: Seam, environment: Environment) -> Iterator[str]:
         yield f"    upstream fallback: native; {upstream.accepts} retires it, {state}"
     else:
         yield "    upstream fallback: refuse; nothing upstream is accepted in its place"
-    yield f"    review by {seam.manifest.seam.review_by}; {upstream.tracking}"
+    yield f"    review by {seam.manifest.seam.review_by}"
+    for reference in upstream.references:
+        yield f"    upstream's work: {reference.line}"
+    if not upstream.references:
+        yield "    upstream's work: the manifest names none"
     fault = environment.out_of_range(seam)
     if fault is not None:
         yield f"    broken [{fault.code}]: {fault.found}"

@@ -1,6 +1,8 @@
 """``registry list``: the audit."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +16,10 @@ from megatron_seams.cli.common import (
 from megatron_seams.errors import ExitCode
 from megatron_seams.governance.audit import Audit, FamilyRow, audit
 from megatron_seams.planning.environment import Environment, read_environment
+from megatron_seams.seams.manifest import Upstream
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _STYLES = {
     "native": "green",
@@ -66,6 +72,7 @@ def _print(found: Audit, owners: bool) -> None:
     if owners:
         table.add_column("owner", no_wrap=True)
         table.add_column("upstream fallback", no_wrap=True)
+        table.add_column("upstream's work")
     table.add_column("note")
     for row in found.families:
         cells: list[str | Text] = [
@@ -74,7 +81,8 @@ def _print(found: Audit, owners: bool) -> None:
             _provider(row),
         ]
         if owners:
-            cells += [_owner(row), _fallback(row)]
+            upstreams = [entry.seam.manifest.upstream for entry in row.seams]
+            cells += [_owner(row), _fallback(row), _tracked(upstreams)]
         table.add_row(*cells, row.note)
     for broken in found.environment.discovery.broken:
         manifest = broken.manifest
@@ -86,6 +94,7 @@ def _print(found: Audit, owners: bool) -> None:
         if owners:
             cells += [manifest.seam.owner if manifest else "unknown"]
             cells += [manifest.upstream.fallback if manifest else "unknown"]
+            cells += [_tracked([manifest.upstream] if manifest else [])]
         table.add_row(*cells, ", ".join(fault.code for fault in broken.faults))
     console().print(table)
 
@@ -116,3 +125,12 @@ def _fallback(row: FamilyRow) -> str:
         upstream = entry.seam.manifest.upstream
         fallbacks.append(f"native ({upstream.accepts})" if upstream.accepts else upstream.fallback)
     return ", ".join(fallbacks) or "-"
+
+
+def _tracked(upstreams: Iterable[Upstream]) -> "Text":
+    """References to upstream's work, as links where the terminal has them."""
+    from rich.text import Text
+
+    found = dict.fromkeys(it for upstream in upstreams for it in upstream.references)
+    listed = [Text(it.text, style=f"link {it.url}" if it.url else "") for it in found]
+    return Text(", ").join(listed) if listed else Text("-")

@@ -109,6 +109,9 @@ def _family(row: FamilyRow) -> dict[str, Any]:
                 "owner": entry.seam.owner,
                 "upstream_fallback": entry.seam.manifest.upstream.fallback,
                 "accepts": entry.seam.manifest.upstream.accepts,
+                "tracking": [
+                    attrs.asdict(reference) for reference in entry.seam.manifest.upstream.references
+                ],
                 "distribution": entry.seam.distribution,
                 "version": entry.seam.version,
                 "review_by": entry.seam.manifest.seam.review_by.isoformat(),

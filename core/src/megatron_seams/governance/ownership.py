@@ -138,11 +138,13 @@ def review_due(seam: Seam, today: datetime.date) -> ReviewDue | None:
         return None
     days = "day" if abs(left) == 1 else "days"
     when = f"it passed {-left} {days} ago" if left < 0 else f"it is in {left} {days}"
+    tracked = ", ".join(it.text for it in seam.manifest.upstream.references)
+    again = f"which were {tracked}" if tracked else "of which there was none"
     return ReviewDue(
         asked=f"a review of {seam.claim} by {by}",
         found=when,
-        next=f"{seam.owner} says why the seam is still here by a later [seam] review-by, or "
-        "deletes it",
+        next=f"{seam.owner} looks for upstream's changes again ({again}) and corrects [upstream] "
+        "tracking, then says why the seam is still here by a later [seam] review-by, or deletes it",
         subject=seam.name,
         file=str(seam.directory / MANIFEST),
         key="seam.review-by",

@@ -220,8 +220,15 @@ def _line(layer: Layer) -> str:
 
 def _breaks(seam: Seam, before: Environment, after: Environment) -> Iterator[str]:
     fault = after.out_of_range(seam)
+    others = tuple(_other_breaks(seam, before, after))
     if fault is not None:
-        yield f"megatron-core {after.surface.version}: {fault.found}"
+        fits = "" if others else "; it would fit but for its range ([requires] megatron-core)"
+        yield f"megatron-core {after.surface.version}: {fault.found}{fits}"
+    yield from others
+
+
+def _other_breaks(seam: Seam, before: Environment, after: Environment) -> Iterator[str]:
+    """Why the seam does not fit the other Megatron, its range aside."""
     native = after.surface.of_family(seam.family)
     if native is not None and seam.manifest.upstream.fallback == "refuse":
         yield (

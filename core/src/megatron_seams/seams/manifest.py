@@ -18,6 +18,7 @@ from megatron_seams.base.validators import one_of, schema, sentence, specifier, 
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
 from megatron_seams.families import NAME, Kind
 from megatron_seams.seams.options import Option, keys_are_options
+from megatron_seams.seams.tracking import Reference, listed_references, references
 
 SCHEMA = 1
 #: The manifest's name, in the folder of the seam's package.
@@ -88,7 +89,9 @@ class Upstream:
         flag: A flag of upstream's command line that makes the family an option.
         native_since: The first release that has it, as far as the owner knows; ``registry check``
             reports a Megatron of that release or later that does not.
-        tracking: The place where the upstream work can be followed.
+        tracking: References to the upstream work that can replace the seam, each
+            ``owner/repository#number`` or an address; empty if there is none, which
+            ``registry check`` asks for again at each review. A text is one reference.
     """
 
     fallback: str = field(validator=one_of("native", "refuse"))
@@ -96,7 +99,7 @@ class Upstream:
     config_field: str | None = None
     flag: str | None = None
     native_since: str | None = field(default=None, validator=validators.optional(version))
-    tracking: str = ""
+    tracking: str | tuple[str, ...] = field(default=(), validator=listed_references)
 
     def __attrs_post_init__(self) -> None:
         """Require one upstream name with ``native``, and none with ``refuse``."""
@@ -115,6 +118,11 @@ class Upstream:
     def accepts(self) -> str | None:
         """The upstream name that is accepted as the equivalent, or None."""
         return self.symbol_name or self.config_field or self.flag
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """The references of ``tracking``, each with its address where it has one."""
+        return references(self.tracking)
 
 
 @attrs.frozen(kw_only=True)
