@@ -40,6 +40,10 @@ _CLI = """\
 
 `registry` and `python -m megatron_seams` are the same program. Exit codes: 0 fine, 1 findings,
 2 refused or bad input, 3 the environment is broken.
+
+What is drawn fits the terminal: columns that find no room go below their row, and nothing is cut.
+Paths and next steps stay one line, to be copied. A pipe has 100 columns, and `COLUMNS` sets
+another width; messages on a pipe are not wrapped.
 """
 
 _HOOKS = """\

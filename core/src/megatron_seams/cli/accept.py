@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.cli.common import console, megatron_option
+from megatron_seams.cli.common import megatron_option
 from megatron_seams.cli.models import recipe_of, recipe_option
+from megatron_seams.cli.screen import console
 from megatron_seams.errors import AcceptanceInvalid
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.records.accept import Acceptance, accept
 
 
-@click.command("accept")
+@click.command("accept", short_help="Take a changed plan into its receipt.")
 @click.argument("receipt", type=click.Path(path_type=Path))
 @click.option("--reason", required=True, metavar="TEXT", help="Why the change is right.")
 @click.option("--by", metavar="WHO", help="Who accepts (default: git's user, else the login name).")
@@ -44,7 +45,7 @@ def accept_command(
     accepted = accept(receipt, read_environment(megatron), acceptance, recipe=now)
     out = console()
     for difference in accepted:
-        out.print(f"{difference.asked} -> {difference.found}", markup=False, soft_wrap=True)
+        out.print(f"{difference.asked} -> {difference.found}", markup=False)
     if accepted:
         noun = "difference" if len(accepted) == 1 else "differences"
         out.print(f"{receipt}: {len(accepted)} {noun} accepted by {acceptance.by}", markup=False)

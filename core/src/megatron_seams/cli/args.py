@@ -19,7 +19,11 @@ from megatron_seams.planning.environment import read_environment
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
-@click.command("args", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "args",
+    short_help="Print a model's native Megatron arguments.",
+    context_settings={"ignore_unknown_options": True},
+)
 @model_arguments
 @click.option("--lines", is_flag=True, help="One unquoted word for each line, for `mapfile -t`.")
 @receipt_option

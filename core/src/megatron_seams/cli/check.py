@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from megatron_seams.cli.common import console, megatron_option, print_json, show_faults
+from megatron_seams.cli.common import megatron_option, print_json, show_faults
+from megatron_seams.cli.screen import console
 from megatron_seams.planning.environment import read_environment
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
-@click.command("check")
+@click.command("check", short_help="The gate for continuous integration.")
 @click.argument("paths", metavar="[WHEEL|PATH]...", type=click.Path(path_type=Path), nargs=-1)
 @click.option(
     "--codeowners",

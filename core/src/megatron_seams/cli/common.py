@@ -1,24 +1,23 @@
-"""Options and output that the commands share.
-
-rich is imported where something is drawn: a program that asks for JSON does not wait for it.
-"""
+"""Options and output that the commands share."""
 
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from megatron_seams.base.canonical_json import json_text
 from megatron_seams.cli.advice import advice_on
+from megatron_seams.cli.screen import console, draw_wrapped, has_width
 from megatron_seams.errors import Refusal, SeamsError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from megatron_seams.planning.plan import Plan
     from megatron_seams.recipes.recipe import Recipe
+
+#: The lines of a message that are never wrapped.
+_WHOLE: Final = ("  in: ", "  next: ", "  see: ")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,23 +76,16 @@ def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace:
     console(error=True).print(f"receipt: {file}", markup=False)
 
 
-def console(*, error: bool = False) -> "Console":
-    """A console that wraps lines for a terminal; for a pipe its lines are 200 columns wide."""
-    from rich.console import Console
-
-    made = Console(stderr=error, highlight=False, soft_wrap=False)
-    if not made.is_terminal:
-        made = Console(stderr=error, highlight=False, width=200, no_color=True)
-    return made
-
-
 def print_json(value: Any) -> None:
     """Print a JSON document, with its keys in their own order."""
     sys.stdout.write(json_text(value, sort_keys=False))
 
 
 def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
-    """Print faults to standard error, one paragraph each."""
+    """Print faults to standard error, one paragraph each.
+
+    On a screen a paragraph is wrapped; its paths and next steps stay whole, to be copied.
+    """
     faults = list(faults)
     if not faults:
         return
@@ -101,12 +93,16 @@ def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
 
     out = console(error=True)
     for fault in faults:
-        head, _, rest = str(fault).partition("\n")
+        head, *rest = str(fault).split("\n")
         if advice := advice_on(fault):
-            rest += f"\n  {advice}"
+            rest.append(f"  {advice}")
         # Text and not markup, since a message may contain brackets.
-        out.print(Text(head, style=style), soft_wrap=True)
-        out.print(Text(rest), soft_wrap=True)
+        for line in (Text(head, style=style), *map(Text, rest)):
+            whole = line.plain.startswith(_WHOLE) or not has_width(out)
+            if whole:
+                out.print(line)
+            else:
+                draw_wrapped(out, line, hanging=4)
 
 
 def show_notes(notes: Iterable[str], *, label: str = "note") -> None:
@@ -115,7 +111,7 @@ def show_notes(notes: Iterable[str], *, label: str = "note") -> None:
 
     out = console(error=True)
     for note in notes:
-        out.print(Text(f"{label}: {note}"), soft_wrap=True)
+        out.print(Text(f"{label}: {note}"))
 
 
 def show_refusal(refusal: Refusal) -> None:

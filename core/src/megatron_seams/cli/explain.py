@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+from rich.console import Console
 
-from megatron_seams.cli.common import console, megatron_option
+from megatron_seams.cli.common import megatron_option
+from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.errors import Refusal, SeamsError, UnknownToken
 from megatron_seams.families import Family
 from megatron_seams.planning.choice import Chooser
@@ -19,7 +21,11 @@ from megatron_seams.upstream.surface import NativeSymbol
 
 
 # A token may be "-" or "*"; neither is an option.
-@click.command("explain", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "explain",
+    short_help="Why a token, family or seam resolves so.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("what", metavar="TOKEN|FAMILY")
 @click.option(
     "--recipe",
@@ -33,7 +39,7 @@ def explain(what: str, recipe_path: Path | None, megatron: Path | None) -> None:
     environment = read_environment(megatron)
     recipe = load_recipe(recipe_path) if recipe_path else None
     out = console()
-    families = list(_families(what, environment, recipe, out.print))
+    families = list(_families(what, environment, recipe, lambda line: _say(out, line)))
     if not families:
         raise Refusal([_unknown(what, environment)], environment.findings)
     silent = recipe or Recipe.of_pattern("", dialect="megatron", depth=None)
@@ -42,11 +48,17 @@ def explain(what: str, recipe_path: Path | None, megatron: Path | None) -> None:
     )
     for family in families:
         for line in _story(family, environment, chooser):
-            out.print(line, markup=False, soft_wrap=True)
+            _say(out, line)
+
+
+def _say(out: Console, line: str) -> None:
+    """Print a line of the story; a next step stays one line, to be copied."""
+    text = line.lstrip(" ")
+    draw_wrapped(out, text, indent=len(line) - len(text), hanging=2)
 
 
 def _families(
-    what: str, environment: Environment, recipe: Recipe | None, say: Callable[..., None]
+    what: str, environment: Environment, recipe: Recipe | None, say: Callable[[str], None]
 ) -> Iterator[Family]:
     known = environment.families
     if len(what) != 1:
@@ -60,22 +72,21 @@ def _families(
     for dialect in dialects:
         family = dialect.family_of(what, ())
         if isinstance(family, SeamsError):
-            say(f"dialect {dialect.name}: {what} is refused: {family.found}", markup=False)
+            say(f"dialect {dialect.name}: {what} is refused: {family.found}")
             continue
         target = recipe.families.get(family, family) if recipe else family
         note = f", which the recipe specialises as {target}" if target != family else ""
-        say(f"dialect {dialect.name}: {what} is {family}{note}", markup=False)
+        say(f"dialect {dialect.name}: {what} is {family}{note}")
         if target not in seen:
             seen.add(target)
             yield known.get(target, Family(name=target, summary="No one here knows this family."))
 
 
 def _story(family: Family, environment: Environment, chooser: Chooser) -> Iterator[str]:
-    yield f"\n{family.name} ({family.kind}): {family.summary}"
+    yield f"{family.name} ({family.kind}): {family.summary}"
     choice = chooser.choose(family.name, of_layer=family.kind == "block")
     if isinstance(choice, SeamsError):
         yield f"  refused [{choice.code}]: {choice.found}"
-        yield f"  next: {choice.next}"
     elif isinstance(choice.provider, NativeSymbol):
         yield (
             f"  megatron-core {environment.surface.version}: {choice.why}, "

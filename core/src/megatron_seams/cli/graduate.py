@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.cli.common import console, json_option, print_json
+from megatron_seams.cli.common import json_option, print_json
+from megatron_seams.cli.screen import console
 from megatron_seams.cli.smoke import require_runtime
 from megatron_seams.errors import Refusal
 from megatron_seams.planning.environment import Environment, read_environment
@@ -22,7 +23,7 @@ from megatron_seams.records.proof import read_proof
 from megatron_seams.seams.removal import how_to_remove
 
 
-@click.command("graduate")
+@click.command("graduate", short_help="Prove that native can replace a seam.")
 @click.argument("name")
 @click.option(
     "--from",

@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from megatron_seams.cli.common import (
-    console,
-    json_option,
-    megatron_option,
-    print_json,
-    show_faults,
-)
+from megatron_seams.cli.common import json_option, megatron_option, print_json, show_faults
+from megatron_seams.cli.rows import Row, draw_rows
+from megatron_seams.cli.screen import console
 from megatron_seams.errors import ExitCode
 from megatron_seams.governance.audit import Audit, FamilyRow, audit
 from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.seams.manifest import Upstream
+from megatron_seams.seams.seam import BrokenSeam, Seam
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -31,7 +28,7 @@ _STYLES = {
 }
 
 
-@click.command("list")
+@click.command("list", short_help="Every family, its provider and owner.")
 @click.option("--owners", is_flag=True, help="Add who answers for each, and what retires it.")
 @json_option
 @megatron_option
@@ -57,46 +54,45 @@ def list_families(
 
 
 def _print(found: Audit, owners: bool) -> None:
-    from rich.table import Table
-    from rich.text import Text
+    out = console()
+    out.print(_title(found.environment), style="bold", markup=False)
+    names = ["family", "state", "provider", *(["owner", "upstream fallback"] if owners else [])]
+    rows = [_row(row, owners) for row in found.families]
+    rows += [_broken(seam, owners) for seam in found.environment.discovery.broken]
+    draw_rows(out, [*names, "note"], rows)
 
-    table = Table(
-        title=_title(found.environment),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
+
+def _row(row: FamilyRow, owners: bool) -> Row:
+    """A family: a line for each of its providers, native first."""
+    native = [(f"native {row.symbol.symbol}", row.owner, "-")] if row.symbol else []
+    seams = [
+        (f"seam {each.seam.name} {each.seam.version}", each.seam.owner, _fallback(each.seam))
+        for each in row.seams
+    ]
+    providers = [*native, *seams] or [("-", "-", "-")]
+    columns = [[*column] for column in zip(*providers, strict=True)]
+    return Row(
+        cells=[row.family.name, row.state, *(columns if owners else columns[:1])],
+        prose=[row.note],
+        below=_tracked([each.seam.manifest.upstream for each in row.seams]) if owners else (),
+        styles={1: _STYLES[row.state]},
     )
-    for column in ("family", "state", "provider"):
-        table.add_column(column, no_wrap=True)
-    if owners:
-        table.add_column("owner", no_wrap=True)
-        table.add_column("upstream fallback", no_wrap=True)
-        table.add_column("upstream's work")
-    table.add_column("note")
-    for row in found.families:
-        cells: list[str | Text] = [
-            row.family.name,
-            Text(row.state, style=_STYLES[row.state]),
-            _provider(row),
-        ]
-        if owners:
-            upstreams = [entry.seam.manifest.upstream for entry in row.seams]
-            cells += [_owner(row), _fallback(row), _tracked(upstreams)]
-        table.add_row(*cells, row.note)
-    for broken in found.environment.discovery.broken:
-        manifest = broken.manifest
-        cells = [
+
+
+def _broken(broken: BrokenSeam, owners: bool) -> Row:
+    manifest = broken.manifest
+    said = (manifest.seam.owner, manifest.upstream.fallback) if manifest else ("unknown", "unknown")
+    return Row(
+        cells=[
             manifest.seam.family if manifest else "?",
-            Text("broken", style=_STYLES["broken"]),
-            f"seam {broken.name} ({broken.distribution} {broken.version})",
-        ]
-        if owners:
-            cells += [manifest.seam.owner if manifest else "unknown"]
-            cells += [manifest.upstream.fallback if manifest else "unknown"]
-            cells += [_tracked([manifest.upstream] if manifest else [])]
-        table.add_row(*cells, ", ".join(fault.code for fault in broken.faults))
-    console().print(table)
+            "broken",
+            f"seam {broken.name} {broken.version}",
+            *(said if owners else ()),
+        ],
+        prose=[f"{broken.distribution}: {', '.join(fault.code for fault in broken.faults)}"],
+        below=_tracked([manifest.upstream]) if owners and manifest else (),
+        styles={1: _STYLES["broken"]},
+    )
 
 
 def _title(environment: Environment) -> str:
@@ -107,30 +103,15 @@ def _title(environment: Environment) -> str:
     return f"{there}: none is native"
 
 
-def _provider(row: FamilyRow) -> str:
-    parts = [f"native {row.symbol.symbol}"] if row.symbol else []
-    parts += [f"seam {entry.seam.name} {entry.seam.version}" for entry in row.seams]
-    return ", ".join(parts) or "-"
+def _fallback(seam: Seam) -> str:
+    upstream = seam.manifest.upstream
+    return f"native ({upstream.accepts})" if upstream.accepts else upstream.fallback
 
 
-def _owner(row: FamilyRow) -> str:
-    owners = [row.owner] if row.symbol else []
-    owners += [entry.seam.owner for entry in row.seams]
-    return ", ".join(dict.fromkeys(owners)) or "-"
-
-
-def _fallback(row: FamilyRow) -> str:
-    fallbacks = []
-    for entry in row.seams:
-        upstream = entry.seam.manifest.upstream
-        fallbacks.append(f"native ({upstream.accepts})" if upstream.accepts else upstream.fallback)
-    return ", ".join(fallbacks) or "-"
-
-
-def _tracked(upstreams: Iterable[Upstream]) -> "Text":
-    """References to upstream's work, as links where the terminal has them."""
+def _tracked(upstreams: Iterable[Upstream]) -> "list[Text]":
+    """References to upstream's work as one line, with links where the terminal has them."""
     from rich.text import Text
 
     found = dict.fromkeys(it for upstream in upstreams for it in upstream.references)
     listed = [Text(it.text, style=f"link {it.url}" if it.url else "") for it in found]
-    return Text(", ").join(listed) if listed else Text("-")
+    return [Text("upstream's work: ") + Text(", ").join(listed)] if listed else []

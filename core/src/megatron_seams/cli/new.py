@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.cli.common import console
+from megatron_seams.cli.screen import console
 from megatron_seams.families import BUILT_IN, Kind
 from megatron_seams.scaffold import NewSeam
 
 
-@click.command("new")
+@click.command("new", short_help="Write the package of a new seam.")
 @click.argument("name")
 @click.option("--family", required=True, metavar="F", help="The family that it builds.")
 @click.option(
@@ -55,4 +55,4 @@ def new_command(name: str, family: str, owner: str, feature: bool, out: Path) ->
         f"to add to CODEOWNERS: /{project.as_posix().removeprefix('./')}/ {owner}",
         f"to try: pip install -e '{project}[test]' && registry list && pytest {project}",
     ):
-        say.print(line, markup=False, soft_wrap=True)
+        say.print(line, markup=False)

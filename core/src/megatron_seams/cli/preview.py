@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from megatron_seams.cli.common import (
-    console,
     json_option,
     megatron_option,
     print_json,
     show_faults,
 )
 from megatron_seams.cli.models import recipe_of
+from megatron_seams.cli.rows import Row, draw_rows, ranges
+from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.governance.preview import Preview, RecipeChange, preview
 from megatron_seams.planning.environment import read_environment
@@ -27,7 +26,11 @@ _STYLES = {
 }
 
 
-@click.command("preview", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "preview",
+    short_help="What another Megatron would change.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("other", metavar="WHEEL|PATH", type=click.Path(path_type=Path))
 @click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1)
 @json_option
@@ -66,16 +69,15 @@ def _print(found: Preview) -> None:
         style="bold",
         markup=False,
     )
-    table = Table(box=None, pad_edge=False)
-    for column in ("seam", "owner", "becomes"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("why")
-    for change in found.seams:
-        state = Text(change.state, style=_STYLES[change.state])
-        for number, why in enumerate(change.why):
-            first = (change.seam.name, change.seam.owner, state) if number == 0 else ("", "", "")
-            table.add_row(*first, Text(why))
-    out.print(table)
+    rows = [
+        Row(
+            cells=[change.seam.name, change.seam.owner, change.state],
+            prose=change.why,
+            styles={2: _STYLES[change.state]},
+        )
+        for change in found.seams
+    ]
+    draw_rows(out, ("seam", "owner", "becomes", "why"), rows)
     for recipe in found.recipes:
         _print_recipe(recipe)
     out.print("something needs a person" if found.needs_person else "nothing needs a person")
@@ -93,7 +95,6 @@ def _print_recipe(recipe: RecipeChange) -> None:
         return
     out.print(f"{recipe.name}:", style="bold", markup=False)
     for change in recipe.layers:
-        positions = ", ".join(map(str, change.positions))
-        out.print(
-            f"  layers {positions}: {change.was} -> {change.now}", markup=False, soft_wrap=True
-        )
+        noun = "layer" if len(change.positions) == 1 else "layers"
+        told = f"{noun} {ranges(change.positions)}: {change.was} -> {change.now}"
+        draw_wrapped(out, told, indent=2, hanging=2)

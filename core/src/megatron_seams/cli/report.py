@@ -5,14 +5,19 @@ from pathlib import Path
 import click
 
 from megatron_seams.base.files import replace_text
-from megatron_seams.cli.common import console, megatron_option
+from megatron_seams.cli.common import megatron_option
 from megatron_seams.cli.models import recipe_of
+from megatron_seams.cli.screen import console
 from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.report import render
 
 
-@click.command("report", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "report",
+    short_help="Write the audit as one HTML page.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1)
 @click.option(
     "--out",

@@ -1,14 +1,14 @@
 """``registry resolve``: a pattern or recipe as a plan, or every reason against it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from megatron_seams.cli.common import (
-    console,
     json_option,
     megatron_option,
     print_json,
@@ -18,10 +18,12 @@ from megatron_seams.cli.common import (
     write_receipt,
 )
 from megatron_seams.cli.models import Asked, asked_model, model_arguments
+from megatron_seams.cli.rows import Row, draw_rows, ranges
+from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.planning.plan import Layer, Plan, grouped
+from megatron_seams.planning.plan import Layer, Plan, PlannedFeature, grouped
 from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.records.plan_json import describe_plan
 from megatron_seams.records.receipt import SCHEMA
@@ -31,7 +33,11 @@ _MOST_STAGES = 64
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
-@click.command("resolve", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "resolve",
+    short_help="The provider of every layer of a model.",
+    context_settings={"ignore_unknown_options": True},
+)
 @model_arguments
 @click.option("--layers", is_flag=True, help="One row for each layer instead of each provider.")
 @receipt_option
@@ -104,34 +110,24 @@ def _draw_refused(refusal: Refusal) -> None:
 
 def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
     pattern = plan.pattern
-    out.print(
+    title = (
         f"{plan.name}: {pattern.depth} layers, dialect {pattern.dialect}, "
-        f"megatron-core {plan.surface.version}",
-        style="bold",
-        markup=False,
+        f"megatron-core {plan.surface.version}"
     )
+    draw_wrapped(out, Text(title, style="bold"))
     draw_strip(out, pattern.tokens, plan_states(plan), plan.pipeline.stages)
     _draw_stages(out, plan)
-    table = Table(box=None, pad_edge=False)
-    for column in ("count", "layers", "token", "family", "provider", "owner"):
-        table.add_column(column, no_wrap=column != "layers")
-    table.add_column("why")
-    group_of = _each if every_layer else grouped
-    for group in group_of(plan.layers):
-        _row(table, group, str(len(group)))
-    for group in group_of(plan.mtp):
-        _row(table, group, f"{len(group)} x {pattern.mtp_depths} MTP")
-    for feature in plan.features:
-        table.add_row(
-            "1",
-            f"at {feature.place}",
-            "-",
-            feature.family,
-            f"seam {feature.seam.name}, fallback {feature.seam.manifest.upstream.fallback}",
-            feature.seam.owner,
-            feature.why,
-        )
-    out.print(table)
+    if every_layer:
+        columns = ("layer", "token", "family", "provider", "owner", "why")
+        rows = [_row(str(layer.position), (layer,)) for layer in plan.layers]
+        rows += [_row(f"MTP {layer.position}", (layer,)) for layer in plan.mtp]
+    else:
+        columns = ("count", "token", "family", "provider", "owner", "why")
+        rows = [_group(group, str(len(group))) for group in grouped(plan.layers)]
+        rows += [
+            _group(group, f"{len(group)} x {pattern.mtp_depths} MTP") for group in grouped(plan.mtp)
+        ]
+    draw_rows(out, columns, [*rows, *map(_feature, plan.features)])
 
 
 def _draw_stages(out: Console, plan: Plan) -> None:
@@ -147,21 +143,27 @@ def _draw_stages(out: Console, plan: Plan) -> None:
         out.print(f"stage {stage} on rank {plan.pipeline.rank_of(stage)}: {layers}")
     missing = one_rank(plan.parallelism, plan.pattern)
     if missing is not None:
-        out.print(f"to run it, {missing.next}", markup=False)
+        draw_wrapped(out, f"to run it, {missing.next}", hanging=2)
 
 
-def _each(layers: Iterable[Layer]) -> tuple[tuple[Layer, ...], ...]:
-    return tuple((layer,) for layer in layers)
+def _group(group: Sequence[Layer], count: str) -> Row:
+    positions = ranges(layer.position for layer in group)
+    noun = "layer" if len(group) == 1 else "layers"
+    return attrs.evolve(_row(count, group), below=[f"{noun} {positions}"])
 
 
-def _row(table: Table, group: Sequence[Layer], count: str) -> None:
+def _row(name: str, group: Sequence[Layer]) -> Row:
     first = group[0]
-    table.add_row(
-        count,
-        ", ".join(str(layer.position) for layer in group),
-        first.token,
-        first.family,
-        first.provider.label,
-        first.provider.owner,
-        first.why,
+    provider = first.provider
+    return Row(
+        cells=[name, first.token, first.family, provider.label, provider.owner], prose=[first.why]
+    )
+
+
+def _feature(feature: PlannedFeature) -> Row:
+    fallback = feature.seam.manifest.upstream.fallback
+    return Row(
+        cells=["1", "-", feature.family, f"seam {feature.seam.name}", feature.seam.owner],
+        prose=[feature.why],
+        below=[f"at {feature.place}; upstream fallback {fallback}"],
     )

@@ -11,13 +11,13 @@ import click
 from packaging.specifiers import SpecifierSet
 
 from megatron_seams.cli.common import (
-    console,
     receipt_option,
     show_faults,
     show_notes,
     write_receipt,
 )
 from megatron_seams.cli.models import asked_model, model_arguments
+from megatron_seams.cli.screen import console
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
@@ -28,7 +28,11 @@ _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}
 
 
 # A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
-@click.command("smoke", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "smoke",
+    short_help="Build a model at toy width and train it.",
+    context_settings={"ignore_unknown_options": True},
+)
 @model_arguments
 @click.option(
     "--data",

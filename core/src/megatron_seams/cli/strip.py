@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from megatron_seams.cli.screen import draw, draw_wrapped
 from megatron_seams.planning.plan import Plan
 
 _STYLES = {
@@ -15,7 +16,9 @@ _STYLES = {
 }
 #: The marks below the cells, where there are no colours.
 _MARKS = {"native": ".", "seam": "^", "experiment": "?", "refused": "x"}
-_ROW = 60
+_MOST_CELLS = 60
+#: The blanks before the cells, where a row's first number stands.
+_INDENT = 7
 
 
 def plan_states(plan: Plan) -> list[str]:
@@ -37,22 +40,34 @@ def draw_strip(out: Console, tokens: str, states: list[str], stages: Sequence[in
         states: A key of the legend for each layer; empty for a layer without a known state.
         stages: The stage of each layer.
     """
-    if len(tokens) > 100 * _ROW:
+    if len(tokens) > 100 * _MOST_CELLS:
         out.print(f"({len(tokens)} layers: too many to draw)")
         return
-    for start in range(0, len(tokens), _ROW):
-        indices = range(start, min(start + _ROW, len(tokens)))
+    for indices in _row_indices(stages, min(_MOST_CELLS, out.width - _INDENT)):
+        start = indices.start
         row = Text(f"{start + 1:>6} ")
-        marks = " " * 7
+        marks = " " * _INDENT
         for index in indices:
             gap = " " if index > start and stages[index] != stages[index - 1] else ""
             row.append(gap)
             row.append(_cell(tokens[index]), style=_STYLES.get(states[index], "dim"))
             marks += gap + _MARKS.get(states[index], " ")
-        out.print(row)
+        draw(out, row)
         if not _coloured(out):
-            out.print(marks, markup=False)
-    out.print(Text("       ").append_text(_legend(states, _coloured(out))))
+            draw(out, Text(marks))
+    draw_wrapped(out, _legend(states, _coloured(out)), indent=_INDENT)
+
+
+def _row_indices(stages: Sequence[int], most: int) -> Iterator[range]:
+    """The layers of each row: at most 60, and with the gaps between stages no wider than that."""
+    start = width = 0
+    for index in range(len(stages)):
+        cells = 2 if index > start and stages[index] != stages[index - 1] else 1
+        if width + cells > most or index - start == _MOST_CELLS:
+            yield range(start, index)
+            start, width, cells = index, 0, 1
+        width += cells
+    yield range(start, len(stages))
 
 
 def _cell(token: str) -> str:
@@ -61,7 +76,7 @@ def _cell(token: str) -> str:
 
 
 def _coloured(out: Console) -> bool:
-    return out.is_terminal and out.color_system is not None
+    return out.is_terminal and out.color_system is not None and not out.no_color
 
 
 def _legend(states: list[str], coloured: bool) -> Text:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.table import Table
+from rich.text import Text
 
-from megatron_seams.cli.common import console, json_option, print_json, show_faults
+from megatron_seams.cli.common import json_option, print_json, show_faults
+from megatron_seams.cli.rows import Row, draw_rows
+from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.errors import ExitCode, SeamsError
 from megatron_seams.upstream.locate import importable_megatron, megatron_missing, open_megatron
 from megatron_seams.upstream.source import MegatronSource
@@ -15,7 +17,7 @@ from megatron_seams.upstream.surface import NativeSurface, read_surface
 SCHEMA = 1
 
 
-@click.command("surface")
+@click.command("surface", short_help="What a Megatron builds by itself.")
 @click.argument("where", metavar="[WHEEL|PATH]", required=False, type=click.Path(path_type=Path))
 @json_option
 @click.pass_context
@@ -78,27 +80,22 @@ def _describe(source: MegatronSource, found: NativeSurface) -> dict[str, object]
 
 def _print(source: MegatronSource, found: NativeSurface) -> None:
     out = console()
-    out.print(f"megatron-core {found.version}", style="bold", end="")
-    out.print(f"  python {source.requires_python() or 'unknown'}", markup=False)
-    out.print(found.origin, style="dim", markup=False, soft_wrap=True)
+    python = f"  python {source.requires_python() or 'unknown'}"
+    out.print(Text.assemble((f"megatron-core {found.version}", "bold"), python))
+    out.print(found.origin, style="dim", markup=False)
     shared = _shared([symbol.keywords for symbol in found.symbols])
-    table = Table(box=None, pad_edge=False)
-    for column in ("symbol", "constant", "family", "slot"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("also given")
-    for symbol in found.symbols:
-        table.add_row(
-            symbol.symbol,
-            symbol.constant,
-            symbol.family or "unmapped",
-            symbol.slot,
-            " ".join(keyword for keyword in symbol.keywords if keyword not in shared),
+    rows = [
+        Row(
+            cells=[symbol.symbol, symbol.constant, symbol.family or "unmapped", symbol.slot],
+            prose=[" ".join(keyword for keyword in symbol.keywords if keyword not in shared)],
         )
-    out.print(table)
-    out.print(f"every slot is given: {' '.join(shared)}", markup=False)
-    out.print(f"separators: {' '.join(found.separators) or 'none'}", markup=False)
+        for symbol in found.symbols
+    ]
+    draw_rows(out, ("symbol", "constant", "family", "slot", "also given"), rows)
+    draw_wrapped(out, f"every slot is given: {' '.join(shared)}", hanging=2)
+    draw_wrapped(out, f"separators: {' '.join(found.separators) or 'none'}", hanging=2)
     for rule in found.exclusions:
-        out.print(f"refuses: {rule.message}", markup=False)
+        draw_wrapped(out, f"refuses: {rule.message}", hanging=2)
 
 
 def _shared(keywords: Sequence[Sequence[str]]) -> list[str]:

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import click
 
-from megatron_seams.cli.common import console, megatron_option
+from megatron_seams.cli.common import megatron_option
 from megatron_seams.cli.models import recipe_of, recipe_option
+from megatron_seams.cli.screen import console
 from megatron_seams.errors import Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.records.verify import verify
 
 
-@click.command("verify")
+@click.command("verify", short_help="Hold this environment to a receipt.")
 @click.argument("receipt", type=click.Path(path_type=Path))
 @recipe_option
 @megatron_option

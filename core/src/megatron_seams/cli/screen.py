@@ -1,0 +1,84 @@
+"""The screen: how wide it is, and text that fits it.
+
+rich is imported where something is drawn: a program that asks for JSON does not wait for it.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+#: The columns of a pipe or a file, unless COLUMNS says otherwise.
+_PIPE: Final = 100
+#: No screen is taken to be narrower.
+_LEAST: Final = 20
+
+
+def console(*, error: bool = False) -> "Console":
+    """A console as wide as its terminal, or as COLUMNS says; for a pipe 100 columns wide.
+
+    A line that is printed as it is stays one line: paths and commands can be copied.
+    """
+    from rich.console import Console
+
+    made = Console(stderr=error, highlight=False, soft_wrap=True)
+    if not made.is_terminal and not has_width(made):
+        made = Console(stderr=error, highlight=False, soft_wrap=True, width=_PIPE)
+    if made.width < _LEAST:
+        made = Console(stderr=error, highlight=False, soft_wrap=True, width=_LEAST)
+    return made
+
+
+def has_width(out: "Console") -> bool:
+    """Whether someone looks: a terminal, or a width that the user has set."""
+    return out.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+
+
+def draw(out: "Console", line: "Text") -> None:
+    """Print one line without blanks at its end."""
+    line = line.copy()
+    line.rstrip()
+    out.print(line)
+
+
+def draw_wrapped(out: "Console", text: "str | Text", *, indent: int = 0, hanging: int = 0) -> None:
+    """Print text over the full width, broken between words only.
+
+    Args:
+        out: The console.
+        text: The text; its own lines stay lines.
+        indent: The blanks before its first line.
+        hanging: The blanks before each further line, beyond ``indent``.
+    """
+    from rich.text import Text
+
+    whole = Text(text) if isinstance(text, str) else text
+    for each in whole.split("\n", allow_blank=True):
+        parts = wrapped(each, out.width - indent, out.width - indent - hanging)
+        for number, part in enumerate(parts):
+            draw(out, Text(" " * (indent + (hanging if number else 0))).append_text(part))
+
+
+def wrapped(line: "Text", first: int, rest: int) -> Iterator["Text"]:
+    """The parts of a line, broken between words; a word that is wider than a part stays whole.
+
+    Args:
+        line: The line.
+        first: The columns of the first part.
+        rest: The columns of every other part.
+    """
+    from rich.text import Text
+
+    room, part = first, Text()
+    for word in re.finditer(r"\s*\S+", line.plain):
+        cells = line[word.start() : word.end()]
+        if part.plain and part.cell_len + cells.cell_len > room:
+            yield part
+            room, part = rest, Text()
+            cells = line[word.end() - len(word.group().lstrip()) : word.end()]
+        part.append_text(cells)
+    yield part
