@@ -98,13 +98,13 @@ def _row(
             if at < len(widths):
                 line.append(" " * (widths[at] - Text(text).cell_len) + _GAP)
         draw(out, line)
-    below = [
+    below: list[str | Text] = [
         f"{names[at]}: {', '.join(lines)}"
         for at in range(len(widths), len(names))
         if (lines := [line for line in dict.fromkeys(row.lines(at)) if line != "-"])
     ]
-    for text in (*below, *(() if left is not None else row.prose), *row.below):
-        draw_wrapped(out, text, indent=_BELOW, hanging=2)
+    for told in (*below, *(() if left is not None else row.prose), *row.below):
+        draw_wrapped(out, told, indent=_BELOW, hanging=2)
 
 
 def ranges(numbers: Iterable[int]) -> str:
