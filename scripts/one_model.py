@@ -1,7 +1,7 @@
 """One model by every road: prints a table of every recipe on every release, and what differs.
 
-``python scripts/one_model.py [--release 0.18] [--drop FLAG] [RECIPE...]`` builds the model of each
-recipe twice, by ``build_model`` and by upstream's own command line from the arguments that the
+``python scripts/one_model.py [--release 0.18] [--drop=FLAG]... [RECIPE...]`` builds the model of
+each recipe twice, by ``build_model`` and by upstream's own command line from the arguments that the
 registry prints, and compares keys, shapes and configuration fields (tests/both_roads.py). It exits
 with 1 if any differs.
 """
@@ -23,13 +23,13 @@ import megatron_releases  # noqa: E402  # beside the tests, which fetch releases
 HERE = "installed"
 
 
-def rows(release: str, recipes: list[Path], drop: str | None) -> list[dict[str, Any]]:
+def rows(release: str, recipes: list[Path], drop: list[str]) -> list[dict[str, Any]]:
     """What both roads make of each recipe on one release."""
     paths = [] if release == HERE else [str(megatron_releases.installation(release))]
     done = subprocess.run(
         [
             *(sys.executable, "-W", "ignore", str(ROOT / "tests" / "both_roads.py")),
-            *(() if drop is None else (f"--drop={drop}",)),
+            *(f"--drop={flag}" for flag in drop),
             *map(str, recipes),
         ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([*paths, *sys.path])},
@@ -54,7 +54,8 @@ def verdict(row: dict[str, Any]) -> str:
 def show(row: dict[str, Any]) -> None:
     """Print one row, and every difference below it."""
     size = f"{row['parameters'] / 1e9:.2f}" if "parameters" in row else "-"
-    cells = [f"{row['megatron']:8}", f"{row['recipe'][:32]:32}", f"{size:>7}"]
+    name = f"{row['recipe']} {row.get('dropped', '')}".strip()
+    cells = [f"{row['megatron']:8}", f"{name[:32]:32}", f"{size:>7}"]
     cells += [f"{row.get('keys', '-'):>5}", f"{row.get('fields', '-'):>6}"]
     print("  ".join([*cells, verdict(row)]))
     if row["changed"] and "refused" not in row:
@@ -68,7 +69,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     releases = [*megatron_releases.RUN, HERE]
     parser.add_argument("--release", action="append", choices=releases, help="only this one")
-    parser.add_argument("--drop", metavar="FLAG", help="pass every printed flag but this one on")
+    parser.add_argument(
+        "--drop", action="append", metavar="FLAG", help="pass every printed flag but this one on"
+    )
     parser.add_argument("recipes", nargs="*", type=Path, help="recipe files; all by default")
     given = parser.parse_args()
     recipes = given.recipes or sorted((ROOT / "recipes").glob("*.toml"))
@@ -76,7 +79,7 @@ def main() -> int:
     print(head)
     found = []
     for release in given.release or releases:
-        for row in rows(release, recipes, given.drop):
+        for row in rows(release, recipes, given.drop or []):
             show(row)
             found.append(row)
     print(

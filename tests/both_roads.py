@@ -1,9 +1,10 @@
 """One recipe's model by both roads, compared: run with a Megatron on the path.
 
-``python both_roads.py [--drop FLAG] RECIPE...`` builds each model twice: by ``build_model``, and by
-upstream's own parser, checks, configuration and builder from the arguments that the registry
+``python both_roads.py [--drop FLAG]... RECIPE...`` builds each model twice: by ``build_model``, and
+by upstream's own parser, checks, configuration and builder from the arguments that the registry
 prints. It prints one JSON object for each: how many keys and configuration fields were compared,
-and what differs. With ``--drop`` one of the printed flags is not passed on.
+and what differs, or what stops the trainer's road. With ``--drop`` there is one object for each
+flag that is not passed on.
 
 Where Transformer Engine and a GPU are, everything is upstream's. Elsewhere both roads take the
 same stand-ins for what needs them: the TE-free layers, kernels that are never called, and answers
@@ -17,6 +18,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
 import os
 import sys
@@ -169,7 +171,10 @@ def compared(file: Path, folder: Path, backend: Any, drop: str | None) -> dict[s
     receipt.write_text(make_receipt(plan, recipe))
     ours = build_model(plan, backend=backend)
     words = [word for group in groups if group[0] != drop for word in group]
-    theirs = trainers_model((*words, *RUN), receipt, plan, backend)
+    try:
+        theirs = trainers_model((*words, *RUN), receipt)
+    except Refusal as refusal:
+        return row | {"differences": [f"stopped: {r.asked}; {r.found}" for r in refusal.reasons]}
     return row | {
         "parameters": sum(p.numel() for p in ours.parameters()),
         "keys": len(shapes(ours)),
@@ -181,7 +186,7 @@ def compared(file: Path, folder: Path, backend: Any, drop: str | None) -> dict[s
     }
 
 
-def trainers_model(words: tuple[str, ...], receipt: Path, plan: Any, backend: Any) -> Any:
+def trainers_model(words: tuple[str, ...], receipt: Path) -> Any:
     """The model that upstream's parser, checks and builder make of a command line."""
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training import arguments
@@ -203,27 +208,21 @@ def trainers_model(words: tuple[str, ...], receipt: Path, plan: Any, backend: An
         )
         from megatron.training.models.hybrid import HybridModelBuilder
     except ImportError:
-        return scripts_model(args, plan, backend, groups)
+        return scripts_model(args, groups)
     config = hybrid_config_from_args(args, core_transformer_config_from_args(args))
-    if not plan.seams and backend is not None:
-        config.hybrid_stack_spec = stand_in_stack(plan, backend, config.transformer)
     return HybridModelBuilder(config).build_model(groups)
 
 
-def scripts_model(args: Any, plan: Any, backend: Any, groups: Any) -> Any:
+def scripts_model(args: Any, groups: Any) -> Any:
     """The model as the script of a release builds it whose package has no builder of its own."""
     from megatron.core.models.mamba import MambaModel
     from megatron.core.transformer.spec_utils import import_module
     from megatron.training.arguments import core_transformer_config_from_args
 
     config = core_transformer_config_from_args(args)
-    if plan.seams or backend is None:
-        spec = import_module(args.spec)
-    else:
-        spec = stand_in_stack(plan, backend, config)
     return MambaModel(
         config=config,
-        mamba_stack_spec=spec,
+        mamba_stack_spec=import_module(args.spec),
         vocab_size=args.padded_vocab_size,
         max_sequence_length=args.max_position_embeddings,
         hybrid_layer_pattern=args.hybrid_layer_pattern,
@@ -235,14 +234,6 @@ def scripts_model(args: Any, plan: Any, backend: Any, groups: Any) -> Any:
         rotary_base=args.rotary_base,
         pg_collection=groups,
     )
-
-
-def stand_in_stack(plan: Any, backend: Any, config: Any) -> Any:
-    """The stack of native layers on a machine without upstream's own."""
-    from megatron_seams.runtime.model.build import stack_spec
-    from megatron_seams.runtime.model.prepare import prepare
-
-    return stack_spec(prepare(plan, backend), config)
 
 
 def shapes(model: Any) -> dict[str, Any]:
@@ -287,7 +278,7 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--drop", default=None)
+    parser.add_argument("--drop", action="append")
     parser.add_argument("recipes", nargs="+", type=Path)
     given = parser.parse_args()
     real = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
@@ -297,10 +288,10 @@ def main() -> None:
     world: Callable[[], Any] = one_gpu if real else without_cuda
     chosen = contextlib.nullcontext() if real else replaced_backend(backend)
     with tempfile.TemporaryDirectory() as folder, chosen:
-        for file in given.recipes:
+        for file, drop in itertools.product(given.recipes, given.drop or [None]):
             with world():
-                row = compared(file, Path(folder), backend, given.drop)
-            print(json.dumps(row), flush=True)
+                row = compared(file, Path(folder), backend, drop)
+            print(json.dumps(row | ({"dropped": drop} if drop else {})), flush=True)
 
 
 @contextlib.contextmanager

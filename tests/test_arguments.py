@@ -42,9 +42,11 @@ def test_latent_attention_by_upstreams_own_switch_is_native_and_needs_no_seam(
     made = plan(asked, here[0])
     assert [layer.family for layer in made.layers] == ["mla", "moe", "mla", "mlp"]
     assert "[megatron] multi_latent_attention specialises attention as mla" in made.layers[0].why
-    found = words(asked, here)
-    assert found[:3] == ("--hybrid-layer-pattern", "+E+-", "--multi-latent-attention")
-    assert "--spec" not in found
+    found = native_arguments(made, here[1])
+    assert found.words[:3] == ("--hybrid-layer-pattern", "+E+-", "--multi-latent-attention")
+    assert found.groups[-1] == ("--spec", "megatron_seams.runtime.launch", "stack_spec")
+    assert "the run is held to the receipt" in found.notes[0]
+    assert "without --spec, the trainer builds them without megatron-seams" in found.notes[1]
 
 
 @pytest.mark.parametrize(

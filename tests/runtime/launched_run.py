@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from megatron.core.transformer.spec_utils import import_module
 
+from megatron_seams.errors import Refusal
 from megatron_seams.runtime import compat
 from megatron_seams.runtime.cpu.world import cpu_world
+from megatron_seams.runtime.model.build import build_model
 from megatron_seams.runtime.model.refused import StackRefused
 from megatron_seams.runtime.model.settings import model_settings
 
@@ -33,7 +35,7 @@ def load(receipt):
         return f"{kind}: {error}"
 
 
-def build(spec, pattern, groups, **changes):
+def build(spec, pattern, groups, arguments=None, **changes):
     """Upstream's model as its trainer builds it: from its own configuration and pattern."""
     prepared = spec.params["prepared"]
     plan, backend = prepared.plan, prepared.backend
@@ -45,7 +47,7 @@ def build(spec, pattern, groups, **changes):
         spec,
         hybrid_layer_pattern=pattern,
         pg_collection=groups,
-        **chosen.arguments,
+        **{**chosen.arguments, **(arguments or {})},
     )
 
 
@@ -72,9 +74,30 @@ def built_by_upstream(spec, groups):
 def refused(spec, pattern, groups, **changes):
     try:
         build(spec, pattern, groups, **changes)
-    except StackRefused as error:
+    except (StackRefused, Refusal) as error:
         return str(error)
     return "built"
+
+
+def held_native(spec, groups):
+    """What stops a plan of native layers alone, whose embeddings rotate."""
+    found = {
+        name: refused(spec, "*-*-", groups, arguments=arguments)
+        for name, arguments in {
+            "other positions": {"position_embedding_type": "none"},
+            "another rotary base": {"rotary_base": 10000},
+            "rotated in part": {"rotary_percent": 0.5},
+            "positions interpolated": {"seq_len_interpolation_factor": 2.0},
+            "native, tied": {"share_embeddings_and_output_weights": True},
+        }.items()
+    }
+    found["native, another size"] = refused(spec, "*-*-", groups, hidden_size=64)
+    prepared = spec.params["prepared"]
+    found["native keys"] = sorted(build(spec, "*-*-", groups).state_dict())
+    found["upstream's keys"] = sorted(
+        build_model(prepared.plan, backend=prepared.backend, pg_collection=groups).state_dict()
+    )
+    return found
 
 
 def trained(model):
@@ -134,6 +157,15 @@ def main():
         found["another size"] = refused(spec, "*M*M", groups, hidden_size=64)
         found["other pipeline ranks"] = refused(
             spec, "*M*M", groups, pipeline_model_parallel_size=2
+        )
+        for name, arguments in {
+            "tied embeddings": {"share_embeddings_and_output_weights": True},
+            "another vocabulary": {"vocab_size": 128},
+        }.items():
+            found[name] = refused(spec, "*M*M", groups, arguments=arguments)
+        found |= held_native(load(folder / "native.json"), groups)
+        found["hooks left at the end"] = len(
+            torch.nn.modules.module._global_module_registration_hooks
         )
     (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
 

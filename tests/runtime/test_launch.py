@@ -31,6 +31,10 @@ add_bias_linear = false
 hidden_dropout = 0.0
 attention_dropout = 0.0
 """
+ROTARY = """\
+position_embedding_type = "rope"
+rotary_base = 500000
+"""
 FEATURE = """
 [[features]]
 family = "ngram"
@@ -65,6 +69,10 @@ def found(tmp_path_factory):
         "receipt": RECIPE + FEATURE,
         "missing": RECIPE.replace('"kda"', '"gone"'),
         "other": RECIPE + FEATURE,
+        "native": RECIPE.replace("*K*K", "*-*-").replace(
+            "hidden_dropout",
+            'position_embedding_type = "rope"\nrotary_base = 500000\nhidden_dropout',
+        ),
     }
     for name, text in receipts.items():
         (folder / f"{name}.toml").write_text(text)
@@ -140,10 +148,15 @@ def test_a_copied_and_pickled_spec_builds_the_same_model_in_another_process(foun
     assert found["keys by a copy"] == found["keys"]
 
 
+def test_a_native_plan_is_held_to_its_receipt_and_is_upstreams_own_model(found):
+    assert found["native keys"] == found["upstream's keys"]
+
+
 def test_features_are_attached_before_anything_wraps_the_model(found):
     assert "embedding.bonus.table.weight" in found["keys"]
     assert "decoder.layers.1.memo.table.weight" in found["keys"]
     assert found["hooks left"] == 0
+    assert found["hooks left at the end"] == 0
 
 
 @pytest.mark.parametrize(
@@ -156,6 +169,14 @@ def test_features_are_attached_before_anything_wraps_the_model(found):
         ("another MTP", "the number of MTP depths: 0"),
         ("another size", "[megatron] hidden_size: 32"),
         ("other pipeline ranks", "the number of pipeline ranks: 1"),
+        ("tied embeddings", "share_embeddings_and_output_weights: False"),
+        ("another vocabulary", "the model's vocab_size: 64"),
+        ("other positions", "the model's position_embedding_type: rope"),
+        ("another rotary base", "the model's rotary_base: 500000"),
+        ("rotated in part", "the model's rotary_percent: 1.0"),
+        ("positions interpolated", "the model's seq_len_interpolation_factor: None"),
+        ("native, another size", "[megatron] hidden_size: 32"),
+        ("native, tied", "share_embeddings_and_output_weights: False"),
     ],
 )
 def test_arguments_that_spell_other_layers_than_the_receipt_stop_the_run(found, case, said):

@@ -24,7 +24,7 @@ from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.upstream.settings import NativeSettings
 from megatron_seams.upstream.trainer import Outcome
 
-#: The values of ``--spec`` for a plan with seams: a module, and the name of a stack in it.
+#: The values of ``--spec``: a module, and the name in it of a stack that is held to a receipt.
 SPEC: Final = ("megatron_seams.runtime.launch", "stack_spec")
 
 #: The flag for the layers, and the one that it replaced in 0.17.
@@ -95,13 +95,10 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
     if faults:
         raise Refusal(faults)
     groups = [*layers, *(each.words for each in words), *(each.words for each in settled)]
-    if plan.seams:
-        groups.append(("--spec", *SPEC))
-    elif roads.trainer.native_spec is not None:
-        groups.append(("--spec", *roads.trainer.native_spec))
+    groups.append(("--spec", *SPEC))
     return Arguments(
         groups=tuple(groups),
-        notes=(*_notes(plan), *_notes_on_roads(roads, settled, outcome)),
+        notes=(*_notes(plan, roads), *_notes_on_roads(roads, settled, outcome)),
         needs=needs(roads, outcome),
     )
 
@@ -178,7 +175,7 @@ def _no_flag(plan: Plan, flag: str, settings: NativeSettings) -> NoArgument:
     return NoArgument(asked=f"{name}, for {plan.name}", found=found, next=advice, subject=name)
 
 
-def _notes(plan: Plan) -> Iterator[str]:
+def _notes(plan: Plan, roads: Roads) -> Iterator[str]:
     by_seam: dict[str, list[int]] = {}
     for number, custom in plan.custom_layers().items():
         by_seam.setdefault(custom.seam.name, []).append(number)
@@ -195,10 +192,17 @@ def _notes(plan: Plan) -> Iterator[str]:
             f"feature {feature.family} at {feature.place}, by seam {feature.seam.name} "
             f"({feature.seam.owner}): upstream's FLOP count does not know it"
         )
-    if plan.seams:
+    yield (
+        f"{'the seams and their options travel in' if plan.seams else 'the run is held to'} the "
+        "receipt: keep it in a file and export MEGATRON_SEAMS_RECEIPT=FILE on every rank; a run "
+        "without it stops"
+    )
+    if not plan.seams:
+        native = roads.trainer.native_spec
+        instead = f"with --spec {' '.join(native)}" if native else "without --spec"
         yield (
-            "the seams and their options travel in the receipt: keep it in a file and "
-            "export MEGATRON_SEAMS_RECEIPT=FILE on every rank; a run without it stops"
+            f"every layer is native: {instead}, the trainer builds them without megatron-seams, "
+            "and nothing compares them with the plan"
         )
 
 

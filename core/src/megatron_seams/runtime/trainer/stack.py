@@ -30,6 +30,7 @@ from megatron_seams.runtime.model.prepare import PreparedPlan, prepare
 from megatron_seams.runtime.model.refused import StackRefused
 from megatron_seams.runtime.model.spelled import spelled
 from megatron_seams.runtime.model.stack import SeamHybridStack
+from megatron_seams.runtime.trainer.model_arguments import argument_differences
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -102,7 +103,7 @@ def _prepare(receipt: Path) -> PreparedPlan:
 
 
 class ReceiptStack(SeamHybridStack):
-    """Upstream's stack with a receipt's seams, in a model that upstream's trainer builds.
+    """Upstream's stack with a receipt's layers, in a model that upstream's trainer builds.
 
     Args:
         config: The trainer's configuration.
@@ -140,7 +141,7 @@ class ReceiptStack(SeamHybridStack):
             pp_layer_offset=pp_layer_offset,
             **keywords,
         )
-        _Completion(self, prepared)
+        _Completion(self, prepared, receipt)
 
 
 def _differences(
@@ -179,16 +180,22 @@ def _differences(
         norms = PlannedNorms.of(plan.megatron), PlannedNorms.of(config)
         compared["the norms of queries and keys"] = norms
     return [
-        LaunchInvalid(
-            asked=f"{what}: {wanted}, as receipt {receipt} has it",
-            found=f"this run's arguments say {found}",
-            next="start the run with the native arguments of the receipt's recipe (its pattern is "
-            f"{lowered_pattern(plan)!r})",
-            subject=receipt,
-        )
+        _contradicted(receipt, plan, what, wanted, found)
         for what, (wanted, found) in compared.items()
         if wanted != found
     ]
+
+
+def _contradicted(
+    receipt: str, plan: Plan, what: str, wanted: object, found: object
+) -> LaunchInvalid:
+    return LaunchInvalid(
+        asked=f"{what}: {wanted}, as receipt {receipt} has it",
+        found=f"this run's arguments say {found}",
+        next="start the run with the native arguments of the receipt's recipe (its pattern is "
+        f"{lowered_pattern(plan)!r})",
+        subject=receipt,
+    )
 
 
 def _settings(plan: Plan, config: "TransformerConfig") -> dict[str, tuple[object, object]]:
@@ -208,9 +215,10 @@ class _Completion:
     the wrappers for mixed precision and DDP.
     """
 
-    def __init__(self, stack: nn.Module, prepared: PreparedPlan) -> None:
+    def __init__(self, stack: nn.Module, prepared: PreparedPlan, receipt: str) -> None:
         self._stack: nn.Module | None = stack
         self._prepared = prepared
+        self._receipt = receipt
         self._handle = register_module_module_registration_hook(self._registered)
 
     def _done(self) -> None:
@@ -221,17 +229,29 @@ class _Completion:
             self._handle.remove()
 
     def _registered(self, parent: Any, name: str, child: nn.Module | None) -> None:
-        """Attach the features once the model has its decoder; compare its MTP depths at its end.
+        """Compare a model's arguments and attach its features once it has its decoder.
+
+        Its MTP depths are compared at its end.
 
         Raises:
-            Refusal: The depths are not the plan's, or a feature cannot be attached.
+            Refusal: Arguments or depths are not the plan's, or a feature cannot be attached.
         """
         stack, prepared = self._stack, self._prepared
         if stack is None:
             return
         if child is stack:
-            if not stack.post_process:
+            given = tuple(argument_differences(parent, prepared.plan))
+            if given or not stack.post_process:
                 self._done()
+            if given:
+                raise Refusal(
+                    [
+                        _contradicted(
+                            self._receipt, prepared.plan, f"the model's {name}", wanted, found
+                        )
+                        for name, wanted, found in given
+                    ]
+                )
             if prepared.plan.features:
                 attach_features(parent, prepared, vocab_size=parent.vocab_size, decoder=child)
         elif name == "output_layer" and getattr(parent, "decoder", None) is stack:
