@@ -31,10 +31,35 @@ def test_a_short_run_learns_more_than_byte_frequencies(plan_of, native):
     assert report.learned
     assert report.held_back_loss < report.unigram_entropy - 0.2
     assert 3.0 < report.unigram_entropy < 3.5
+    assert not report.leaks
+    assert report.unigram_entropy - 0.3 < report.causal_bound < report.independent_loss
     shown = out.getvalue()
     assert "4 layers at toy width" in shown
     assert f"{report.held_back_loss:.3f}" in shown
     assert f"{report.unigram_entropy:.3f}" in shown
+    assert f"no causal model below {report.causal_bound:.3f} nats per byte: no leak" in shown
+    assert "next:" not in shown
+
+
+def test_a_layer_that_sees_the_next_byte_reaches_what_no_causal_model_can(plan_of, monkeypatch):
+    from decay.mixer import DecayMixer
+
+    from megatron_seams.runtime.smoke.run import run_smoke
+
+    def forward(mixer, hidden_states, **_):
+        following, _ = mixer.in_proj(hidden_states.roll(-1, dims=0))
+        return mixer.out_proj(following)
+
+    monkeypatch.setattr(DecayMixer, "forward", forward)
+    plan = plan_of("X-X-", seams=("decay",), tokens={"X": "decay"})
+    smoke = Smoke(batch=8, sequence=64, learning_rate=5e-3)
+    out = io.StringIO()
+    report = run_smoke(plan, smoke, None, 40, Console(file=out, width=120))
+    assert report.leaks
+    assert report.independent_loss < report.causal_bound - 0.5
+    shown = out.getvalue()
+    assert f"no causal model below {report.causal_bound:.3f} nats per byte: a layer SEES" in shown
+    assert "next: `pytest --seam decay`, whose rule 'causal'" in shown
 
 
 def test_a_run_repeats_to_the_last_bit(plan_of):

@@ -55,6 +55,25 @@ def test_a_run_that_learns_nothing_is_a_finding(tmp_path):
 
 
 @pytest.mark.megatron
+@pytest.mark.parametrize(("bound", "code"), [(0.0, ExitCode.OK), (99.0, ExitCode.FINDINGS)])
+def test_an_impossible_loss_is_a_finding_with_a_proof_too(bound, code, tmp_path, monkeypatch):
+    import attrs
+
+    from megatron_seams.runtime.smoke import run
+
+    drawn = run.draw_independent
+    monkeypatch.setattr(
+        run,
+        "draw_independent",
+        lambda *args, **given: attrs.evolve(drawn(*args, **given), bound=bound),
+    )
+    command = ["smoke", recipe(tmp_path, "*-"), "--steps", "1", "--save", str(tmp_path / "proof")]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == code, done.output
+    assert ("SEES the bytes" in done.output) == (code != ExitCode.OK)
+
+
+@pytest.mark.megatron
 def test_layers_that_need_a_gpu_are_refused_with_the_reason(tmp_path):
     done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "M*G-")])
     assert done.exit_code == ExitCode.REFUSED

@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from megatron_seams.errors import DataInvalid  # noqa: E402 - after the check for torch
+from megatron_seams.runtime.smoke.bound import CHANCE, draw_independent  # noqa: E402
 from megatron_seams.runtime.smoke.curve import plot  # noqa: E402
 from megatron_seams.runtime.smoke.text import (  # noqa: E402
     draw_windows,
@@ -72,6 +73,33 @@ def test_unigram_entropy_is_that_of_the_frequencies():
     even = torch.tensor([0, 1, 2, 3], dtype=torch.uint8)
     assert unigram_entropy(even) == pytest.approx(math.log(4))
     assert unigram_entropy(torch.zeros(9, dtype=torch.uint8)) == 0.0
+
+
+def test_the_bound_is_the_surprise_of_who_knows_the_frequencies_less_the_margin():
+    text = torch.tensor([0] * 5 + [1] * 3 + [7] * 2, dtype=torch.uint8)
+    drawn = draw_independent(text, count=64, length=33, generator=torch.Generator().manual_seed(3))
+    assert drawn.tokens.shape == (64, 33)
+    assert set(drawn.tokens.unique().tolist()) == {0, 1, 7}
+    logs = torch.tensor([math.log(0.5), math.log(0.3), *[0.0] * 5, math.log(0.2)]).double()
+    predicted = drawn.tokens[:, 1:]
+    best = -float(logs[predicted].mean())
+    assert best == pytest.approx(unigram_entropy(text), abs=0.05)
+    assert drawn.bound == pytest.approx(best + math.log(CHANCE) / predicted.numel())
+    # The past is of no use: the best guess from the byte before, made with hindsight, is above it.
+    pairs = torch.zeros(8, 8).double()
+    pairs.index_put_(
+        (drawn.tokens[:, :-1].flatten(), predicted.flatten()),
+        torch.ones(1).double(),
+        accumulate=True,
+    )
+    given = pairs / pairs.sum(1, keepdim=True).clamp(min=1)
+    hindsight = -float((pairs * given.clamp(min=1e-9).log()).sum() / pairs.sum())
+    assert drawn.bound < hindsight < best
+
+
+def test_of_a_text_of_one_byte_everything_can_be_known():
+    same = torch.full((9,), 65, dtype=torch.uint8)
+    assert draw_independent(same, count=2, length=5, generator=torch.Generator()).bound == 0.0
 
 
 def test_a_curve_has_its_scale_and_its_shape():

@@ -20,6 +20,7 @@ from megatron_seams.runtime.backends.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.cpu.world import cpu_world
 from megatron_seams.runtime.model.build import build_model
 from megatron_seams.runtime.model.next_token import NextTokenBatch
+from megatron_seams.runtime.smoke.bound import draw_independent
 from megatron_seams.runtime.smoke.curve import plot
 from megatron_seams.runtime.smoke.probe import refuse_used, save_proof
 from megatron_seams.runtime.smoke.text import (
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 
 #: Windows of the held-back text that the final loss is taken over.
 _HELD_BACK_WINDOWS: Final = 256
-#: Of these, how many the model takes at a time.
-_HELD_BACK_BATCH: Final = 32
+#: Windows of independent bytes, on which a loss below the bound shows a leak.
+_INDEPENDENT_WINDOWS: Final = 64
+#: Windows that the model takes at a time.
+_BATCH: Final = 32
 #: Windows of the held-back text that a proof keeps with their losses and logits.
 _PROBE_WINDOWS: Final = 4
 #: The bound of the gradient's norm, as in every published recipe.
@@ -68,6 +71,8 @@ class SmokeReport:
         losses: The training loss of each step, nats per byte.
         held_back_loss: The mean loss on text that no step saw, nats per byte.
         unigram_entropy: The lowest loss there of a model that ignores the context, nats per byte.
+        independent_loss: The mean loss on bytes drawn independently of one another, nats per byte.
+        causal_bound: The lowest loss there of a causal model, nats per byte.
         tokens_per_second: The mean speed of the training steps.
         seconds: The training steps' wall time.
     """
@@ -76,6 +81,8 @@ class SmokeReport:
     losses: tuple[float, ...]
     held_back_loss: float
     unigram_entropy: float
+    independent_loss: float
+    causal_bound: float
     tokens_per_second: float
     seconds: float
 
@@ -83,6 +90,11 @@ class SmokeReport:
     def learned(self) -> bool:
         """Whether the model uses the context."""
         return self.held_back_loss < self.unigram_entropy
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the model sees the bytes that it predicts."""
+        return self.independent_loss < self.causal_bound
 
 
 def run_smoke(
@@ -134,18 +146,28 @@ def run_smoke(
         started = time.perf_counter()
         losses = tuple(_train(model, text, smoke, console))
         seconds = time.perf_counter() - started
+        length = smoke.sequence + 1
+        held_back = spread_windows(text.held_back, count=_HELD_BACK_WINDOWS, length=length)
+        independent = draw_independent(
+            text.training,
+            count=_INDEPENDENT_WINDOWS,
+            length=length,
+            generator=torch.Generator().manual_seed(smoke.seed),
+        )
         report = SmokeReport(
             parameters=parameters,
             losses=losses,
-            held_back_loss=_evaluate(model, text, smoke),
+            held_back_loss=_evaluate(model, held_back),
             unigram_entropy=unigram_entropy(text.held_back),
+            independent_loss=_evaluate(model, independent.tokens),
+            causal_bound=independent.bound,
             tokens_per_second=smoke.steps * smoke.batch * smoke.sequence / seconds,
             seconds=seconds,
         )
         if keep is not None:
-            tokens = spread_windows(text.held_back, count=_PROBE_WINDOWS, length=smoke.sequence + 1)
+            tokens = spread_windows(text.held_back, count=_PROBE_WINDOWS, length=length)
             save_proof(keep.folder, model, tokens, settings=settings, receipt=keep.receipt)
-    show_report(report, console)
+    show_report(report, plan, console)
     return report
 
 
@@ -172,8 +194,8 @@ def on_one_rank(plan: Plan) -> Plan:
     )
 
 
-def show_report(report: SmokeReport, console: Console) -> None:
-    """Print the loss curve and the figures."""
+def show_report(report: SmokeReport, plan: Plan, console: Console) -> None:
+    """Print the loss curve, the figures, and the next step where a layer sees the future."""
     verdict = "below" if report.learned else "NOT below"
     console.print("training loss, nats per byte", style="bold")
     console.print(plot(report.losses), markup=False)
@@ -184,6 +206,22 @@ def show_report(report: SmokeReport, console: Console) -> None:
         markup=False,
         style="bold green" if report.learned else "bold red",
     )
+    console.print(
+        f"loss on independent bytes {report.independent_loss:.3f} | no causal model below "
+        f"{report.causal_bound:.3f} nats per byte: "
+        + ("a layer SEES the bytes that it predicts" if report.leaks else "no leak"),
+        markup=False,
+        style="bold red" if report.leaks else None,
+    )
+    if report.leaks:
+        names = sorted(seam.name for seam in plan.seams)
+        kits = " and ".join(f"`pytest --seam {name}`" for name in names)
+        console.print(
+            f"next: {kits}, whose rule 'causal' finds the seam (docs/conformance.md)"
+            if names
+            else "next: compare with another Megatron; the plan has native layers alone",
+            markup=False,
+        )
     console.print(
         f"{len(report.losses)} steps in {report.seconds:.1f} s, "
         f"{report.tokens_per_second:,.0f} tokens/s",
@@ -262,11 +300,11 @@ def _loss(model: "HybridModel", tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _evaluate(model: "HybridModel", text: Text, smoke: Smoke) -> float:
+def _evaluate(model: "HybridModel", windows: Tensor) -> float:
+    """The mean loss over windows [n, s + 1], nats per byte."""
     model.eval()
-    windows = spread_windows(text.held_back, count=_HELD_BACK_WINDOWS, length=smoke.sequence + 1)
     total = 0.0
-    for start in range(0, len(windows), _HELD_BACK_BATCH):
-        batch = windows[start : start + _HELD_BACK_BATCH]
+    for start in range(0, len(windows), _BATCH):
+        batch = windows[start : start + _BATCH]
         total += float(_loss(model, batch)) * len(batch)
     return total / len(windows)
