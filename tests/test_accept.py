@@ -296,12 +296,12 @@ def test_a_receipt_of_schema_1_is_read_and_accepted_into_this_one(tmp_path: Path
     old, _ = read_receipt(file)
     where = environment()
     first = verify(file, where)[0]
-    assert (first.key, first.found) == ("schema", "2")
+    assert (first.key, first.found) == ("schema", "3")
     assert "accept it with a reason" in first.next
     accept(file, where, acceptance())
     assert verify(file, where) == ()
     new, kept = read_receipt(file)
-    assert new["schema"] == 2
+    assert new["schema"] == 3
     assert new["accepted"][0]["previous_digest"] == old["digest"]
     assert [layer["stage"] for layer in new["plan"]["layers"]] == [0, 0, 0, 1, 1]
     assert kept.model.pattern == "M*-|E-/*-"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_seams.base.canonical_json import json_text
 from megatron_seams.errors import (
     NoProvider,
     ReceiptDiffers,
@@ -417,3 +418,32 @@ def test_a_refused_plan_leaves_no_receipt(tmp_path: Path) -> None:
     receipt = tmp_path / "receipt.json"
     registry("resolve", "MQ", "--receipt", receipt, cwd=tmp_path, code=2)
     assert not receipt.exists()
+
+
+@pytest.mark.usefixtures("site")
+def test_a_receipt_of_schema_2_lacks_the_placement_alone_and_verifies(
+    native: NativeSurface, tmp_path: Path
+) -> None:
+    receipt = write(tmp_path / "receipt.json", native)
+    body = json.loads(receipt.read_text())
+    assert body.pop("schema") == 3
+    del body["plan"]["placement"], body["digest"]
+    old = {**body, "schema": 2}
+    receipt.write_text(json_text({**old, "digest": receipt_digest(old)}))
+    assert differences(receipt, native) == []
+
+
+@pytest.mark.usefixtures("site")
+def test_a_native_feature_that_goes_is_a_difference(native: NativeSurface, tmp_path: Path) -> None:
+    model = recipe("MK|MK/M", tokens={"K": "kda"})
+    receipt = write(tmp_path / "receipt.json", native, model)
+    body = json.loads(receipt.read_text())
+    rows = body["plan"]["placement"]
+    rows.remove(next(row for row in rows if row["name"] == "mtp"))
+    del body["digest"]
+    receipt.write_text(json_text({**body, "digest": receipt_digest(body)}))
+    found = keys(differences(receipt, native))
+    assert set(found) == {"native feature mtp"}
+    was, now = found["native feature mtp"]
+    assert was == "nothing"
+    assert now == "at mtp, layers [], [1] of each depth"

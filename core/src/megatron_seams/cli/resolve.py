@@ -23,7 +23,8 @@ from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.planning.plan import Layer, Plan, PlannedFeature, grouped
+from megatron_seams.planning.placement import Placed, placement
+from megatron_seams.planning.plan import Layer, Plan, grouped
 from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.records.plan_json import describe_plan
 from megatron_seams.records.receipt import SCHEMA
@@ -118,16 +119,17 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
     draw_strip(out, pattern.tokens, plan_states(plan), plan.pipeline.stages)
     _draw_stages(out, plan)
     if every_layer:
-        columns = ("layer", "token", "family", "provider", "owner", "why")
         rows = [_row(str(layer.position), (layer,)) for layer in plan.layers]
         rows += [_row(f"MTP {layer.position}", (layer,)) for layer in plan.mtp]
     else:
-        columns = ("count", "token", "family", "provider", "owner", "why")
-        rows = [_group(group, str(len(group))) for group in grouped(plan.layers)]
+        rows = [_group(group, str(len(group)), plan.layers) for group in grouped(plan.layers)]
         rows += [
-            _group(group, f"{len(group)} x {pattern.mtp_depths} MTP") for group in grouped(plan.mtp)
+            _group(group, f"{len(group)} x {pattern.mtp_depths} MTP", plan.mtp)
+            for group in grouped(plan.mtp)
         ]
-    draw_rows(out, columns, [*rows, *map(_feature, plan.features)])
+    rows += [_feature(placed, plan) for placed in placement(plan) if placed.what == "feature"]
+    first = "layer" if every_layer else "count"
+    draw_rows(out, (first, "token", "family", "provider", "owner", "why"), rows)
 
 
 def _draw_stages(out: Console, plan: Plan) -> None:
@@ -146,10 +148,10 @@ def _draw_stages(out: Console, plan: Plan) -> None:
         draw_wrapped(out, f"to run it, {missing.next}", hanging=2)
 
 
-def _group(group: Sequence[Layer], count: str) -> Row:
-    positions = ranges(layer.position for layer in group)
+def _group(group: Sequence[Layer], count: str, beside: Sequence[Layer]) -> Row:
     noun = "layer" if len(group) == 1 else "layers"
-    return attrs.evolve(_row(count, group), below=[f"{noun} {positions}"])
+    where = f"{noun} {ranges(layer.position for layer in group)}"
+    return attrs.evolve(_row(count, group), below=[where + _ranks(group, beside)])
 
 
 def _row(name: str, group: Sequence[Layer]) -> Row:
@@ -160,10 +162,36 @@ def _row(name: str, group: Sequence[Layer]) -> Row:
     )
 
 
-def _feature(feature: PlannedFeature) -> Row:
-    fallback = feature.seam.manifest.upstream.fallback
+def _feature(placed: Placed, plan: Plan) -> Row:
+    """The row of a feature, native or a seam's."""
+    seams = {f"seam {it.seam.name}": it.seam for it in plan.features}
+    seam = seams.get(placed.provider)
+    where = _place(placed) + _ranks([plan.layers[at - 1] for at in placed.layers], plan.layers)
+    if seam is not None:
+        where += f"; upstream fallback {seam.manifest.upstream.fallback}"
+    count = len(placed.layers) or (plan.pattern.mtp_depths if placed.mtp else 1)
     return Row(
-        cells=["1", "-", feature.family, f"seam {feature.seam.name}", feature.seam.owner],
-        prose=[feature.why],
-        below=[f"at {feature.place}; upstream fallback {fallback}"],
+        cells=[str(count), "-", placed.name, placed.provider, placed.owner],
+        prose=[placed.why],
+        below=[where],
     )
+
+
+def _place(placed: Placed) -> str:
+    parts = []
+    if placed.layers:
+        at = "" if placed.at == "decoder" else f"at {placed.at} of "
+        parts.append(f"{at}layers {ranges(placed.layers)}")
+    if placed.mtp:
+        parts.append(f"layers {ranges(placed.mtp)} of each MTP depth")
+    return f"{', '.join(parts) or f'at {placed.at}'}, stage {ranges(placed.stages)}"
+
+
+def _ranks(group: Sequence[Layer], beside: Sequence[Layer]) -> str:
+    """The ranks of layers in the families that their tokens spell, where others have the rest."""
+    texts = []
+    for family in dict.fromkeys(layer.spelled for layer in group):
+        found = [layer.family_rank for layer in group if layer.spelled == family]
+        if len(found) < sum(layer.spelled == family for layer in beside):
+            texts.append(f"; {family} rank{'' if len(found) == 1 else 's'} {ranges(found)}")
+    return "".join(texts)

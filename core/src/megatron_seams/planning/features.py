@@ -8,6 +8,7 @@ import attrs
 from megatron_seams.errors import FeatureInvalid, SeamsError
 from megatron_seams.planning.choices import Choices
 from megatron_seams.planning.plan import PlannedFeature
+from megatron_seams.planning.ranks import layers_at
 from megatron_seams.planning.requests import Requests
 from megatron_seams.recipes.pattern import Pattern
 from megatron_seams.recipes.pipeline import Pipeline
@@ -53,7 +54,7 @@ def place_features(requests: Requests, choices: Choices, pipeline: Pipeline) -> 
         elif isinstance(choice, SeamsError):
             faults.append(choice)
         elif choice is not None and isinstance(choice.provider, Seam):
-            placed = _placed(entry, choice.provider, requests.pattern, pipeline)
+            placed = _placed(entry, choice.provider, requests, pipeline)
             if isinstance(placed, SeamsError):
                 faults.append(placed)
             else:
@@ -62,8 +63,9 @@ def place_features(requests: Requests, choices: Choices, pipeline: Pipeline) -> 
 
 
 def _placed(
-    entry: FeatureEntry, seam: Seam, pattern: Pattern, pipeline: Pipeline
+    entry: FeatureEntry, seam: Seam, requests: Requests, pipeline: Pipeline
 ) -> PlannedFeature | FeatureInvalid:
+    pattern = requests.pattern
     placement = seam.manifest.feature.placement if seam.manifest.feature else ""
     if entry.placement not in (None, placement):
         return _fault(
@@ -71,8 +73,9 @@ def _placed(
             f"{seam.claim} attaches at {placement!r}",
             advice=f'write placement = "{placement}", or leave it out',
         )
-    layers = tuple(sorted(entry.layers))
-    problem = advice = ""
+    layers, problem, advice = _named_layers(entry, requests)
+    if problem:
+        return _fault(entry.family, problem, advice=advice)
     if placement == EMBEDDING and layers:
         problem = f"{seam.claim} attaches at {placement!r}, which no layer is"
         advice = "leave out layers"
@@ -110,6 +113,22 @@ def _placed(
     return PlannedFeature(
         family=entry.family, placement=placement, seam=seam, why="", layers=layers, stages=at
     )
+
+
+def _named_layers(entry: FeatureEntry, requests: Requests) -> tuple[tuple[int, ...], str, str]:
+    """The entry's layers, ascending; or what is wrong with them, and what to do."""
+    pattern, spelled = requests.pattern, requests.spelled
+    if entry.ranks is not None and entry.of is not None:
+        layers, problem = layers_at(entry.ranks, entry.of, pattern, spelled)
+        return tuple(sorted(layers)), problem, "correct ranks and of"
+    layers = tuple(sorted(entry.layers))
+    inside = [at for at in layers if 1 <= at <= pattern.depth]
+    other = [at for at in inside if entry.of not in (None, spelled[pattern.tokens[at - 1]])]
+    if other:
+        found = spelled[pattern.tokens[other[0] - 1]]
+        problem = f"the entry is for layers of {entry.of}; the pattern spells {found} at {other[0]}"
+        return layers, problem, "correct layers or of"
+    return layers, "", ""
 
 
 def _without_ids(layers: Sequence[int], stages: Sequence[int], pattern: Pattern) -> tuple[int, ...]:

@@ -61,6 +61,8 @@ class Layer:
         stage: The 0-based pipeline stage that it is on, also where the pattern has no ``|``.
         rank: The 0-based pipeline rank that has the stage.
         token: The character of the pattern.
+        spelled: The family that its token spells, before the recipe's specialisations.
+        family_rank: The layer's number among those whose tokens spell that family, from 0.
         family: Its family, after the recipe's specialisations.
         provider: Native Megatron or a seam.
         why: The reason for that provider, in one sentence.
@@ -70,6 +72,8 @@ class Layer:
     stage: int
     rank: int
     token: str
+    spelled: str
+    family_rank: int
     family: str
     provider: Provider
     why: str

@@ -7,6 +7,7 @@ import attrs
 
 from megatron_seams.errors import Refusal, SeamsError, SpecialisationInvalid
 from megatron_seams.families import LATENT
+from megatron_seams.planning.ranks import layers_at
 from megatron_seams.recipes.dialect import Dialect, built_in
 from megatron_seams.recipes.pattern import Pattern, parse_pattern
 from megatron_seams.recipes.recipe import FeatureEntry, Recipe
@@ -182,7 +183,13 @@ def _named(
     taken: dict[int, str] = {}
     for number, entry in enumerate(recipe.layers):
         key = f"layers[{number}]"
-        for position in entry.positions:
+        positions = entry.positions or ()
+        if entry.ranks is not None and entry.of is not None:
+            positions, problem = layers_at(entry.ranks, entry.of, pattern, spelled)
+            if problem:
+                asked = f"ranks {list(entry.ranks)} of {entry.of} as {entry.family!r}"
+                faults.append(_invalid(asked, problem, key))
+        for position in positions:
             asked = f"layer {position} as {entry.family!r}"
             if not 1 <= position <= pattern.depth:
                 faults.append(_invalid(asked, f"the layers are 1 to {pattern.depth}", key))

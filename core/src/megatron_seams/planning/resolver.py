@@ -16,6 +16,7 @@ from megatron_seams.planning.constraints import unused_settings, violations
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.features import place_features
 from megatron_seams.planning.plan import Custom, Layer, Plan, Provider
+from megatron_seams.planning.ranks import ranks_of
 from megatron_seams.planning.refusals import explicit_refusals
 from megatron_seams.planning.requests import Requests, read_pattern, read_requests
 from megatron_seams.recipes.pipeline import Pipeline, pipeline_of
@@ -117,6 +118,8 @@ def _decoder(
 ) -> Iterator[Layer]:
     """The decoder's layers, position 1 first."""
     tokens, stages = requests.pattern.tokens, pipeline.stages
+    spelled = [requests.spelled[token] or "" for token in tokens]
+    ranks = ranks_of(spelled)
     family_of = {
         position: family
         for family, request in requests.layers.items()
@@ -133,6 +136,8 @@ def _decoder(
             stage=stages[position - 1],
             rank=pipeline.rank_of(stages[position - 1]),
             token=token,
+            spelled=spelled[position - 1],
+            family_rank=ranks[position - 1],
             family=family,
             provider=providers[family],
             why=f"{because}; {why}" if because else why,
@@ -152,12 +157,16 @@ def _mtp(requests: Requests, choices: Choices, pipeline: Pipeline) -> Iterator[L
     family_of = {
         position: family for family, request in requests.layers.items() for position in request.mtp
     }
+    spelled = [requests.spelled[token] or "" for token in requests.pattern.mtp]
+    ranks = ranks_of(spelled)
     for position, token in enumerate(requests.pattern.mtp, start=1):
         yield Layer(
             position=position,
             stage=last,
             rank=pipeline.rank_of(last),
             token=token,
+            spelled=spelled[position - 1],
+            family_rank=ranks[position - 1],
             family=family_of[position],
             provider=choices.mtp[family_of[position]].provider,
             why="an MTP depth is built from native parts",

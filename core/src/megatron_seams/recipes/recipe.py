@@ -14,6 +14,13 @@ from megatron_seams.recipes.dialect import MEGATRON
 from megatron_seams.recipes.policy import Override, Policy, Preferences
 
 SCHEMA = 1
+_SOME = validators.optional(validators.min_len(1))
+
+
+def _ranks_are_of(ranks: tuple[int, ...] | None, of: str | None) -> None:
+    if ranks is not None and of is None:
+        message = 'ranks count the layers of one family: name it, as in of = "attention"'
+        raise ValueError(message)
 
 
 @attrs.frozen(kw_only=True)
@@ -38,15 +45,27 @@ class LayersEntry:
     """``[[layers]]``: layers of another family than their token's.
 
     Attributes:
-        positions: 1-based global layer numbers.
+        positions: 1-based global layer numbers. Either this or ``ranks``.
+        ranks: Their numbers among the layers whose tokens spell the family ``of``, from 0.
         family: Their family.
         of: The family of their token. If given, an entry for layers of any other is refused, so
             that an edited pattern cannot quietly move the specialisation to other layers.
     """
 
-    positions: tuple[int, ...] = field(validator=validators.min_len(1))
+    positions: tuple[int, ...] | None = field(default=None, validator=_SOME)
+    ranks: tuple[int, ...] | None = field(default=None, validator=_SOME)
     family: str
     of: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Check the keys against one another."""
+        if (self.positions is None) == (self.ranks is None):
+            message = (
+                "exactly one of positions (global layer numbers, from 1) and ranks (numbers within "
+                "the family `of`, from 0) is required"
+            )
+            raise ValueError(message)
+        _ranks_are_of(self.ranks, self.of)
 
 
 @attrs.frozen(kw_only=True)
@@ -56,12 +75,23 @@ class FeatureEntry:
     Attributes:
         family: The feature family.
         placement: ``embedding`` or ``residual``; the seam's own if left out.
-        layers: At ``residual``, the 1-based global numbers of the layers.
+        layers: At ``residual``, the 1-based global numbers of the layers. Either this or ``ranks``.
+        ranks: Their numbers among the layers whose tokens spell the family ``of``, from 0.
+        of: The family of their token. If given, layers of any other are refused.
     """
 
     family: str
     placement: str | None = None
     layers: tuple[int, ...] = ()
+    ranks: tuple[int, ...] | None = field(default=None, validator=_SOME)
+    of: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Check the keys against one another."""
+        if self.layers and self.ranks is not None:
+            message = "layers and ranks say the same in two ways: keep one"
+            raise ValueError(message)
+        _ranks_are_of(self.ranks, self.of)
 
 
 @attrs.frozen(kw_only=True)

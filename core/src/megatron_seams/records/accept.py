@@ -18,7 +18,7 @@ from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan
-from megatron_seams.records.receipt import SCHEMA, body_digest, read_receipt, receipt_text
+from megatron_seams.records.receipt import body_digest, read_receipt, receipt_text
 from megatron_seams.records.request_json import request_of
 from megatron_seams.records.verify import differences, recipe_differences
 
@@ -95,7 +95,7 @@ def _accepted(
         "previous_digest": body["digest"],
         "differences": [_described(difference) for difference in found],
     }
-    if body["schema"] == SCHEMA:
+    if body["schema"] > 1:
         entry["previous_body"] = body_digest(body)
     history = [*body.get("accepted", []), entry]
     return found, receipt_text(plan, request_of(wanted), history)

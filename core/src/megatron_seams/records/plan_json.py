@@ -3,6 +3,7 @@
 from typing import Any
 
 from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.placement import Placed, placement
 from megatron_seams.planning.plan import Custom, Layer, Plan
 from megatron_seams.records.seam_digests import code_digest, manifest_digest
 from megatron_seams.seams.seam import Seam
@@ -41,8 +42,18 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             }
             for feature in plan.features
         ],
+        "placement": [_placed(row) for row in placement(plan)],
         "seams": {seam.name: describe_seam(seam) for seam in plan.seams},
     }
+
+
+def _placed(row: Placed) -> dict[str, Any]:
+    ranks = {family: list(numbers) for family, numbers in row.ranks.items()}
+    numbers = {name: list(getattr(row, name)) for name in ("layers", "mtp", "stages")}
+    texts = {
+        name: getattr(row, name) for name in ("what", "name", "at", "provider", "owner", "why")
+    }
+    return {**texts, **numbers, "ranks": ranks}
 
 
 def describe_seam(seam: Seam) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan, layer_line
 from megatron_seams.records.request_json import recipe_of, request_of
 
-SCHEMA = 2
+SCHEMA = 3
 #: The schemas that are read. Digests of schema 1 were taken in another way, and say nothing now.
-READ = (1, SCHEMA)
+#: Schema 2 has no placement table, and is otherwise the same.
+READ = (1, 2, SCHEMA)
 KIND = "megatron-seams receipt"
 _MAX_BYTES = 256 * 1024 * 1024
 
@@ -101,7 +102,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
     if type(body.get("schema")) is not int or body["schema"] not in READ:
         raise unreadable(
             f"its schema is {body.get('schema')!r}, and this version reads "
-            f"{' and '.join(map(str, READ))}",
+            f"{', '.join(map(str, READ))}",
             f"read it with the release that wrote it ({body.get('planner')}), or {advice}",
         )
     # The digest covers the values. That the text is their canonical spelling covers every byte.

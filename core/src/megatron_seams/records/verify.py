@@ -63,13 +63,15 @@ def recipe_differences(kept: Recipe, recipe: Recipe) -> Iterator[ReceiptDiffers]
 def differences(body: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[ReceiptDiffers]:
     """Every difference between a receipt's plan and another of :func:`describe_plan`."""
     old = body["plan"]
-    if body["schema"] != SCHEMA:
+    if body["schema"] == 1:
         yield _differs("schema", body["schema"], SCHEMA)
     passed = _passed(body)
     for key in sorted({*old, *new} - {*passed}):
         if key in ("layers", "mtp_layers"):
             staged = "pipeline" not in passed
             yield from _layer_differences(key, old.get(key, []), new.get(key, []), staged)
+        elif key == "placement":
+            yield from _placement_differences(old.get(key, []), new.get(key, []))
         else:
             yield from _compare(key, old.get(key), new.get(key), passed)
 
@@ -79,7 +81,7 @@ def _environment_differences(
 ) -> Iterator[ReceiptDiffers]:
     """The differences of Megatron and seams, for a recipe that no longer resolves."""
     surface, old = environment.surface, body["plan"]
-    if body["schema"] != SCHEMA:
+    if body["schema"] == 1:
         yield _differs("schema", body["schema"], SCHEMA)
     megatron = {"version": str(surface.version), "surface_digest": surface.digest}
     installed = {seam.name: seam for seam in environment.discovery.seams}
@@ -90,7 +92,8 @@ def _environment_differences(
 
 def _passed(body: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of a plan that are not compared with a receipt's."""
-    return _INFORMATION if body["schema"] == SCHEMA else (*_INFORMATION, *_SINCE_SCHEMA_1)
+    since = {1: (*_SINCE_SCHEMA_1, "placement"), 2: ("placement",)}
+    return (*_INFORMATION, *since.get(body["schema"], ()))
 
 
 def _compare(path: str, old: Any, new: Any, passed: tuple[str, ...]) -> Iterator[ReceiptDiffers]:
@@ -130,6 +133,23 @@ def _layer_differences(
             groups.setdefault((was, now), []).append(before["position"])
     for (was, now), positions in groups.items():
         yield _differs(path, was, now, tuple(positions))
+
+
+def _placement_differences(
+    old: list[dict[str, Any]], new: list[dict[str, Any]]
+) -> Iterator[ReceiptDiffers]:
+    """The differences of native features; layers and seams are compared by keys of their own."""
+    rows = [
+        {
+            row["name"]: f"at {row['at']}, layers {row['layers']}, {row['mtp']} of each depth"
+            for row in part
+            if (row["what"], row["provider"]) == ("feature", "native")
+        }
+        for part in (old, new)
+    ]
+    for name in sorted({*rows[0], *rows[1]}):
+        if rows[0].get(name) != rows[1].get(name):
+            yield _differs(f"native feature {name}", rows[0].get(name), rows[1].get(name))
 
 
 def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> ReceiptDiffers:

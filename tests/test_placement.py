@@ -1,0 +1,154 @@
+"""The placement table: every layer and feature of a model, by global number and by rank."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from megatron_seams.planning.placement import Placed, placement
+from megatron_seams.recipes.recipe import Recipe
+from megatron_seams.records.plan_json import describe_plan
+from seam_support import Table, environment, make_seam, plan, reasons, recipe
+
+#: NAM56R: which attention layers are sparse, by rank, and by number.
+RANKS = [1, 2, 3, 5, 6, 7, 9, 10, 11]
+NUMBERS = [5, 9, 13, 21, 25, 29, 37, 41, 45]
+RIDER = make_seam("rider", "recurrent")
+MEMORY = make_seam("memory", "engram", placement="residual")
+HASHES = make_seam("hashes", "ngram", placement="embedding")
+WHERE = environment(RIDER, MEMORY, HASHES)
+
+
+def nam56r(**tables: Any) -> Recipe:
+    """NAM56R's layers, with Mamba-2 in M."""
+    model: Table = {
+        "dialect": "nam",
+        "depth": 52,
+        "tokens": {"-": "mlp"},
+        "families": {"attention": "mla"},
+        "layers": [{"ranks": RANKS, "of": "attention", "family": "dsa"}],
+    }
+    return recipe("AEMEAEMEAEMR/A-/A-", **{**model, **tables})
+
+
+def rows(asked: Recipe) -> dict[tuple[str, str], Placed]:
+    return {(row.name, row.at): row for row in placement(plan(asked, WHERE))}
+
+
+def test_layers_by_rank_are_the_layers_by_number() -> None:
+    by_rank = plan(nam56r(), WHERE)
+    numbered = [{"positions": NUMBERS, "of": "attention", "family": "dsa"}]
+    assert by_rank.layers == plan(nam56r(layers=numbered), WHERE).layers
+    assert [it.position for it in by_rank.layers if it.family == "dsa"] == NUMBERS
+
+
+def test_the_whole_of_nam56r_is_accounted_for_by_number_and_by_rank() -> None:
+    memory = {"family": "engram", "ranks": [4, 0], "of": "attention"}
+    found = rows(nam56r(features=[memory]))
+    decoder = [row for row in found.values() if (row.what, row.at) == ("layers", "decoder")]
+    assert sorted(at for row in decoder for at in row.layers) == list(range(1, 53))
+    assert {(row.name, row.provider, len(row.layers)) for row in decoder} == {
+        ("mla", "native", 4),
+        ("dsa", "native", 9),
+        ("moe", "native", 22),
+        ("mamba", "native", 13),
+        ("recurrent", "seam rider", 4),
+    }
+    assert found["dsa", "decoder"].ranks == {"attention": tuple(RANKS)}
+    assert found["mla", "decoder"].ranks == {"attention": (0, 4, 8, 12)}
+    assert found["recurrent", "decoder"].owner == "@acme/layers"
+    assert found["mla", "mtp"].mtp == (1,)
+    assert found["mlp", "mtp"].mtp == (2,)
+    assert found["mtp", "mtp"].why == "2 depths of A-, by the pattern"
+    assert found["dsa_indexer", "decoder"].layers == tuple(NUMBERS)
+    assert found["engram", "residual"].layers == (1, 17)
+    assert found["engram", "residual"].ranks == {"attention": (0, 4)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "layers", "why"),
+    [
+        (
+            {"moe_shared_expert_intermediate_size": 64},
+            "shared_experts",
+            (2, 4),
+            "moe_shared_expert_intermediate_size = 64",
+        ),
+        (
+            {"enable_mhc_connections": True, "mhc_num_residual_streams": 4},
+            "hyper_connections",
+            (1, 2, 3, 4),
+            "enable_mhc_connections = True, mhc_num_residual_streams = 4",
+        ),
+        ({"moe_shared_expert_intermediate_size": 0, "enable_mhc_connections": False}, "", (), ""),
+    ],
+)
+def test_native_features_are_those_that_the_settings_ask_for(
+    settings: Table, name: str, layers: tuple[int, ...], why: str
+) -> None:
+    made = attrs.evolve(plan(recipe("MEME"), WHERE), megatron=settings)
+    found = [row for row in placement(made) if row.what == "feature"]
+    expected = [(name, layers, why, "native")] if name else []
+    assert [(row.name, row.layers, row.why, row.provider) for row in found] == expected
+
+
+def test_a_seam_s_sparse_attention_has_no_native_indexer() -> None:
+    made = plan(recipe("KM", tokens={"K": "kda"}), environment(make_seam()))
+    assert [row.what for row in placement(made)] == ["layers", "layers"]
+
+
+def test_the_table_is_in_the_plan_s_json() -> None:
+    described = describe_plan(plan(nam56r(), WHERE))["placement"]
+    dsa = next(row for row in described if (row["name"], row["what"]) == ("dsa", "layers"))
+    assert (dsa["layers"], dsa["ranks"]) == (NUMBERS, {"attention": RANKS})
+
+
+ASKED: Table = {"family": "dsa", "of": "attention"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({**ASKED, "ranks": [13]}, "the layers of attention have ranks 0 to 12, and no 13"),
+        ({**ASKED, "ranks": [-1]}, "and no -1"),
+        ({**ASKED, "ranks": [1, 1]}, "ranks has a number twice"),
+        ({**ASKED, "ranks": [0], "of": "gdn"}, "no token of the pattern spells gdn"),
+        # The family is the token's, whatever the recipe makes of it.
+        ({**ASKED, "ranks": [0], "of": "mla"}, "no token of the pattern spells mla"),
+    ],
+)
+def test_ranks_that_there_are_not_are_refused(entry: Table, says: str) -> None:
+    (fault,) = reasons(nam56r(layers=[entry]), WHERE)
+    assert fault.key == "layers[0]"
+    assert says in fault.found
+    feature = {**entry, "family": "engram"}
+    (fault,) = reasons(nam56r(features=[feature]), WHERE)
+    assert says in fault.found
+
+
+def test_a_layer_named_by_rank_and_by_number_is_named_twice() -> None:
+    entries = [{**ASKED, "ranks": [1]}, {"positions": [5], "family": "gdn"}]
+    (fault,) = reasons(nam56r(layers=entries), WHERE)
+    assert fault.positions == (5,)
+    assert "another entry makes it 'dsa'" in fault.found
+
+
+def test_layers_of_a_feature_are_held_to_the_family_that_it_names() -> None:
+    memory = {"family": "engram", "layers": [1, 2], "of": "attention"}
+    (fault,) = reasons(nam56r(features=[memory]), WHERE)
+    assert "the pattern spells moe at 2" in fault.found
+
+
+@pytest.mark.parametrize(
+    ("table", "entry", "says"),
+    [
+        ("layers", {"family": "dsa"}, "exactly one of positions"),
+        ("layers", {"family": "dsa", "positions": [1], "ranks": [0], "of": "x"}, "exactly one of"),
+        ("layers", {"family": "dsa", "ranks": [0]}, "name it"),
+        ("features", {"family": "engram", "ranks": [0]}, "name it"),
+        ("features", {"family": "engram", "ranks": [0], "of": "x", "layers": [1]}, "keep one"),
+    ],
+)
+def test_an_entry_names_its_layers_in_one_way(table: str, entry: Table, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        nam56r(**{table: [entry]})
