@@ -28,6 +28,9 @@ using i64 = long long;
 struct alignas(16) Quad {
   float x, y, z, w;
 };
+struct alignas(8) TwoPairs {
+  u32 x, y;
+};
 struct alignas(8) Pair {
   float x, y;
 };
@@ -112,6 +115,7 @@ INLINE int block_index() { return emulator::current->index; }
 INLINE int block_count() { return emulator::blocks_in_all; }
 INLINE char *shared_memory() { return emulator::current->block->memory; }
 
+INLINE void forget(int &) {}
 INLINE float bits(u32 x) {
   float z;
   std::memcpy(&z, &x, 4);
@@ -122,9 +126,7 @@ INLINE u32 bits(float x) {
   std::memcpy(&z, &x, 4);
   return z;
 }
-INLINE float tanh_approximate(float x) { return std::tanh(x); }
-INLINE float exp2_approximate(float x) { return std::exp2(x); }
-INLINE float reciprocal_approximate(float x) { return 1.f / x; }
+INLINE float hyperbolic_tangent(float x) { return std::tanh(x); }
 INLINE float clamp_keeping_nan(float x, float limit) {
   return x > limit ? limit : x < -limit ? -limit : x;
 }
@@ -327,8 +329,7 @@ INLINE void publish(int *to, int x) {
   emulator::yield();
 }
 INLINE int published(const int *from) { return *from; }
-INLINE void fence_blocks() {}
-INLINE void pause() { emulator::yield(); }
+INLINE void pause(int) { emulator::yield(); }
 
 #include M2RNN_KERNEL
 

@@ -13,11 +13,11 @@ WEIGHTS: Final = {
 }
 
 #: Rows of the state that a warp has, and steps that are brought together.
-_ROWS, _GROUP, _HELPERS = 16, 8, 2
-#: Steps between the states that forward keeps.
-INTERVAL: Final = 32
-#: Steps of a segment of backward: the longer, the less is computed twice, and the more memory of
-#: the multiprocessor a block takes.
+_ROWS, _GROUP = 16, 8
+#: Warps beside those that step, forward and back.
+_HELPERS, _HELPERS_BACK = 2, 3
+#: Steps of a segment of backward; forward keeps the state before each. The longer, the less is
+#: kept, and the more memory of the multiprocessor a block takes.
 SEGMENTS: Final = (32, 16, 8)
 #: What a multiprocessor keeps of its shared memory for itself, for each block.
 _RESERVED: Final = 1024
@@ -74,17 +74,17 @@ class Sizes:
         steps = _GROUP * ((2 * self.K + self.V) * 2 + 16)
         ahead = _GROUP * self.warps * 8 * 16
         part = _GROUP * self.warps * 8 * 4 * self.V
-        shared = _laid_out(4 * steps, 2 * ahead, 2 * part)
+        shared = _laid_out(4 * steps, 2 * ahead, 3 * part)
         warps = self.warps + _HELPERS
-        return self._kernel("forward", shared, ("-DM2RNN_EXACT_TANH=false",), warps=warps)
+        return self._kernel("forward", shared, (), warps=warps)
 
     def backward_memory(self, segment: int) -> int:
         """Bytes of shared memory of a block of backward with segments of so many steps."""
-        steps = 2 * INTERVAL * ((2 * self.K + 2 * self.V) * 2 + 16)
+        steps = 2 * segment * ((2 * self.K + 2 * self.V) * 2 + 16)
+        kept = 2 * self.K * self.V * 2
         rows = segment * self.K * self.V * 4
         sums = segment * (2 * self.K + self.warps * (self.V + 8)) * 4
-        marks = max(1, INTERVAL // segment - 1) * self.K * self.V * 4
-        return _laid_out(steps, rows, sums, marks)
+        return _laid_out(steps, kept, 2 * 24, rows, sums, 64 * self.V)
 
     def backward(self, segment: int, *, wants: int, clips: bool, shares: bool) -> Kernel:
         """The kernel of backward.
@@ -97,7 +97,6 @@ class Sizes:
             shares: Whether heads share a head of q or k.
         """
         options: tuple[str, ...] = (
-            "-DM2RNN_EXACT_TANH=false",
             f"-DM2RNN_SEGMENT={segment}",
             f"-DM2RNN_WANTS={wants}",
             f"-DM2RNN_CLIPS={str(clips).lower()}",
@@ -108,8 +107,8 @@ class Sizes:
         if aside:
             # Of three blocks' registers 80 fall to each of eight warps: four of them have use for
             # more, and the others for fewer.
-            options = (*options, "-DM2RNN_CHAIN_REGISTERS=120", "-DM2RNN_OTHER_REGISTERS=40")
-        warps = 2 * self.warps if aside else self.warps + _HELPERS + shares
+            options = (*options, "-DM2RNN_CHAIN_REGISTERS=112", "-DM2RNN_OTHER_REGISTERS=48")
+        warps = 2 * self.warps if aside else self.warps + _HELPERS_BACK + shares
         return self._kernel("backward", shared, options, warps=warps, cooperative=shares)
 
     def _resident(self, shared: int) -> int:

@@ -24,7 +24,7 @@ _STRIDES: Final = ("q_batch", "q_step", "k_batch", "k_step", "v_batch", "v_step"
 _COUNTS: Final = (
     *("batch", "steps", "heads", "documents"),
     *("q_share", "k_share", "v_share", "w_share", "f_share"),
-    *("slots", "ring"),
+    *("every", "slots", "ring"),
 )
 _TENSORS: Final = (
     *("q", "k", "v", "f", "W", "h0", "cumulative", "y", "last", "kept", "dy", "dlast"),

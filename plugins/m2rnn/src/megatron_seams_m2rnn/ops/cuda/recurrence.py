@@ -12,9 +12,9 @@ from torch import Tensor
 from megatron_seams_m2rnn.ops.autograd import Gradients, Wanted, differentiable, zeros_for
 from megatron_seams_m2rnn.ops.contract import Inputs, side_by_side
 from megatron_seams_m2rnn.ops.cuda import library
-from megatron_seams_m2rnn.ops.cuda.kernel import INTERVAL, Kernel
+from megatron_seams_m2rnn.ops.cuda.kernel import Kernel
 from megatron_seams_m2rnn.ops.cuda.library import Call
-from megatron_seams_m2rnn.ops.cuda.rule import backward_plan, machine
+from megatron_seams_m2rnn.ops.cuda.rule import backward_plan, kept_every, machine
 
 #: The steps of a row whose parts of dq and dk are on their way between blocks.
 _RING: Final = 256
@@ -25,8 +25,9 @@ def recurrence(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
     The operands of products are rounded to float16 where they are states, which never leave the
     larger of 1 and their beginning (bfloat16 where that is beyond float16), and to bfloat16 where
-    they are gradients. One state in 32 is kept, whatever the inputs' interval: backward works in
-    the memory of a multiprocessor, whose size does not change.
+    they are gradients. One state in 8, 16 or 32 is kept,
+    as the operand of its product, whatever the inputs' interval: as many steps as backward works
+    on in the memory of a multiprocessor.
     """
     return differentiable(_forward, _backward, inputs)
 
@@ -35,10 +36,15 @@ def _forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]
     x = inputs
     y = x.v.new_empty(x.B, x.S, x.N, x.V)
     last = x.f.new_empty(x.D, x.B, x.N, x.K, x.V)
-    kept = x.f.new_empty(max(0, (x.S - 1) // INTERVAL), x.B, x.N, x.K, x.V) if keep else None
+    has = machine(x.q.device)
+    every = kept_every(x, has)
+    kept = None
+    if keep:  # numbers of 16 bits: float16, or bfloat16 for a state that float16 cannot hold
+        shape = (max(0, (x.S - 1) // every), x.B, x.N, x.K, x.V)
+        kept = x.q.new_empty(shape, dtype=torch.int16)
     if last.numel():
-        kernel = machine(x.q.device).sizes(x).forward()
-        _launch(x, kernel, x.D * x.B * x.N, y=y, last=last, kept=kept)
+        kernel = has.sizes(x).forward()
+        _launch(x, kernel, x.D * x.B * x.N, y=y, last=last, kept=kept, every=every)
     return y, last, kept
 
 
@@ -84,6 +90,7 @@ def _backward(
         ring_q=rings[0],
         ring_k=rings[1],
         progress=progress,
+        every=plan.segment,
         slots=plan.slots,
         ring=ring,
     )
@@ -111,6 +118,7 @@ def _launch(
     kernel: Kernel,
     blocks: int,
     *,
+    every: int,
     slots: int = 0,
     ring: int = 0,
     **tensors: Tensor | None,
@@ -135,6 +143,7 @@ def _launch(
         f_share=x.N // x.f.shape[2],
         **{f"{name}_batch": tensor.stride(0) for name, tensor in rows.items()},
         **{f"{name}_step": tensor.stride(1) for name, tensor in rows.items()},
+        every=every,
         slots=slots,
         ring=ring,
         clip=0.0 if x.clip is None else x.clip,

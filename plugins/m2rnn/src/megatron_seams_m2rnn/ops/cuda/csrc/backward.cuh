@@ -1,10 +1,9 @@
 // Backward: one head a block, which walks through documents from their last steps to their first.
 //
-// Interval by interval of 32 steps, from the state that forward kept: step forward once to have the
-// states before each of its segments; then, segment by segment from the last, step forward again,
-// keeping h and z of each step in shared memory, go back through the steps, and take dW as one
-// product over them. A warp has 16 rows of the state here too, and needs no other rows for any of
-// this. Two more warps bring the inputs and take away what the chain has left for each segment.
+// Segment by segment, from the state before it that forward kept: step forward again, keeping h and z
+// of each step in shared memory, then go back through the steps. A warp has 16 rows of the state here
+// too, and needs no other rows for any of this. Three more warps bring the inputs of the segment that
+// comes next, and take away what the chain has left of the one before.
 //
 // Where heads share a head of q or k, its gradient is a sum over blocks. Each block writes its part
 // of a segment into a ring; one more warp of each block sums, in the order of heads, the parts of
@@ -16,12 +15,17 @@
 
 namespace backward {
 
+constexpr int kHelpers = 3, kThreads = 32 * (kWarps + kHelpers);
 constexpr int kSteps = M2RNN_SEGMENT;  // of a segment
-constexpr int kSegments = kInterval / kSteps;
-constexpr int kReady = 1, kFree = 2, kStaged = 3, kEnd = 4;  // barriers
+// Barriers. A segment's inputs are there (and the next number: of odd turns); there is room for what
+// the chain leaves of it; that is left; the chain alone.
+constexpr int kReady = 1, kFree = 3, kStaged = 4, kEnd = 5;
 constexpr bool kWantsQ = (M2RNN_WANTS)&1, kWantsK = (M2RNN_WANTS)&2, kWantsV = (M2RNN_WANTS)&4,
                kWantsF = (M2RNN_WANTS)&8, kWantsW = (M2RNN_WANTS)&16;
-static_assert(kSteps % kGroup == 0 && kInterval % kSteps == 0 && kInterval == 32, "a segment is some groups");
+static_assert(kSteps % kGroup == 0 && kSteps <= 32, "a segment is some groups, and a warp brings its gates");
+// The loops back and forward are unrolled as far as their registers and the cache of instructions,
+// which several blocks at different places share, allow: measured.
+constexpr int kUnrollBack = kSteps == 8 ? 2 : 4, kUnrollForward = kSteps == 8 ? 2 : 8;
 
 struct alignas(16) Step {
   u16 k[K], q[K], v[V], dy[V];
@@ -37,20 +41,29 @@ struct Sums {
   float dq[K], dk[K], dv[kWarps][V], df[kWarps][8];
 };
 
+// A segment that the chain comes to, as the helpers tell it: so it holds nothing of this itself.
+struct Visit {
+  i64 state;            // where the document's states are, [K, V]
+  int base, low, high;  // where the segment would begin, and its steps that are the document's
+  bool there, begins, ends, kept;  // the walk goes on; the last and the first segment of a document;
+                                   // forward has kept the state before it
+};
+
 struct Shared {
-  alignas(128) Step steps[2][kInterval];
+  alignas(128) Step steps[2][kSteps];  // of this segment and the next
+  alignas(128) u32 before[2][K * V / 2];  // the states that forward kept, as lanes have them
+  alignas(128) Visit visits[2];
   alignas(128) Rows rows[kSteps][kWarps];
   alignas(128) Sums sums[kSteps];
-  // States before all segments but the last, as lanes have them.
-  alignas(128) float marks[kSegments > 1 ? kSegments - 1 : 1][K * V];
+  alignas(128) Rows none;  // zeros
 };
 
 static_assert(sizeof(Shared) == M2RNN_SHARED, "what kernel.py says");
 
-// Where a block is: the document, row and interval that its walk has come to.
+// Where a block is: the document, row and segment that its walk has come to.
 struct Walk {
   const Call *c;
-  int n, slot, item, d, b, start, stop, interval;
+  int n, slot, item, d, b, start, stop, segment;
   bool there;
   INLINE explicit Walk(const Call &call)
       : c(&call), n(block_index() % call.heads), slot(block_index() / call.heads) {
@@ -65,22 +78,24 @@ struct Walk {
     const Document document(*c, d);
     start = document.start;
     stop = document.stop;
-    interval = (stop - 1) / kInterval;  // of an empty document never looked at
+    segment = (stop - 1) / kSteps;  // of an empty document never looked at
   }
   INLINE bool empty() const { return start >= stop; }
-  INLINE bool last() const { return interval == start / kInterval; }
-  // The next interval back, or the last one of the next document that has any.
+  INLINE bool last() const { return segment == start / kSteps; }
+  // The next segment back, or the last one of the next document that has any.
   INLINE void next() {
     if (!empty() && !last())
-      --interval;
+      --segment;
     else
       enter(item + c->slots);
   }
   INLINE void skip_empty() {
     while (there && empty()) enter(item + c->slots);
   }
-  INLINE int low(int s) const { return larger(start, interval * kInterval + s * kSteps); }
-  INLINE int high(int s) const { return smaller(stop, interval * kInterval + (s + 1) * kSteps); }
+  INLINE int base() const { return segment * kSteps; }
+  INLINE int low() const { return larger(start, base()); }
+  INLINE int high() const { return smaller(stop, base() + kSteps); }
+  INLINE bool kept() const { return base() > start; }
   INLINE i64 state() const { return ((i64(d) * c->batch + b) * c->heads + n) * K * V; }
 };
 
@@ -170,14 +185,13 @@ struct Left {
   }
 };
 
-// Steps s0 … s1 of a group forward; where kKeep, h and z of each are left in shared memory.
-template <class P, bool kKeep, bool kWhole>
+// Steps s0 … s1 of a group forward; h and z of each are left in shared memory.
+template <class P, bool kWhole>
 INLINE void forward_group(const Step *steps, Rows (*rows)[kWarps], int s0, int s1,
-                          float (&h)[kColumns][4], const Transition<P> &W, const Lane &l) {
-  Outer outer;
-  outer.load(steps, l);
+                          float (&h)[kColumns][4], const Outer &outer, const Transition<P> &W,
+                          const Lane &l) {
   float kv[kColumns][4];
-  outer(kv, s0, l);
+  outer(kv, s0);
   auto one = [&](int s) {
     const float f = steps[s].f;
     u32 a[kBlocks][4];
@@ -188,20 +202,18 @@ INLINE void forward_group(const Step *steps, Rows (*rows)[kWarps], int s0, int s
 #pragma unroll
       for (int e = 0; e < 4; ++e) x[j][e] = kv[j][e];
     W(x, a);
-    outer(kv, s + 1 < kGroup ? s + 1 : s, l);
-    advance<M2RNN_EXACT_TANH>(h, x, f, 1.f - f);
-    if constexpr (kKeep) {
-      u32 z[kBlocks][4];
-      pack<F16>(z, x);
+    outer(kv, s + 1 < kGroup ? s + 1 : s);
+    advance(h, x, f, 1.f - f);
+    u32 z[kBlocks][4];
+    pack<F16>(z, x);
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-        store_four(rows[s][l.warp].h[i][l.lane], a[i]);
-        store_four(rows[s][l.warp].z[i][l.lane], z[i]);
-      }
+    for (int i = 0; i < kBlocks; ++i) {
+      store_four(rows[s][l.warp].h[i][l.lane], a[i]);
+      store_four(rows[s][l.warp].z[i][l.lane], z[i]);
     }
   };
   if constexpr (kWhole) {
-#pragma unroll
+#pragma unroll kUnrollForward
     for (int s = 0; s < kGroup; ++s) one(s);
   } else {
 #pragma unroll 1
@@ -210,18 +222,22 @@ INLINE void forward_group(const Step *steps, Rows (*rows)[kWarps], int s0, int s
 }
 
 // Steps low … high forward; kHurry where they are worth unrolled code.
-template <class P, bool kKeep, bool kHurry>
+template <class P, bool kHurry>
 INLINE void forward_steps(Shared &m, const Step *steps, int base, int low, int high,
                           float (&h)[kColumns][4], const Transition<P> &W, const Lane &l) {
+  Outer next;
+  next.load(steps + (low / kGroup * kGroup - base), l);
 #pragma unroll 1
   for (int t = low / kGroup * kGroup; t < high; t += kGroup) {
     const int s0 = larger(low - t, 0), s1 = smaller(int(kGroup), high - t);
     const Step *group = steps + (t - base);
-    auto *rows = m.rows + (t - base) % kSteps;
+    const Outer outer = next;
+    if (t + kGroup < high) next.load(group + kGroup, l);
+    auto *rows = m.rows + (t - base);
     if (kHurry && s0 == 0 && s1 == kGroup)
-      forward_group<P, kKeep, kHurry>(group, rows, s0, s1, h, W, l);
+      forward_group<P, kHurry>(group, rows, s0, s1, h, outer, W, l);
     else
-      forward_group<P, kKeep, false>(group, rows, s0, s1, h, W, l);
+      forward_group<P, false>(group, rows, s0, s1, h, outer, W, l);
   }
 }
 
@@ -297,144 +313,134 @@ INLINE void backward_step(const Read &now, Rows &rows, Left &left, Carry &carry,
   }
 }
 
+// dW += h_{t-1}ᵀ dx_t of the warp's rows and one step.
+INLINE void add_weight_gradient(const Rows &rows, Carry &carry, const Lane &l) {
+  // Transposed, the second and the third matrix of an operand change places.
+  const int across = l.lane % 8 + l.lane / 8 % 2 * 16 + l.lane / 16 * 8;
+  u32 h[kBlocks][4], dx[kBlocks][4];
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    load_four_transposed(h[i], rows.h[i][across]);
+    load_four_transposed(dx[i], rows.z[i][l.lane]);
+  }
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) BF16::multiply(carry.dW[i][j], h[i], &dx[j / 2][j % 2 * 2]);
+}
+
 // Steps low … high back, all of a segment.
 template <class P, bool kHurry>
 INLINE void backward_steps(Shared &m, const Step *steps, int base, int low, int high, Carry &carry,
                            const Transition<BF16> &W, const Lane &l, float clip) {
   Read next;
-  Left left;
-  next.load(steps[high - 1 - base], m.rows[(high - 1 - base) % kSteps][l.warp], l);
-  Sums *behind = nullptr;  // of the step that is left to be finished
+  next.load(steps[high - 1 - base], m.rows[high - 1 - base][l.warp], l);
+  // What the step behind has left is finished beside each step. Behind the first one there is none:
+  // what is written for it is written over, and it adds zeros to dW.
+  Left left{};
+  Sums *sums = &m.sums[high - 1 - base];
+  const Rows *rows = &m.none;
 #pragma unroll 1
   for (int t = (high - 1) / kGroup * kGroup; t + kGroup > low; t -= kGroup) {
-    const int s0 = larger(low - t, 0), s1 = smaller(int(kGroup), high - t), first = (t - base) % kSteps;
+    const int s0 = larger(low - t, 0), s1 = smaller(int(kGroup), high - t), first = t - base;
     const Step *group = steps + (t - base);
-    auto one = [&](int s, bool some) {
+    auto one = [&](int s) {
       const Read now = next;
-      // The step before: of the first one of all, itself once more.
-      const int ahead = s > s0 || t > low ? s - 1 : s;
+      const int ahead = s > s0 || t > low ? s - 1 : s;  // of the last step, itself once more
       next.load(group[ahead], m.rows[first + ahead][l.warp], l);
-      if (some) left.finish(m.sums[first + s + 1], l);
+      if constexpr (kWantsW) add_weight_gradient(*rows, carry, l);
+      left.finish(*sums, l);
+      sums = &m.sums[first + s];
+      rows = &m.rows[first + s][l.warp];
       backward_step<P>(now, m.rows[first + s][l.warp], left, carry, W, l, clip);
+      if constexpr (kWantsW) sync_warp();  // what a lane has stored, others load
     };
     if (kHurry && s0 == 0 && s1 == kGroup) {
-#pragma unroll
-      for (int s = kGroup - 1; s >= 0; --s) one(s, s < kGroup - 1 || behind);
+#pragma unroll kUnrollBack
+      for (int s = kGroup - 1; s >= 0; --s) one(s);
     } else {
 #pragma unroll 1
-      for (int s = s1 - 1; s >= s0; --s) one(s, s < s1 - 1 || behind);
-    }
-    behind = &m.sums[first];
-  }
-  left.finish(m.sums[(low - base) % kSteps], l);
-}
-
-// dW += Σ h_{t-1}ᵀ dx_t over the steps first … end of a segment and the warp's rows.
-INLINE void add_weight_gradient(Shared &m, Carry &carry, int first, int end, const Lane &l) {
-  sync_warp();
-#pragma unroll 2
-  for (int step = first; step < end; ++step) {
-    u32 h[kBlocks][4], dx[kBlocks][4];
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      load_four_transposed(h[i], m.rows[step][l.warp].h[i][l.lane]);
-      load_four_transposed(dx[i], m.rows[step][l.warp].z[i][l.lane]);
-    }
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      const u32 a[4] = {h[i][0], h[i][2], h[i][1], h[i][3]};
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) BF16::multiply(carry.dW[i][j], a, &dx[j / 2][j % 2 * 2]);
+      for (int s = s1 - 1; s >= s0; --s) one(s);
     }
   }
+  left.finish(m.sums[low - base], l);
+  if constexpr (kWantsW) add_weight_gradient(*rows, carry, l);
   sync_warp();  // the next segment writes there
 }
 
+// A segment, forward and back.
 template <class P, bool kHurry>
-INLINE void interval(const Call &c, Shared &m, const Walk &walk, Carry &carry, const Transition<P> &W,
-                     const Transition<BF16> &W_back, const Lane &l) {
-  const int base = walk.interval * kInterval;
-  const Step *steps = m.steps[walk.interval % 2];
-  const float clip = float(c.clip);
-  float h[kColumns][4];
-  if (base > walk.start)
-    load_own(h, c.kept + kept_state(c, walk.interval, walk.b, walk.n), l);
+INLINE void segment(const Call &c, Shared &m, int turn, Carry &carry, const Transition<P> &W,
+                    const Transition<BF16> &W_back, const Lane &l) {
+  const Visit &at = m.visits[turn % 2];
+  const Step *steps = m.steps[turn % 2];
+  const int base = at.base, low = at.low, high = at.high;
+  if (at.kept)
+    load_own<P>(carry.h, m.before[turn % 2], l);
   else
-    load_state(h, c.h0 ? c.h0 + walk.state() : nullptr, l);
-  const int s_first = (walk.low(0) - base) / kSteps;
-  const int s_last = (smaller(walk.stop, base + kInterval) - 1 - base) / kSteps;
-  for (int s = s_first; s < s_last; ++s) {
-    store_own(m.marks[s], h, l);
-    forward_steps<P, false, kHurry>(m, steps, base, walk.low(s), walk.high(s), h, W, l);
-  }
-#pragma unroll 1
-  for (int s = s_last; s >= s_first; --s) {
-    const int low = walk.low(s), high = walk.high(s);
-    if (s < s_last) load_own(h, m.marks[s], l);
-    forward_steps<P, true, kHurry>(m, steps, base, low, high, h, W, l);
-    sync_warp();
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) carry.h[j][e] = h[j][e];
-    sync_threads<kFree, kThreads>();
-    backward_steps<P, kHurry>(m, steps, base, low, high, carry, W_back, l, clip);
-    if constexpr (kWantsW)
-      add_weight_gradient(m, carry, (low - base) % kSteps, (high - 1 - base) % kSteps + 1, l);
-    arrive<kStaged, kThreads>();
-  }
+    load_state(carry.h, c.h0 ? c.h0 + at.state : nullptr, l);
+  forward_steps<P, kHurry>(m, steps, base, low, high, carry.h, W, l);
+  sync_warp();
+  sync_threads<kFree, kThreads>();
+  backward_steps<P, kHurry>(m, steps, base, low, high, carry, W_back, l, float(c.clip));
+  if (at.ends && c.dh0) store_state(c.dh0 + at.state, carry.G, l);
+  arrive<kStaged, kThreads>();
 }
 
 // The same of a state that float16 cannot hold: rare, and apart, so that it costs no registers.
-OUTLINED void wide_interval(const Call &c, Shared &m, const Walk &walk, Carry &result) {
+OUTLINED void wide_segment(const Call &c, Shared &m, int turn, Carry &result) {
   const Lane l;
   Transition<BF16> W, W_back;
-  W.load(c.W, walk.n / c.w_share, l, false);
-  W_back.load(c.W, walk.n / c.w_share, l, true);
+  const int head = block_index() % c.heads / c.w_share;
+  W.load(c.W, head, l, false);
+  W_back.load(c.W, head, l, true);
   Carry carry = result;
-  interval<BF16, false>(c, m, walk, carry, W, W_back, l);
+  segment<BF16, false>(c, m, turn, carry, W, W_back, l);
   result = carry;
 }
 
 INLINE void chain(const Call &c, Shared &m, const Lane &l) {
-  Walk walk(c);
   Transition<F16> W;
   Transition<BF16> W_back;
-  const int head = walk.n / c.w_share;
+  const int head = block_index() % c.heads / c.w_share;
   const bool W_fits = W.load(c.W, head, l, false);
   W_back.load(c.W, head, l, true);
   Carry carry;
+  const u32 zeros[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int i = 0; i < kBlocks; ++i)
+  for (int i = 0; i < kBlocks; ++i) {
+    if (l.warp == 0) {
+      store_four(m.none.h[i][l.lane], zeros);
+      store_four(m.none.z[i][l.lane], zeros);
+    }
 #pragma unroll
     for (int j = 0; j < kColumns; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e) carry.dW[i][j][e] = 0.f;
-  while (walk.there) {
-    bool narrow = W_fits;
-    if (c.h0) {
-      load_state(carry.G, c.h0 + walk.state(), l);
-      narrow = narrow && held<F16>(carry.G);
-    }
-    narrow = !any_lane(!narrow);
-    load_state(carry.G, c.dlast ? c.dlast + walk.state() : nullptr, l);
-    float *dh0 = c.dh0 ? c.dh0 + walk.state() : nullptr;
-    const int item = walk.item;
-    while (walk.there && walk.item == item) {
-      if (!walk.empty()) {
-        sync_threads<kReady, kThreads>();
-        if (narrow)
-          interval<F16, true>(c, m, walk, carry, W, W_back, l);
-        else {
-          Carry apart = carry;
-          const Walk here = walk;
-          wide_interval(c, m, here, apart);
-          carry = apart;
-        }
+  }
+  sync_threads<kEnd, 32 * kWarps>();
+  bool narrow = true;
+#pragma unroll 1
+  for (int turn = 0;; ++turn) {
+    turn % 2 ? sync_threads<kReady + 1, kThreads>() : sync_threads<kReady, kThreads>();
+    const Visit &at = m.visits[turn % 2];
+    if (!at.there) break;
+    if (at.begins) {
+      narrow = W_fits;
+      if (c.h0) {
+        load_state(carry.G, c.h0 + at.state, l);
+        narrow = narrow && held<F16>(carry.G);
       }
-      walk.next();
+      narrow = !any_lane(!narrow);
+      load_state(carry.G, c.dlast ? c.dlast + at.state : nullptr, l);
     }
-    if (dh0) store_state(dh0, carry.G, l);
+    if (narrow) {
+      segment<F16, true>(c, m, turn, carry, W, W_back, l);
+    } else {
+      Carry apart = carry;
+      wide_segment(c, m, turn, apart);
+      carry = apart;
+    }
   }
   if constexpr (kWantsW) {
     sync_threads<kEnd, 32 * kWarps>();
@@ -449,7 +455,7 @@ INLINE void chain(const Call &c, Shared &m, const Lane &l) {
           *reinterpret_cast<Pair *>(sums + (l.warp * V + 16 * i + l.g + 8 * half) * V + 8 * j + 2 * l.t) =
               Pair{carry.dW[i][j][2 * half], carry.dW[i][j][2 * half + 1]};
     sync_threads<kEnd, 32 * kWarps>();
-    float *dW = c.dW + (i64(walk.slot) * c.heads + walk.n) * V * V;
+    float *dW = c.dW + i64(block_index()) * V * V;
     for (int e = thread_index(); e < V * V; e += 32 * kWarps) {
       float sum = 0.f;
 #pragma unroll
@@ -484,23 +490,23 @@ struct Gradient {
     if (segment < c.ring) return;
     if (lane < kUnits) {
       const int unit = (segment - c.ring) * kUnits + lane;
-      while (published(summed + unit % share) < unit / share + 1) pause();
+      while (published(summed + unit % share) < unit / share + 1) pause(100);
     }
     sync_warp();
   }
   INLINE void say_written(int segment, int lane) const {
-    fence_blocks();
     sync_warp();
     if (lane == 0) publish(written + rank, segment + 1);
   }
   // Sum the block's units of a segment, steps low … high; `unit` counts those of all segments.
   INLINE void sum(int segment, int &turn, int &done, int b, int base, int low, int high, int lane) const {
+#pragma unroll 1
     for (int part_of = 0; part_of < kUnits; ++part_of) {
       const bool mine = turn == rank;
       turn = turn + 1 == share ? 0 : turn + 1;
       if (!mine) continue;
       for (int other = lane; other < share; other += 32)
-        while (published(written + other) < segment + 1) pause();
+        while (published(written + other) < segment + 1) pause(1000);
       sync_warp();
       const int first = part_of * kUnit + lane * 4;
       Quad sum{0.f, 0.f, 0.f, 0.f};
@@ -512,10 +518,9 @@ struct Gradient {
       }
       const int t = base + first / K;
       if (t >= low && t < high) {
-        u32 *row = reinterpret_cast<u32 *>(
-            to + ((i64(b) * c.steps + t) * (c.heads / share) + head) * K + first % K);
-        row[0] = T::pack(sum.x, sum.y);
-        row[1] = T::pack(sum.z, sum.w);
+        *reinterpret_cast<TwoPairs *>(
+            to + ((i64(b) * c.steps + t) * (c.heads / share) + head) * K + first % K) =
+            TwoPairs{T::pack(sum.x, sum.y), T::pack(sum.z, sum.w)};
       }
       sync_warp();
       if (lane == 0) publish(summed + rank, ++done);
@@ -523,77 +528,125 @@ struct Gradient {
   }
 };
 
-// The two warps that bring inputs and take sums away: one has dq and df, the other dk and dv.
+// The warps that bring inputs and take sums away: one has dq, one dk, one dv and df.
 struct Helper {
   const Call &c;
   Shared &m;
   const int lane, helper;
 
   template <int kSize>
-  INLINE void bring(u16 (Step::*part)[kSize], const u16 *from, i64 step, const Walk &walk) const {
+  INLINE void bring(Step *to, u16 (Step::*part)[kSize], const u16 *from, i64 step,
+                    const Walk &walk) const {
     constexpr int kCopies = kSize / 8;
-    Step *to = m.steps[walk.interval % 2];
-    const int t = walk.interval * kInterval;
-    for (int i = helper * 32 + lane; i < kInterval * kCopies; i += 32 * kHelpers) {
+    const int t = walk.base();
+#pragma unroll 1
+    for (int i = helper * 32 + lane; i < kSteps * kCopies; i += 32 * kHelpers) {
       const int s = i / kCopies, e = i % kCopies * 8;
       const bool so = t + s >= walk.start && t + s < walk.stop;
       copy_sixteen((to[s].*part) + e, from + (so ? t + s : walk.start) * step + e, so);
     }
   }
-  // Ask for an interval's inputs.
-  INLINE void ask(const Walk &walk) const {
+  // Ask for a segment's inputs.
+  INLINE void ask(const Walk &walk, int turn) const {
     if (walk.there) {
-      const int n = walk.n, f_heads = c.heads / c.f_share;
+      Step *to = m.steps[turn % 2];
+      int n = walk.n;
+      forget(n);
+      const int f_heads = c.heads / c.f_share;
       const i64 b = walk.b;
-      bring(&Step::k, c.k + b * c.k_batch + n / c.k_share * K, c.k_step, walk);
-      bring(&Step::q, c.q + b * c.q_batch + n / c.q_share * K, c.q_step, walk);
-      bring(&Step::v, c.v + b * c.v_batch + n / c.v_share * V, c.v_step, walk);
-      bring(&Step::dy, c.dy + (b * c.steps * c.heads + n) * V, i64(c.heads) * V, walk);
-      if (helper == 0) {
-        const int t = walk.interval * kInterval + lane;
+      bring(to, &Step::k, c.k + b * c.k_batch + n / c.k_share * K, c.k_step, walk);
+      bring(to, &Step::q, c.q + b * c.q_batch + n / c.q_share * K, c.q_step, walk);
+      bring(to, &Step::v, c.v + b * c.v_batch + n / c.v_share * V, c.v_step, walk);
+      bring(to, &Step::dy, c.dy + (b * c.steps * c.heads + n) * V, i64(c.heads) * V, walk);
+      if (walk.kept()) {
+        const u32 *from = c.kept + kept_state(c, walk.segment, walk.b, n);
+#pragma unroll 1
+        for (int e = (helper * 32 + lane) * 4; e < K * V / 2; e += 128 * kHelpers)
+          copy_sixteen(m.before[turn % 2] + e, from + e, true);
+      }
+      if (helper == 0 && lane < kSteps) {
+        const int t = walk.base() + lane;
         const bool so = t >= walk.start && t < walk.stop;
-        copy_four(&m.steps[walk.interval % 2][lane].f,
-                  c.f + (b * c.steps + (so ? t : walk.start)) * f_heads + n / c.f_share, so);
+        copy_four(&to[lane].f, c.f + (b * c.steps + (so ? t : walk.start)) * f_heads + n / c.f_share, so);
       }
     }
     commit_copies();
   }
+  // Let the chain have the segment that was asked for last.
+  INLINE void hand_over(const Walk &walk, bool begins, int turn) const {
+    if (helper == 0 && lane == 0) {
+      Visit &visit = m.visits[turn % 2];
+      visit.there = walk.there;
+      visit.begins = begins;
+      if (walk.there) {
+        visit.state = walk.state();
+        visit.base = walk.base();
+        visit.low = walk.low();
+        visit.high = walk.high();
+        visit.ends = walk.last();
+        visit.kept = walk.kept();
+      }
+    }
+    sync_warp();
+    wait_copies<0>();
+    turn % 2 ? arrive<kReady + 1, kThreads>() : arrive<kReady, kThreads>();
+  }
+  // Past documents without steps: the gradient of their last state is that of their first.
+  INLINE void skip_empty(Walk &walk) const {
+    for (; walk.there && walk.empty(); walk.enter(walk.item + c.slots))
+      if (helper == 2 && c.dh0)
+        for (int e = lane * 4; e < K * V; e += 128)
+          *reinterpret_cast<Quad *>(c.dh0 + walk.state() + e) =
+              c.dlast ? *reinterpret_cast<const Quad *>(c.dlast + walk.state() + e) : Quad{0.f, 0.f, 0.f, 0.f};
+  }
   // A segment's dq or dk, of a head of its own or into the ring.
-  INLINE void take(float (Sums::*of)[K], const Gradient &gradient, const Walk &walk, int segment,
-                   int base, int low, int high) const {
-    if (gradient.share > 1) {
-      float *part = gradient.part(segment, gradient.rank);
-      for (int e = lane * 4; e < kSteps * K; e += 128)
-        store_shared_by_blocks(part + e, *reinterpret_cast<const Quad *>((m.sums[e / K].*of) + e % K));
-    } else {
-      for (int e = lane * 2; e < kSteps * K; e += 64) {
-        const int t = base + e / K;
-        if (t < low || t >= high) continue;
-        const Pair two = *reinterpret_cast<const Pair *>((m.sums[e / K].*of) + e % K);
-        *reinterpret_cast<u32 *>(gradient.to + ((i64(walk.b) * c.steps + t) * c.heads + walk.n) * K + e % K) =
-            T::pack(two.x, two.y);
+  INLINE void take(float (Sums::*of)[K], const Gradient &gradient, const Walk &walk, int segment) const {
+    const int base = walk.base(), low = walk.low(), high = walk.high();
+    float *part = gradient.share > 1 ? gradient.part(segment, gradient.rank) + lane * 4 : nullptr;
+    int n = walk.n;
+    forget(n);
+    u16 *to = gradient.to + ((i64(walk.b) * c.steps + base) * c.heads + n) * K;
+    const i64 step = i64(c.heads) * K;
+#pragma unroll 4
+    for (int e = lane * 4; e < kSteps * K; e += 128) {
+      const int s = e / K;
+      const Quad four = *reinterpret_cast<const Quad *>((m.sums[s].*of) + e % K);
+      if (part) {
+        store_shared_by_blocks(part, four);
+        part += 128;
+      } else if (base + s >= low && base + s < high) {
+        *reinterpret_cast<TwoPairs *>(to + s * step + e % K) =
+            TwoPairs{T::pack(four.x, four.y), T::pack(four.z, four.w)};
       }
     }
   }
-  INLINE void take_values(const Walk &walk, int base, int low, int high) const {
-    for (int e = lane * 2; e < kSteps * V; e += 64) {
-      const int t = base + e / V;
-      if (t < low || t >= high) continue;
-      Pair sum{0.f, 0.f};
+  INLINE void take_values(const Walk &walk) const {
+    const int base = walk.base(), low = walk.low(), high = walk.high();
+    int n = walk.n;
+    forget(n);
+    const i64 first = ((i64(walk.b) * c.steps + base) * c.heads + n) * V;
+    const i64 step = i64(c.heads) * V;
+#pragma unroll 1
+    for (int e = lane * 4; e < kSteps * V; e += 128) {
+      const int s = e / V;
+      Quad sum{0.f, 0.f, 0.f, 0.f};
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        const Pair two = *reinterpret_cast<const Pair *>(m.sums[e / V].dv[w] + e % V);
-        sum.x += two.x, sum.y += two.y;
+        const Quad four = *reinterpret_cast<const Quad *>(m.sums[s].dv[w] + e % V);
+        sum.x += four.x, sum.y += four.y, sum.z += four.z, sum.w += four.w;
       }
-      const i64 at = ((i64(walk.b) * c.steps + t) * c.heads + walk.n) * V + e % V;
+      if (base + s < low || base + s >= high) continue;
+      const i64 at = first + s * step + e % V;
       if (c.dv_heads)
-        *reinterpret_cast<Pair *>(c.dv_heads + at) = sum;
+        *reinterpret_cast<Quad *>(c.dv_heads + at) = sum;
       else
-        *reinterpret_cast<u32 *>(c.dv + at) = T::pack(sum.x, sum.y);
+        *reinterpret_cast<TwoPairs *>(c.dv + at) =
+            TwoPairs{T::pack(sum.x, sum.y), T::pack(sum.z, sum.w)};
     }
   }
-  INLINE void take_gates(const Walk &walk, int base, int low, int high) const {
-#pragma unroll
+  INLINE void take_gates(const Walk &walk) const {
+    const int base = walk.base(), low = walk.low(), high = walk.high();
+#pragma unroll 1
     for (int e = lane; e < kSteps * 4; e += 32) {  // four lanes a step
       float sum = 0.f;
 #pragma unroll
@@ -612,41 +665,39 @@ struct Helper {
 INLINE void help(const Call &c, Shared &m) {
   const Helper helper{c, m, thread_index() % 32, thread_index() / 32 - kWarps};
   Walk walk(c);
-  walk.skip_empty();
+  helper.skip_empty(walk);
   const Gradient gradient(c, walk, helper.helper == 0);
-  const bool shares = gradient.share > 1 && (helper.helper == 0 ? kWantsQ : kWantsK);
-  int segment = 0;
-  helper.ask(walk);
+  const bool wanted = helper.helper == 0 ? kWantsQ : helper.helper == 1 && kWantsK;
+  const bool shares = wanted && gradient.share > 1;
+  int segment = 0, turn = 0;
+  helper.ask(walk, turn);
+  helper.hand_over(walk, true, turn);
+#pragma unroll 1
   while (walk.there) {
+    arrive<kFree, kThreads>();
+    // The chain has left the segment before this one, in whose place the next one goes.
     Walk after = walk;
     after.next();
-    after.skip_empty();
-    // Until here the chain has left the interval before this one, in whose place the next one goes,
-    // unless both have the same parity: then it goes there once this one is done.
-    wait_copies<0>();
-    arrive<kReady, kThreads>();
-    const bool apart = after.there && after.interval % 2 != walk.interval % 2;
-    if (apart) helper.ask(after);
-    const int base = walk.interval * kInterval;
-    const int s_first = (walk.low(0) - base) / kSteps;
-    const int s_last = (smaller(walk.stop, base + kInterval) - 1 - base) / kSteps;
-    for (int s = s_last; s >= s_first; --s) {
-      arrive<kFree, kThreads>();
-      // What waits for other blocks is done while the chain is busy.
-      if (shares && segment > 0) gradient.say_written(segment - 1, helper.lane);
-      if (shares) gradient.wait_for_room(segment, helper.lane);
-      sync_threads<kStaged, kThreads>();
-      const int from = base + s * kSteps, low = walk.low(s), high = walk.high(s);
-      if (helper.helper == 0) {
-        if constexpr (kWantsQ) helper.take(&Sums::dq, gradient, walk, segment, from, low, high);
-        if constexpr (kWantsF) helper.take_gates(walk, from, low, high);
-      } else {
-        if constexpr (kWantsK) helper.take(&Sums::dk, gradient, walk, segment, from, low, high);
-        if constexpr (kWantsV) helper.take_values(walk, from, low, high);
-      }
-      ++segment;
+    helper.skip_empty(after);
+    ++turn;
+    helper.ask(after, turn);
+    // What waits for other blocks is done while the chain is busy.
+    if (shares && segment > 0) gradient.say_written(segment - 1, helper.lane);
+    if (shares) gradient.wait_for_room(segment, helper.lane);
+#ifndef M2RNN_CHECKED
+    helper.hand_over(after, after.item != walk.item, turn);
+    sync_threads<kStaged, kThreads>();
+#else  // where all wait, the chain waits here first
+    sync_threads<kStaged, kThreads>();
+    helper.hand_over(after, after.item != walk.item, turn);
+#endif
+    if (helper.helper < 2) {
+      if (wanted) helper.take(helper.helper ? &Sums::dk : &Sums::dq, gradient, walk, segment);
+    } else {
+      if constexpr (kWantsV) helper.take_values(walk);
+      if constexpr (kWantsF) helper.take_gates(walk);
     }
-    if (!apart) helper.ask(after);
+    ++segment;
     walk = after;
   }
   if (shares && segment > 0) gradient.say_written(segment - 1, helper.lane);
@@ -657,17 +708,19 @@ INLINE void gather(const Call &c) {
   const int lane = thread_index() % 32;
   Walk walk(c);
   walk.skip_empty();
-  const Gradient of_q(c, walk, true), of_k(c, walk, false);
-  int segment = 0, turn_q = 0, turn_k = 0, done_q = 0, done_k = 0;
-  while (walk.there) {
-    const int base = walk.interval * kInterval;
-    const int s_first = (walk.low(0) - base) / kSteps;
-    const int s_last = (smaller(walk.stop, base + kInterval) - 1 - base) / kSteps;
-    for (int s = s_last; s >= s_first; --s) {
-      const int from = base + s * kSteps, low = walk.low(s), high = walk.high(s);
-      if (kWantsQ && of_q.share > 1) of_q.sum(segment, turn_q, done_q, walk.b, from, low, high, lane);
-      if (kWantsK && of_k.share > 1) of_k.sum(segment, turn_k, done_k, walk.b, from, low, high, lane);
-      ++segment;
+  // Of q, and of k: whose turn it is to sum the next unit, and how many this block has summed.
+  int segment = 0, turns[2] = {0, 0}, done[2] = {0, 0};
+  for (; walk.there; ++segment) {
+#pragma unroll 1
+    for (int which = 0; which < 2; ++which) {
+      const Gradient gradient(c, walk, which == 0);
+      if (gradient.share == 1 || !(which ? kWantsK : kWantsQ)) continue;
+      int turn = which ? turns[1] : turns[0], sums = which ? done[1] : done[0];
+      gradient.sum(segment, turn, sums, walk.b, walk.base(), walk.low(), walk.high(), lane);
+      turns[0] = which ? turns[0] : turn;
+      turns[1] = which ? turn : turns[1];
+      done[0] = which ? done[0] : sums;
+      done[1] = which ? sums : done[1];
     }
     walk.next();
     walk.skip_empty();
@@ -688,9 +741,9 @@ KERNEL(M2RNN_THREADS, M2RNN_RESIDENT) m2rnn_backward(ARGUMENT Call c) {
 #ifdef M2RNN_OTHER_REGISTERS
     give_registers<M2RNN_OTHER_REGISTERS>();
 #endif
-    if (warp < kWarps + kHelpers)
+    if (warp < kWarps + backward::kHelpers)
       backward::help(c, m);
-    else if (M2RNN_SHARES && warp == kWarps + kHelpers)
+    else if (M2RNN_SHARES && warp == kWarps + backward::kHelpers)
       backward::gather(c);
   }
 }

@@ -12,12 +12,9 @@ using T = M2RNN_T;
 static_assert(K % 16 == 0 && K <= 128 && (V == 16 || V == 32), "a warp has 16 rows of the state");
 
 constexpr int kWarps = K / 16;     // warps that step, 16 rows of the state each
-constexpr int kHelpers = 2;        // warps that bring inputs and take sums away
 constexpr int kGroup = 8;          // steps that are brought together
-constexpr int kInterval = 32;      // steps between the states that forward keeps
 constexpr int kColumns = V / 8;    // fragments of a warp's rows of the state
 constexpr int kBlocks = V / 16;    // pairs of them: operands of a product
-constexpr int kThreads = 32 * (kWarps + kHelpers);
 
 // Element type codes of W.
 struct F32 {
@@ -33,6 +30,7 @@ struct Call {
   i64 q_batch, q_step, k_batch, k_step, v_batch, v_step;  // strides, in elements
   int batch, steps, heads, documents;
   int q_share, k_share, v_share, w_share, f_share;  // heads of the state that a head of an input serves
+  int every;        // steps between the states that forward keeps: a segment of backward
   int slots, ring;  // backward: walks of a head that run at a time; segments that a ring holds
   double clip;
   const u16 *q, *k, *v;  // [B, S, Nx, K or V]: heads and their elements side by side
@@ -42,7 +40,8 @@ struct Call {
   const i64 *cumulative; // [D + 1], or null where the row is one document
   u16 *y;                // [B, S, N, V]
   float *last;           // [D, B, N, K, V]
-  float *kept;           // [(S - 1) / 32, B, N, K V]: states before steps 32, 64, …, as lanes have them
+  u32 *kept;             // [(S - 1) / every, B, N, K V / 2]: states before steps every, 2 every, …,
+                         // as operands of a product, as lanes have them
   const u16 *dy;         // [B, S, N, V]
   const float *dlast;    // [D, B, N, K, V], or null
   u16 *dq, *dk;          // [B, S, Nx, K]
@@ -158,17 +157,20 @@ INLINE void unpack(float (&x)[kColumns][4], const u32 (&a)[kBlocks][4]) {
 // pair of columns and zeros for the others, so that no step sees another one's Inf or NaN.
 struct Outer {
   u32 k[2], v[kColumns];
+  int t;
   template <class Step>
   INLINE void load(const Step *group, const Lane &l) {
     const Step &step = group[l.lane % 8];
+    t = l.t;
+    forget(t);
     load_two_transposed(k, step.k + 16 * l.warp + l.lane / 8 % 2 * 8);
     if constexpr (kColumns == 2)
       load_two_transposed(v, step.v + l.lane / 8 % 2 * 8);
     else
       load_four_transposed(v, step.v + l.lane / 8 * 8);
   }
-  INLINE void operator()(float (&x)[kColumns][4], int s, const Lane &l) const {
-    const u32 mask = l.t == s / 2 ? (s % 2 ? 0xffff0000u : 0x0000ffffu) : 0u;
+  INLINE void operator()(float (&x)[kColumns][4], int s) const {
+    const u32 mask = t == s / 2 ? (s % 2 ? 0xffff0000u : 0x0000ffffu) : 0u;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
@@ -178,29 +180,20 @@ struct Outer {
   }
 };
 
-// tanh: the GPU's own, good to 2⁻¹¹; or by exp, good to a few ulps of 1 and exact at both ends.
-template <bool kExact>
-INLINE float hyperbolic_tangent(float x) {
-  if constexpr (!kExact) return tanh_approximate(x);
-  const float e = exp2_approximate(x * 2.885390081777927f);
-  return 1.f - 2.f * reciprocal_approximate(1.f + e);
-}
-
 // z = tanh(x), h = f h + (1 - f) z; exact at both ends of the gate.
-template <bool kExact>
 INLINE void advance(float (&h)[kColumns][4], float (&x)[kColumns][4], float f, float taken) {
 #pragma unroll
   for (int j = 0; j < kColumns; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      x[j][e] = hyperbolic_tangent<kExact>(x[j][e]);
+      x[j][e] = hyperbolic_tangent(x[j][e]);
       h[j][e] = f * h[j][e] + taken * x[j][e];
     }
 }
 
-// Where the state before an interval begins that forward keeps.
-INLINE i64 kept_state(const Call &c, int interval, int b, int n) {
-  return ((i64(interval - 1) * c.batch + b) * c.heads + n) * K * V;
+// Where the state before a segment begins that forward keeps.
+INLINE i64 kept_state(const Call &c, int segment, int b, int n) {
+  return ((i64(segment - 1) * c.batch + b) * c.heads + n) * (K * V / 2);
 }
 
 // A warp's rows of one state in global memory, [K, V].
@@ -225,19 +218,29 @@ INLINE void store_state(float *state, const float (&x)[kColumns][4], const Lane 
     for (int half = 0; half < 2; ++half)
       *reinterpret_cast<Pair *>(row_of(state, l, j, half)) = Pair{x[j][2 * half], x[j][2 * half + 1]};
 }
-// The same as lanes have it, for the kernels alone.
-INLINE void load_own(float (&x)[kColumns][4], const float *state, const Lane &l) {
+// The same rounded to P, as lanes have it, for the kernels alone.
+struct alignas(16) Fragment {
+  u32 pairs[4];
+};
+template <class P>
+INLINE void load_own(float (&x)[kColumns][4], const u32 *state, const Lane &l) {
+  u32 a[kBlocks][4];
 #pragma unroll
-  for (int j = 0; j < kColumns; ++j) {
-    const Quad four = reinterpret_cast<const Quad *>(state)[(l.warp * kColumns + j) * 32 + l.lane];
-    x[j][0] = four.x, x[j][1] = four.y, x[j][2] = four.z, x[j][3] = four.w;
+  for (int i = 0; i < kBlocks; ++i) {
+    const Fragment own = reinterpret_cast<const Fragment *>(state)[(l.warp * kBlocks + i) * 32 + l.lane];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) a[i][m] = own.pairs[m];
   }
+  unpack<P>(x, a);
 }
-INLINE void store_own(float *state, const float (&x)[kColumns][4], const Lane &l) {
+template <class P>
+INLINE void store_own(u32 *state, const float (&x)[kColumns][4], const Lane &l) {
+  u32 a[kBlocks][4];
+  pack<P>(a, x);
 #pragma unroll
-  for (int j = 0; j < kColumns; ++j)
-    reinterpret_cast<Quad *>(state)[(l.warp * kColumns + j) * 32 + l.lane] =
-        Quad{x[j][0], x[j][1], x[j][2], x[j][3]};
+  for (int i = 0; i < kBlocks; ++i)
+    reinterpret_cast<Fragment *>(state)[(l.warp * kBlocks + i) * 32 + l.lane] =
+        Fragment{a[i][0], a[i][1], a[i][2], a[i][3]};
 }
 template <class P>
 INLINE bool held(const float (&x)[kColumns][4]) {

@@ -9,6 +9,7 @@
 
 namespace forward {
 
+constexpr int kHelpers = 2, kThreads = 32 * (kWarps + kHelpers);
 constexpr int kSlots = 4;  // groups whose inputs are on their way, there, or in use
 constexpr int kGo = 1, kDone = 3;  // and the next number: barriers of odd groups
 constexpr int kOwnSteps = kGroup / kHelpers;
@@ -26,7 +27,7 @@ struct Part {
 struct Shared {
   alignas(128) Step steps[kSlots][kGroup];
   alignas(128) Ahead ahead[2];
-  alignas(128) Part part[2][kGroup][kWarps * 8][4];
+  alignas(128) Part part[3][kGroup][kWarps * 8][4];
 };
 
 static_assert(sizeof(Shared) == M2RNN_SHARED, "what kernel.py says");
@@ -42,17 +43,23 @@ struct Place {
   INLINE i64 state(const Call &c) const { return ((i64(d) * c.batch + b) * c.heads + n) * K * V; }
 };
 
-// One group of steps: those of s0 … s1, all eight where kWhole.
+// Wait until group i is there, and take its k and v.
+INLINE void meet(const Shared &m, Outer &outer, int i, const Lane &l) {
+  i % 2 ? sync_threads<kGo + 1, kThreads>() : sync_threads<kGo, kThreads>();
+  outer.load(m.steps[i % kSlots], l);
+}
+
+// One group of steps: those of s0 … s1, all eight where kWhole. `outer` has its k and v, and then
+// those of the next group, which is met in time for its first step not to wait.
 template <class P, bool kWhole>
-INLINE void step(Shared &m, int group, int s0, int s1, float (&h)[kColumns][4],
+INLINE void step(Shared &m, int i, bool more, int s0, int s1, float (&h)[kColumns][4], Outer &outer,
                  const Transition<P> &W, const Lane &l) {
-  const auto &ahead = m.ahead[group % 2];
-  auto &part = m.part[group % 2];
-  Outer outer;
-  outer.load(m.steps[group % kSlots], l);
+  const auto &ahead = m.ahead[i % 2];
+  auto &part = m.part[i % 3];
+  const Outer here = outer;
   // k vᵀ of a step is taken while the step before it waits for its product.
   float kv[kColumns][4];
-  outer(kv, s0, l);
+  here(kv, s0);
   auto one = [&](int s) {
     const Quad now = ahead[s][l.warp * 8 + l.g];
     u32 a[kBlocks][4];
@@ -63,22 +70,26 @@ INLINE void step(Shared &m, int group, int s0, int s1, float (&h)[kColumns][4],
 #pragma unroll
       for (int e = 0; e < 4; ++e) x[j][e] = kv[j][e];
     W(x, a);
-    outer(kv, s + 1 < kGroup ? s + 1 : s, l);
-    advance<M2RNN_EXACT_TANH>(h, x, now.z, now.w);
+    here(kv, s + 1 < kGroup ? s + 1 : s);
+    advance(h, x, now.z, now.w);
     Part y;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) y.y[2 * j + e] = now.x * h[j][e] + now.y * h[j][e + 2];
 #pragma unroll
-    for (int i = 0; i < V / 16; ++i)
-      reinterpret_cast<Quad *>(&part[s][l.warp * 8 + l.g][l.t])[i] =
-          Quad{y.y[4 * i], y.y[4 * i + 1], y.y[4 * i + 2], y.y[4 * i + 3]};
+    for (int e = 0; e < V / 16; ++e)
+      reinterpret_cast<Quad *>(&part[s][l.warp * 8 + l.g][l.t])[e] =
+          Quad{y.y[4 * e], y.y[4 * e + 1], y.y[4 * e + 2], y.y[4 * e + 3]};
   };
   if constexpr (kWhole) {
 #pragma unroll
-    for (int s = 0; s < kGroup; ++s) one(s);
+    for (int s = 0; s < kGroup; ++s) {
+      if (s == kGroup - 3 && more) meet(m, outer, i + 1, l);
+      one(s);
+    }
   } else {
+    if (more) meet(m, outer, i + 1, l);
 #pragma unroll 1
     for (int s = s0; s < s1; ++s) one(s);
   }
@@ -96,18 +107,22 @@ INLINE void chain(const Call &c, Shared &m, const Lane &l) {
   narrow = !any_lane(!(narrow && held<F16>(h)));
   if (!narrow) W_wide.load(c.W, at.n / c.w_share, l, false);
   const int first = start / kGroup, groups = start < stop ? (stop - 1) / kGroup + 1 - first : 0;
+  Outer outer;
+  if (groups) meet(m, outer, 0, l);
   for (int i = 0; i < groups; ++i) {
     const int t = (first + i) * kGroup;
     const int s0 = larger(start - t, 0), s1 = smaller(int(kGroup), stop - t);
-    if (c.kept && t % kInterval == 0 && t > start)
-      store_own(c.kept + kept_state(c, t / kInterval, at.b, at.n), h, l);
-    i % 2 ? sync_threads<kGo + 1, kThreads>() : sync_threads<kGo, kThreads>();
+    const bool more = i + 1 < groups;
+    if (c.kept && t % c.every == 0 && t > start) {
+      u32 *kept = c.kept + kept_state(c, t / c.every, at.b, at.n);
+      narrow ? store_own<F16>(kept, h, l) : store_own<BF16>(kept, h, l);
+    }
     if (!narrow)
-      step<BF16, false>(m, i, s0, s1, h, W_wide, l);
+      step<BF16, false>(m, i, more, s0, s1, h, outer, W_wide, l);
     else if (s0 == 0 && s1 == kGroup)
-      step<F16, true>(m, i, s0, s1, h, W, l);
+      step<F16, true>(m, i, more, s0, s1, h, outer, W, l);
     else
-      step<F16, false>(m, i, s0, s1, h, W, l);
+      step<F16, false>(m, i, more, s0, s1, h, outer, W, l);
     i % 2 ? arrive<kDone + 1, kThreads>() : arrive<kDone, kThreads>();
   }
   store_state(c.last + at.state(c), h, l);
@@ -176,7 +191,7 @@ struct Helper {
     for (int e = 0; e < V / 4; ++e) y[e] = 0.f;
 #pragma unroll
     for (int pair = half; pair < kWarps * 8; pair += 2) {
-      const Part &part = m.part[i % 2][s][pair][t];
+      const Part &part = m.part[i % 3][s][pair][t];
 #pragma unroll
       for (int e = 0; e < V / 16; ++e) {
         const Quad four = reinterpret_cast<const Quad *>(&part)[e];
@@ -215,11 +230,11 @@ INLINE void help(const Call &c, Shared &m) {
   if (groups > 1) go(1);
   for (int i = 0; i < groups; ++i) {
     i % 2 ? sync_threads<kDone + 1, kThreads>() : sync_threads<kDone, kThreads>();
-    helper.sum(i);
     helper.ask(i + 3, groups);
     wait_copies<1>();  // group i + 2 is there
     sync_warp();
-    if (i + 2 < groups) go(i + 2);
+    if (i + 2 < groups) go(i + 2);  // the sums of two groups behind it are taken: it has room
+    helper.sum(i);
   }
 }
 

@@ -23,6 +23,9 @@ struct alignas(16) Quad {
 struct alignas(8) Pair {
   float x, y;
 };
+struct alignas(8) TwoPairs {  // of 16 bits
+  u32 x, y;
+};
 
 INLINE int thread_index() { return threadIdx.x; }
 INLINE int block_index() { return blockIdx.x; }
@@ -35,22 +38,17 @@ INLINE u32 shared_address(const void *p) {
   return static_cast<u32>(__cvta_generic_to_shared(p));
 }
 
+// Hides from the compiler what x is, so that what follows from it is worked out anew where it is
+// wanted, and not kept in registers that there are not.
+INLINE void forget(int &x) { asm volatile("" : "+r"(x)); }
+
 // Arithmetic.
 INLINE float bits(u32 x) { return __uint_as_float(x); }
 INLINE u32 bits(float x) { return __float_as_uint(x); }
-INLINE float tanh_approximate(float x) {
+// Good to 2⁻¹¹, and exact at both ends.
+INLINE float hyperbolic_tangent(float x) {
   float z;
   asm("tanh.approx.f32 %0, %1;" : "=f"(z) : "f"(x));
-  return z;
-}
-INLINE float exp2_approximate(float x) {
-  float z;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(z) : "f"(x));
-  return z;
-}
-INLINE float reciprocal_approximate(float x) {
-  float z;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(z) : "f"(x));
   return z;
 }
 INLINE float clamp_keeping_nan(float x, float limit) {
@@ -154,9 +152,15 @@ template <int kBarrier, int kThreads>
 INLINE void sync_threads() {
   asm volatile("bar.sync %0, %1;" : : "n"(kBarrier), "n"(kThreads) : "memory");
 }
+// Whoever arrives goes on without waiting. compute-sanitizer's racecheck does not know of that, and
+// reports what the barrier orders: for it, with M2RNN_CHECKED, all wait.
 template <int kBarrier, int kThreads>
 INLINE void arrive() {
+#ifdef M2RNN_CHECKED
+  sync_threads<kBarrier, kThreads>();
+#else
   asm volatile("bar.arrive %0, %1;" : : "n"(kBarrier), "n"(kThreads) : "memory");
+#endif
 }
 
 // Registers that four warps beside each other give up, or take.
@@ -203,14 +207,16 @@ INLINE void store_shared_by_blocks(float *to, const Quad &x) {
                : "l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
                : "memory");
 }
+// A lane publishes what its warp has written before. Whoever reads that reads the rest past the cache
+// of its multiprocessor, and issues no load before the one that it waits for: so it wants no fence,
+// which would empty that cache each time.
 INLINE void publish(int *to, int x) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(to), "r"(x) : "memory");
 }
 INLINE int published(const int *from) {
   int x;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
   return x;
 }
-INLINE void fence_blocks() { __threadfence(); }
-INLINE void pause() { __nanosleep(100); }
+INLINE void pause(int nanoseconds) { __nanosleep(nanoseconds); }
 #endif
