@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import jsonschema
 import pytest
 
-from megatron_seams.base.toml import line_of, with_line
+from megatron_seams.base.toml import lines_of, with_lines
 from megatron_seams.errors import ManifestInvalid, SeamsError, causes
 from megatron_seams.governance.formats import SARIF_SCHEMA, github, sarif
 from megatron_seams.governance.gate import Gate, Verdict
@@ -171,8 +171,8 @@ z = {deep = {er = 1}}
     ],
 )
 def test_the_line_of_a_key_is_where_its_statement_begins(key: str, line: int) -> None:
-    assert line_of(SPREAD.encode(), key) == line
-    assert line_of(SPREAD.replace("\n", "\r\n").encode(), key) == line
+    assert lines_of(SPREAD.encode(), [key]) == {key: line}
+    assert lines_of(SPREAD.replace("\n", "\r\n").encode(), [key]) == {key: line}
 
 
 @pytest.mark.parametrize(
@@ -187,20 +187,20 @@ def test_the_line_of_a_key_is_where_its_statement_begins(key: str, line: int) ->
     ],
 )
 def test_a_file_that_is_no_toml_is_shown_where_reading_stops(data: bytes, line: int) -> None:
-    assert line_of(data, "seam.owner") == line
+    assert lines_of(data, ["seam.owner"]) == {"seam.owner": line}
 
 
 def test_a_line_costs_no_more_than_a_page_of_readings() -> None:
     """The file is given by others, and may be as long as a manifest can be."""
     long = "".join(f"k{number}=1\n" for number in range(5000)).encode()
-    assert line_of(long, "k4999") == 1
-    assert line_of(long[: long.index(b"k300=")], "k299") == 300
+    assert lines_of(long, ["k4999"]) == {"k4999": 1}
+    assert lines_of(long[: long.index(b"k300=")], ["k299"]) == {"k299": 300}
 
 
 def test_a_finding_without_a_file_to_read_stays_as_it_is(tmp_path: Path) -> None:
     for file in (None, str(tmp_path / "seam.toml"), str(tmp_path / "x.whl" / "a" / "seam.toml")):
-        assert with_line(fault(file=file, key="seam.owner")).line is None
-    assert with_line(fault(file="CODEOWNERS", line=3)).line == 3
+        assert with_lines([fault(file=file, key="seam.owner")])[0].line is None
+    assert with_lines([fault(file="CODEOWNERS", line=3)])[0].line == 3
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -282,4 +282,4 @@ def test_every_fault_of_a_manifest_has_a_line(tmp_path: Path) -> None:
     file.write_text(toml(table))
     _, faults = parse_manifest(file.read_bytes(), file=str(file))
     lines = file.read_text().splitlines()
-    assert [with_line(one).line for one in faults] == [1, lines.index("owner = 3") + 1]
+    assert [one.line for one in with_lines(faults)] == [1, lines.index("owner = 3") + 1]

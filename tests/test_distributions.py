@@ -57,7 +57,7 @@ def test_the_entry_points_of_a_group_are_given_in_their_order(
 def test_entry_points_that_cannot_be_read_are_said_to_be_so() -> None:
     found = described(entry_points_txt=f"[{GROUP}]\nkda").entry_points(GROUP)
     assert isinstance(found, str)
-    assert "Error: " in found
+    assert "no list of `name = package`" in found
 
 
 def test_a_damaged_file_that_does_not_mention_the_group_is_no_fault() -> None:

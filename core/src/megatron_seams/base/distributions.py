@@ -5,16 +5,52 @@ and never stops the reading of others: an uninstallation that was interrupted sa
 distributions beside it.
 """
 
+import errno
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import attrs
 import importlib_metadata
 from importlib_metadata import Distribution
+from packaging.version import InvalidVersion, Version
+
+from megatron_seams.base.files import read_file
+
+#: The size of the largest file of metadata that is read; a list of installed files is the longest.
+MAX_BYTES: Final = 32 * 1024 * 1024
+#: A distribution with more entry points of one group is no distribution.
+_MOST_POINTS: Final = 1000
+#: The names that pip takes for those of distributions; `~name` is what it leaves of a removal.
+_NAME: Final = re.compile(r"[A-Z0-9]([A-Z0-9._-]{0,198}[A-Z0-9])?", re.IGNORECASE)
+_LONGEST_VERSION: Final = 100
+
+
+class Metadata(Distribution):
+    """The metadata of a distribution, whose files are read up to a size.
+
+    Args:
+        read: File of the record -> its bytes, None where there is none; raises OSError.
+        root: The folder or archive that the distribution is in.
+    """
+
+    def __init__(self, read: Callable[[str], bytes | None], root: str) -> None:
+        self._read = read
+        self._root = root
+
+    def read_text(self, filename: str) -> str | None:
+        """A file of the record as text; None where there is none."""
+        data = self._read(filename)
+        return None if data is None else data.decode("utf-8")
+
+    def locate_file(self, path: str | os.PathLike[str]) -> Any:
+        """Where a file of the distribution was installed."""
+        return Path(self._root, path)
 
 
 @attrs.frozen(kw_only=True)
@@ -25,11 +61,15 @@ class Installed:
         record: The name of the folder or file that describes it, ``acme_kda-1.0.dist-info``.
         root: The folder that it is installed in.
         distribution: The reader of its metadata, which compares by identity alone.
+        hides: Records of it in later folders, which this one hides from every reader.
+        fault: Why nothing of it can be read, not even where it is.
     """
 
     record: str
     root: str
     distribution: Distribution = attrs.field(eq=False, repr=False)
+    hides: tuple["Installed", ...] = attrs.field(default=(), eq=False, repr=False)
+    fault: str | None = None
 
     @property
     def key(self) -> str:
@@ -53,9 +93,16 @@ class Installed:
             if group not in (self.distribution.read_text("entry_points.txt") or ""):
                 return ()
             found = self.distribution.entry_points
-            return tuple((entry.name, entry.value) for entry in found if entry.group == group)
-        except Exception as error:  # noqa: BLE001 - whatever its reader raises on a damaged file
+            points = tuple(
+                (str(entry.name), str(entry.value)) for entry in found if entry.group == group
+            )
+        except (OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
+        except Exception:  # noqa: BLE001 - whatever its reader raises on a damaged file
+            return "it is no list of `name = package` below the names of groups in brackets"
+        if len(points) > _MOST_POINTS:
+            return f"it has {len(points)} entry points of the group, more than {_MOST_POINTS}"
+        return points
 
     def file(self, path: str) -> Path:
         """Where a file of it was installed, whether or not it is there."""
@@ -65,7 +112,7 @@ class Installed:
         """Its list of installed files, one a line; None without one that can be read."""
         try:
             return self.distribution.read_text("RECORD")
-        except (OSError, ValueError):
+        except Exception:  # noqa: BLE001 - of another finder's distribution it may be anything
             return None
 
     def editable_roots(self) -> list[Path]:
@@ -74,9 +121,24 @@ class Installed:
             record = json.loads(self.distribution.read_text("direct_url.json") or "{}")
             if not record.get("dir_info", {}).get("editable"):
                 return []
-            return [Path(unquote(urlsplit(record["url"]).path))]
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            return []  # a damaged record makes nothing editable
+            path = unquote(urlsplit(record["url"]).path)
+        except Exception:  # noqa: BLE001 - a damaged record makes nothing editable
+            return []
+        return [] if "\0" in path else [Path(path)]
+
+    @property
+    def place(self) -> Path:
+        """The path of its record."""
+        return Path(self.root, self.record)
+
+    def is_newer_than(self, other: "Installed") -> bool:
+        """Whether its version comes after another's; not where either says none."""
+        if self.identity is None or other.identity is None:
+            return False
+        try:
+            return Version(self.identity[1]) > Version(other.identity[1])
+        except (InvalidVersion, ValueError):
+            return False
 
 
 def installed() -> Iterator[Installed]:
@@ -84,27 +146,109 @@ def installed() -> Iterator[Installed]:
 
     A distribution that stands in a later folder of the path again is hidden by the first. Two
     records of one distribution in *one* folder are both given: one of them is stale, and which one
-    cannot be told.
+    cannot be told. What pip leaves of a removal, ``~name``, is none.
     """
     folders: dict[str, Path] = {}
     real: dict[str, Path] = {}  # one folder holds hundreds of distributions
-    seen: set[tuple[str, str]] = set()
-    for found in importlib_metadata.distributions():
-        distribution = cast("Distribution", found)  # the annotation is its protocol
-        # Those of importlib_metadata's own finder have the path of their record. To ask for names
-        # instead would parse the metadata of every distribution.
-        path = getattr(distribution, "_path", None)
-        project = Installed(
-            record=path.name if path else "-".join(_identity(distribution) or ("unknown",)),
-            root=str(distribution.locate_file("")),
-            distribution=distribution,
-        )
+    seen: set[tuple[str, str, Path]] = set()
+    listed: list[Installed] = []
+    hidden: dict[str, list[Installed]] = {}
+    for project in _found():
         if project.root not in real:
-            real[project.root] = Path(project.root).resolve()
+            real[project.root] = _resolved(project.root)
         key, folder = project.key, real[project.root]
-        if folders.setdefault(key, folder) == folder and (key, project.record) not in seen:
-            seen.add((key, project.record))
-            yield project
+        if (key, project.record, folder) in seen:
+            continue
+        seen.add((key, project.record, folder))
+        if folders.setdefault(key, folder) == folder:
+            listed.append(project)
+        else:
+            hidden.setdefault(key, []).append(project)
+    for project in listed:
+        hides = hidden.get(project.key) if hidden else None
+        yield attrs.evolve(project, hides=tuple(hides)) if hides else project
+
+
+def _found() -> Iterator[Installed]:
+    """Every record that the finders of this process give, in their order; one may be damaged."""
+    context = importlib_metadata.DistributionFinder.Context()  # type: ignore[no-untyped-call]
+    for finder in sys.meta_path:
+        name = f"{type(finder).__module__}.{type(finder).__qualname__}"
+        try:
+            find = getattr(finder, "find_distributions", None)
+            records = iter(() if find is None else find(context))
+            # Not a for loop over the records: one that cannot be taken leaves those after it.
+            while (record := next(records, None)) is not None:
+                project = _guarded(record, name)
+                if project is not None:
+                    yield project
+        except Exception as error:  # noqa: BLE001 - a finder is another package's code
+            yield _unread(name, f"the finder {name} raises {_raised(error)}")
+
+
+def _guarded(record: Any, finder: str) -> Installed | None:
+    try:
+        return _project(cast("Distribution", record))  # its annotation is a protocol
+    except Exception as error:  # noqa: BLE001 - likewise
+        return _unread(finder, f"a distribution of the finder {finder} raises {_raised(error)}")
+
+
+def _raised(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error!s:.200}"
+    except Exception:  # noqa: BLE001 - its text is another package's code as well
+        return type(error).__name__
+
+
+def _unread(name: str, fault: str) -> Installed:
+    nothing = Metadata(lambda _: None, "")
+    return Installed(record=name, root="", distribution=nothing, fault=fault)
+
+
+def _project(distribution: Distribution) -> Installed | None:
+    """A distribution of a finder; None where its record is what a removal has left."""
+    # Those of importlib_metadata's own finder have the path of their record. To ask for names
+    # instead would parse the metadata of every distribution.
+    path = getattr(distribution, "_path", None)
+    root = str(distribution.locate_file(""))
+    if path is None:
+        record = "-".join(_identity(distribution) or ("unknown",))
+        return Installed(record=record, root=root, distribution=distribution)
+    stem, dot, kind = path.name.rpartition(".")
+    named = dot and kind.lower() in ("dist-info", "egg-info")
+    if named and not _NAME.fullmatch(stem.partition("-")[0]):
+        return None
+    return Installed(record=path.name, root=root, distribution=Metadata(_reader_below(path), root))
+
+
+def _reader_below(record: Any) -> Callable[[str], bytes | None]:
+    """The reader of a record's files.
+
+    Args:
+        record: The path of the record, on disk or in an archive.
+    """
+
+    def read(name: str) -> bytes | None:
+        file = record.joinpath(name)
+        try:
+            if isinstance(file, Path):
+                return read_file(file, MAX_BYTES)
+            with file.open("rb") as stream:
+                data: bytes = stream.read(MAX_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError):
+            return None
+        if len(data) > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES:,} bytes", str(file))
+        return data
+
+    return read
+
+
+def _resolved(root: str) -> Path:
+    try:
+        return Path(root).resolve()
+    except (OSError, ValueError, RuntimeError):  # a circle of links
+        return Path(root)
 
 
 def named(name: str, projects: Iterable[Installed]) -> Iterator[Installed]:
@@ -122,6 +266,7 @@ def _identity(distribution: Distribution) -> tuple[str, str] | None:
     try:
         metadata = distribution.metadata
         name, version = metadata.get("Name"), metadata.get("Version")
+        known = name and version and len(version) <= _LONGEST_VERSION and _NAME.fullmatch(name)
+        return (str(name), str(version)) if known else None
     except Exception:  # noqa: BLE001 - no metadata, or whatever its reader raises on a damaged one
         return None
-    return (name, version) if name and version else None

@@ -1,6 +1,7 @@
 """Files: replaced as a whole, read up to a limit, and found in a source tree."""
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -129,14 +130,51 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def read_at_most(path: Path, most: int) -> bytes:
-    """The first ``most`` bytes of a file, or all of it if it has fewer.
+def read_file(path: Path, most: int) -> bytes:
+    """The whole of a regular file.
+
+    Every reader of files that somebody else may have written uses this, or :func:`read_at_most`. A
+    pipe would keep its reader waiting for ever, a device may do anything when it is opened, and a
+    file of terabytes costs nothing to make.
+
+    Args:
+        path: The file, or a link to it.
+        most: The size that it may have, in bytes.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, is no regular file, or is larger.
     """
-    with path.open("rb") as stream:
-        return stream.read(most)
+    data = read_at_most(path, most + 1)
+    if len(data) > most:
+        message = f"it has more than {most:,} bytes, the most that is read"
+        raise OSError(errno.EFBIG, message, str(path))
+    return data
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """The first ``most`` bytes of a regular file, or all of it if it has fewer.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
+    try:
+        # Looked at before it is opened, which a device may take for a command; and opened without
+        # waiting, since a pipe may have taken its place in between.
+        _require_regular(path, path.stat().st_mode)
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as stream:
+            _require_regular(path, os.fstat(handle).st_mode)
+            return stream.read(most)
+    except ValueError as error:  # a NUL in the path
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        message = "it is a pipe, a socket or a device; only regular files are read"
+        raise OSError(errno.EINVAL, message, str(path))
 
 
 def files_named(root: Path, name: str) -> Iterator[Path]:

@@ -6,7 +6,7 @@ it is a fault, an unknown key is a fault, every fault is reported, and each name
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
 
 import attrs
 import cattrs
@@ -20,6 +20,11 @@ from cattrs.gen import make_dict_structure_fn, override
 from megatron_seams.base.value_types import KeyNote, WrongTypeError, described, reader_of
 
 T = TypeVar("T")
+
+#: The faults of one table that are named, and the length of a message: whoever wrote the table may
+#: have made thousands.
+_MOST: Final = 50
+_LONGEST: Final = 600
 
 
 @attrs.frozen
@@ -132,7 +137,15 @@ def faults_of(error: BaseException, path: str) -> tuple[KeyFault, ...]:
         error: What was raised.
         path: The dotted key of the value that was read; empty for a whole table.
     """
-    return tuple(sorted(set(_faults(error, path)), key=lambda fault: fault.key))
+    found = sorted(set(_faults(error, path)), key=lambda fault: fault.key)
+    if len(found) > _MOST:
+        left = f"{len(found) - _MOST} further keys do not fit, {found[_MOST].key:.60} the first"
+        found = [*found[:_MOST], KeyFault(path, left)]
+    return tuple(found)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _faults(error: BaseException, path: str) -> Iterator[KeyFault]:
@@ -142,11 +155,11 @@ def _faults(error: BaseException, path: str) -> Iterator[KeyFault]:
     elif isinstance(error, ForbiddenExtraKeysError):
         known = ", ".join(key_of(field.name) for field in attrs.fields(error.cl))
         for key in sorted(error.extra_fields):
-            yield KeyFault(f"{path}.{key}".strip("."), f"unknown key; known here: {known}")
+            yield KeyFault(_shown(f"{path}.{key}".strip(".")), f"unknown key; known here: {known}")
     elif isinstance(error, KeyError):
         yield KeyFault(f"{path}.{error.args[0]}".strip("."), "required, and missing")
     else:
-        yield KeyFault(path, str(error) or type(error).__name__)
+        yield KeyFault(_shown(path), _shown(str(error) or type(error).__name__))
 
 
 def _parts(error: cattrs.BaseValidationError) -> Iterator[tuple[BaseException, str]]:

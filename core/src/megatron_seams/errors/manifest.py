@@ -8,7 +8,9 @@ class ManifestError(SeamsError):
 
 
 class EntryPointInvalid(ManifestError):
-    """An entry point that does not name a package, or whose name is not the seam's own."""
+    """An entry point that does not name a package, or whose name is not the seam's own; a record of
+    a distribution that cannot be read, or hides the one that has the seam.
+    """
 
     code = "SEAM-D01"
 
@@ -20,7 +22,9 @@ class ManifestMissing(ManifestError):
 
 
 class ManifestUnreadable(ManifestError):
-    """A ``seam.toml`` that is not UTF-8, not TOML, too large, or outside its own package."""
+    """A ``seam.toml`` that is not UTF-8, not TOML, too large, no regular file, or outside its own
+    package; or a seam whose files make every reader fail.
+    """
 
     code = "SEAM-D03"
 

@@ -14,6 +14,7 @@ import attrs
 from pathspec.patterns.gitignore import GitIgnorePatternError
 from pathspec.patterns.gitignore.basic import GitIgnoreBasicPattern
 
+from megatron_seams.base.files import read_at_most
 from megatron_seams.errors import CodeownersInvalid, Refusal
 
 #: The places where GitHub looks, in its order; it reads the first file that exists, and no other.
@@ -95,9 +96,9 @@ def read_codeowners(file: Path, *, root: Path | None = None) -> Codeowners:
         Refusal: The file is missing, not UTF-8, or larger than GitHub loads.
     """
     try:
-        data = file.read_bytes()
+        data = read_at_most(file, MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise _unreadable(file, f"{len(data)} bytes; GitHub loads at most {MAX_BYTES}")
+            raise _unreadable(file, f"GitHub loads at most {MAX_BYTES} bytes, and it has more")
         text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise _unreadable(file, str(error)) from error

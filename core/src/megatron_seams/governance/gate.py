@@ -6,14 +6,15 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.base.toml import with_line
+from megatron_seams.base.files import read_file
+from megatron_seams.base.toml import with_lines
 from megatron_seams.errors import ExitCode, SeamsError
 from megatron_seams.governance.codeowners import Codeowners
 from megatron_seams.governance.ownership import seam_folders, source_of
 from megatron_seams.governance.rules import RULES, Case, Verdict
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
-from megatron_seams.seams.manifest import MANIFEST
+from megatron_seams.seams.manifest import MANIFEST, MAX_BYTES
 
 SCHEMA: Final = 1
 
@@ -72,10 +73,11 @@ def check(
         today=today or datetime.date.today(),
         whole=whole,
     )
+    judged = [verdict for rule in RULES for verdict in rule(case)]
+    findings = with_lines(_at_source(verdict.finding, case) for verdict in judged)
     verdicts = [
-        attrs.evolve(verdict, finding=with_line(_at_source(verdict.finding, case)))
-        for rule in RULES
-        for verdict in rule(case)
+        attrs.evolve(verdict, finding=finding)
+        for verdict, finding in zip(judged, findings, strict=True)
     ]
     return Gate(verdicts=tuple(sorted(verdicts, key=lambda one: one.severity != "error")))
 
@@ -88,6 +90,10 @@ def _at_source(finding: SeamsError, case: Case) -> SeamsError:
         return finding
     for folder in source_of(seam, case.folders):
         file = folder / MANIFEST
-        if hashlib.sha256(file.read_bytes()).hexdigest() == seam.manifest_digest:
-            return attrs.evolve(finding, file=str(folder / MANIFEST))
+        try:
+            data = read_file(file, MAX_BYTES)
+        except OSError:  # it was a manifest when the tree was searched
+            continue
+        if hashlib.sha256(data).hexdigest() == seam.manifest_digest:
+            return attrs.evolve(finding, file=str(file))
     return finding

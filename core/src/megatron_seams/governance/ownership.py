@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from megatron_seams.base.files import files_below, files_named, read_at_most
+from megatron_seams.base.files import files_below, files_named, read_file
 from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.errors import (
     CodeownersInvalid,
@@ -28,7 +28,7 @@ def seam_folders(root: Path) -> Mapping[str, tuple[Path, ...]]:
     found: dict[str, tuple[Path, ...]] = {}
     for file in files_named(root, MANIFEST):
         try:
-            name = read_toml(read_at_most(file, MAX_BYTES))["seam"]["name"]
+            name = read_toml(read_file(file, MAX_BYTES))["seam"]["name"]
         except (OSError, TomlError, KeyError, TypeError):
             continue  # discovery reports the faults of a manifest
         if isinstance(name, str):

@@ -1,8 +1,9 @@
 """The environment that a plan is made in: one Megatron and the installed seams, read once."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 from packaging.version import Version
@@ -17,8 +18,10 @@ from megatron_seams.seams.manifest import MANIFEST
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.locate import importable_megatron, megatron_missing, open_megatron
 from megatron_seams.upstream.settings import NativeSettings, read_settings
-from megatron_seams.upstream.source import MegatronSource
+from megatron_seams.upstream.source import MegatronSource, unknown_shape
 from megatron_seams.upstream.surface import NativeSurface, read_surface
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +68,7 @@ class Environment:
 
     @functools.cached_property
     def _settings(self) -> NativeSettings:
-        return read_settings(self.source) if self.source else NativeSettings()
+        return _understood(read_settings, self.source) if self.source else NativeSettings()
 
     def superseded_by(self, seam: Seam) -> str | None:
         """The symbol, field or flag of this Megatron that retires ``seam``, in words, or None."""
@@ -105,6 +108,21 @@ class Environment:
         )
 
 
+def _understood(read: Callable[[MegatronSource], T], source: MegatronSource) -> T:
+    """What a reader of Megatron's source makes of it; whatever it raises is a SurfaceUnknown.
+
+    Raises:
+        SurfaceUnknown: The source is of a shape that this reader does not know.
+    """
+    try:
+        return read(source)
+    except SeamsError:
+        raise
+    except Exception as error:  # the source may be anything, and no reader knows everything
+        found = f"reading it fails with {type(error).__name__}: {error!s:.200}"
+        raise unknown_shape(source.origin, found) from error
+
+
 def read_environment(
     megatron: Path | str | None = None, *, discovery: Discovery | None = None
 ) -> Environment:
@@ -135,7 +153,7 @@ def read_environment(
     if source is None:
         return attrs.evolve(found, faults=(megatron_missing(),))
     try:
-        surface = read_surface(source)
+        surface = _understood(read_surface, source)
     except SurfaceUnknown as fault:
         return attrs.evolve(found, surface=NativeSurface(origin=source.origin), faults=(fault,))
     claimed = {seam.manifest.upstream.symbol_name for seam in found.discovery.seams}

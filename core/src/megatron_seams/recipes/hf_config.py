@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import attrs
 
+from megatron_seams.base.files import read_file
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.recipes.dialect import MEGATRON
 from megatron_seams.recipes.hf_architectures import (
@@ -27,6 +28,7 @@ from megatron_seams.recipes.hf_sizes import read_sizes, uncarried
 from megatron_seams.recipes.hf_values import Values
 from megatron_seams.recipes.recipe import SCHEMA, DialectTable, Model, Recipe
 
+_MAX_BYTES: Final = 16 * 1024 * 1024
 #: How deep a language model's part may lie in a configuration of several models.
 _NESTED: Final = 3
 
@@ -102,7 +104,7 @@ FAMILIES: Final = MEGATRON.tokens
 def _json(path: Path) -> Mapping[str, Any]:
     """The object that a JSON file spells; a byte-order mark is passed over."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(read_file(path, _MAX_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise Refusal(
             [_fault(path, str(error), "correct the file; it is JSON in UTF-8")]

@@ -9,12 +9,13 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.base.canonical_json import json_digest, json_text
-from megatron_seams.base.files import replace_text
+from megatron_seams.base.files import read_file, replace_text
 from megatron_seams.errors import ProofUnreadable
 
 SCHEMA: Final = 1
 KIND: Final = "megatron-seams proof"
 
+_MAX_BYTES: Final = 16 * 1024 * 1024
 #: The file that lists the others; without it a folder is no proof.
 INDEX: Final = "proof.json"
 RECEIPT: Final = "receipt.json"
@@ -83,7 +84,7 @@ def read_proof(folder: Path) -> Proof:
         )
 
     try:
-        body = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        body = json.loads(read_file(folder / INDEX, _MAX_BYTES).decode("utf-8"))
         if not isinstance(body, dict) or (body.get("kind"), body.get("schema")) != (KIND, SCHEMA):
             raise unreadable(f"it is not a {KIND} of schema {SCHEMA}")
         proof = Proof(
@@ -107,8 +108,9 @@ def read_proof(folder: Path) -> Proof:
 def _digests(folder: Path) -> dict[str, str]:
     """Path inside the folder -> SHA-256, for every file but the index and later reports."""
     parts = [folder / RECEIPT, folder / PROBE, *sorted((folder / CHECKPOINT).rglob("*"))]
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in parts
-        if file.is_file()
-    }
+    return {file.relative_to(folder).as_posix(): _digest(file) for file in parts if file.is_file()}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

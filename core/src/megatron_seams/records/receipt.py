@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_seams._version import __version__
 from megatron_seams.base.canonical_json import json_digest, json_text
+from megatron_seams.base.files import read_file
 from megatron_seams.errors import ReceiptUnreadable
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
@@ -21,7 +22,8 @@ SCHEMA = 3
 #: Schema 2 has no placement table, and is otherwise the same.
 READ = (1, 2, SCHEMA)
 KIND = "megatron-seams receipt"
-_MAX_BYTES = 256 * 1024 * 1024
+#: A thousand layers and as many acceptances take a few.
+_MAX_BYTES = 32 * 1024 * 1024
 
 
 def make_receipt(plan: Plan, recipe: Recipe) -> str:
@@ -90,10 +92,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
 
     advice = "write it anew from its recipe"
     try:
-        data = path.read_bytes()
-        if len(data) > _MAX_BYTES:
-            raise unreadable(f"{len(data)} bytes", advice)
-        text = data.decode("utf-8")
+        text = read_file(path, _MAX_BYTES).decode("utf-8")
         body = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(str(error), advice) from error

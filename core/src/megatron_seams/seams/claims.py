@@ -8,8 +8,9 @@ run.
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 
@@ -25,8 +26,12 @@ from megatron_seams.errors import (
 from megatron_seams.seams.manifest import MANIFEST, MAX_BYTES, Manifest, parse_manifest
 from megatron_seams.seams.seam import BrokenSeam, Seam
 
+T = TypeVar("T")
+
 #: The group of entry points.
 GROUP = "megatron_seams"
+#: The characters of a seam's name, or of its package's: a file's name has no more.
+_LONGEST = 255
 
 
 @attrs.frozen(kw_only=True)
@@ -79,8 +84,46 @@ class ManifestFile:
     project: Installed | None = None
 
 
-def claims_of(project: Installed) -> Iterator[Claim | BrokenSeam]:
+def guarded(claim: Claim, read: Callable[[], T]) -> T | BrokenSeam:
+    """The result of reading a claim; whatever is raised makes a broken seam of it, and no more.
+
+    What is read is other people's: names of files in no encoding, finders that are code of another
+    package, metadata that some tool has left half written. None of it may hide another seam.
+    """
+    try:
+        return read()
+    except SeamsError as fault:
+        return claim.broken(fault)
+    except RecursionError:
+        found = "it is nested too deeply to be read"
+    except Exception as error:  # noqa: BLE001 - the guard
+        found = f"reading it fails with {_raised(error)}"
+    unread = ManifestUnreadable(
+        asked=f"the manifest of seam {claim.name!r:.80} ({claim.by})",
+        found=found,
+        next=f"reinstall {claim.distribution}, or uninstall it; ask its owner if that does not "
+        "help",
+        subject=claim.name,
+    )
+    return claim.broken(unread)
+
+
+def _raised(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error!s:.200}"
+    except Exception:  # noqa: BLE001 - an exception of another package's may have no text
+        return type(error).__name__
+
+
+def claims_of(project: Installed) -> tuple[Claim | BrokenSeam, ...]:
     """The claims of a distribution, those that its damaged metadata leaves unclear as broken."""
+    if project.fault is not None:
+        advice = "uninstall what puts it there, or repair it"
+        return (_damaged(project.record, project.record, "", project.fault, advice),)
+    return (*_claims(project), *(it for other in project.hides for it in _hidden(other, project)))
+
+
+def _claims(project: Installed) -> Iterator[Claim | BrokenSeam]:
     entries = project.entry_points(GROUP)
     if not entries:
         return
@@ -90,41 +133,82 @@ def claims_of(project: Installed) -> Iterator[Claim | BrokenSeam]:
         yield _damaged(name, name, version, found)
         return
     for seam, package in entries:
-        if version:
+        if max(len(seam), len(package)) > _LONGEST:
+            found = f"an entry point, {seam:.60} = {package:.60}..., is longer than a name can be"
+            yield _damaged(f"{seam:.60}", name, version, found)
+        elif version:
             yield Claim(name=seam, package=package, distribution=name, version=version)
         else:
             yield _damaged(seam, name, "", f"{name} has no METADATA that says what it is")
 
 
-def _damaged(name: str, distribution: str, version: str, found: str) -> BrokenSeam:
+def _hidden(project: Installed, by: Installed) -> Iterator[BrokenSeam]:
+    """The seams of a distribution that a record of it in an earlier folder hides.
+
+    An earlier record of a newer version is an upgrade, which may have given a seam up.
+    """
+    entries = project.entry_points(GROUP)
+    known = by.entry_points(GROUP)
+    if isinstance(entries, str) or isinstance(known, str) or by.is_newer_than(project):
+        return
+    name, version = project.identity or (project.record, "")
+    for seam, _ in sorted({*entries} - {*known}):
+        what = f"says version {by.identity[1]}" if by.identity else "has no METADATA"
+        found = (
+            f"the record {by.place}, which comes first on the path and {what}, hides the one in "
+            f"{project.root}"
+        )
+        advice = f"delete {by.place}, or reinstall {name} in that folder"
+        yield _damaged(seam, name, version, found, advice)
+
+
+def _damaged(
+    name: str,
+    distribution: str,
+    version: str,
+    found: str,
+    advice: str = "",
+) -> BrokenSeam:
     fault = EntryPointInvalid(
         asked=f"the seams of {distribution} {version}".strip(),
         found=found,
         next="reinstall the distribution, or delete what is left of it",
         subject=name,
     )
+    if advice:
+        fault = attrs.evolve(fault, next=advice)
     return BrokenSeam(name=name, distribution=distribution, version=version, faults=(fault,))
 
 
 def open_installed(claim: Claim, project: Installed) -> ManifestFile | BrokenSeam:
     """The manifest of a claim of an installed distribution, or why there is none to read."""
-    try:
-        return attrs.evolve(open_manifest(claim, _locate(claim, project)), project=project)
-    except SeamsError as fault:
-        return claim.broken(fault)
+
+    def read() -> ManifestFile:
+        roots = [root.resolve() for root in project.editable_roots()]
+        found = open_manifest(claim, _locate(claim, project), *roots)
+        return attrs.evolve(found, project=project)
+
+    return guarded(claim, read)
 
 
-def open_manifest(claim: Claim, folder: Path) -> ManifestFile:
+def open_manifest(claim: Claim, folder: Path, *roots: Path) -> ManifestFile:
     """The manifest in the folder of a claimed package.
+
+    Args:
+        claim: The claim.
+        folder: The package's folder.
+        roots: Folders that a link may lead to beside its package: those of an editable project,
+            since setuptools' strict mode installs a tree of links.
 
     Raises:
         ManifestUnreadable: It cannot be read, or is a link out of its package; a link may lead to
             any file of the machine.
     """
     file = folder / MANIFEST
-    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
-        found = f"it is a link to {file.resolve()}, outside its package"
-        raise unreadable(claim, file, found)
+    if file.is_symlink():
+        target = file.resolve()
+        if not any(target.is_relative_to(root) for root in (folder.resolve(), *roots)):
+            raise unreadable(claim, file, f"it is a link to {target}, outside its package")
     try:
         # One byte more than allowed is enough to know that it is too large.
         return ManifestFile(claim=claim, folder=folder, data=read_at_most(file, MAX_BYTES + 1))
@@ -134,6 +218,10 @@ def open_manifest(claim: Claim, folder: Path) -> ManifestFile:
 
 def read_seam(found: ManifestFile) -> Seam | BrokenSeam:
     """The seam that a manifest declares, or what is wrong with it."""
+    return guarded(found.claim, lambda: _seam(found))
+
+
+def _seam(found: ManifestFile) -> Seam | BrokenSeam:
     claim, file = found.claim, str(found.folder / MANIFEST)
     manifest, faults = parse_manifest(found.data, file=file)
     if manifest is None:
@@ -176,7 +264,7 @@ def parts_of(claim: Claim) -> list[str]:
     if not all(part.isidentifier() for part in parts):
         raise EntryPointInvalid(
             asked=f"the package of seam {claim.name!r} ({claim.by})",
-            found=f"the entry point names {claim.package!r}, which is not a package",
+            found=f"the entry point names {claim.package!r:.200}, which is not a package",
             next="name the package that holds seam.toml, without an attribute",
             subject=claim.name,
         )
@@ -198,12 +286,15 @@ def _locate(claim: Claim, project: Installed) -> Path:
     except (ValueError, ImportError):
         spec = None
     if spec is None:
-        raise missing(claim, f"there is no package {top!r}")
+        raise _not_importable(claim, top, project)
     if not spec.submodule_search_locations:
         if project.file(top).is_dir():
             raise _shadowed(claim, Path(spec.origin or top))
         found = f"{top!r} is a module and not a package"
         raise missing(claim, found)
+    if Path(project.root).is_file():
+        found = f"it is installed in the archive {project.root}, and seams are read from folders"
+        raise attrs.evolve(missing(claim, found), next="install the wheel, or unpack the archive")
     folder, *others = [Path(it, *inner) for it in spec.submodule_search_locations]
     if others:  # of a namespace package; an import takes the first that holds the package
         holding = (it for it in (folder, *others) if (it / "__init__.py").is_file())
@@ -252,6 +343,21 @@ def missing(claim: Claim, found: str) -> ManifestMissing:
         found=found,
         next=f"reinstall {claim.distribution}, or uninstall what is left of it",
         subject=claim.name,
+    )
+
+
+def _not_importable(claim: Claim, top: str, project: Installed) -> ManifestMissing:
+    """The fault of a claim whose package no import would find."""
+    fault = missing(claim, f"there is no package {top!r}")
+    roots = [root for root in project.editable_roots() if root.is_dir()]
+    if not roots:
+        return fault
+    return attrs.evolve(
+        fault,
+        found=f"{fault.found} on the path, and the project in {roots[0]} is installed as editable: "
+        f"the .pth file in {project.root} that leads there is read in site folders alone",
+        next=f"put the folder of {top} on PYTHONPATH, or install {claim.distribution} in an "
+        "environment of its own",
     )
 
 

@@ -45,6 +45,8 @@ def _in_workspace(folder: Path) -> str:
             root = read_toml(parent / "pyproject.toml")
         except TomlError:
             continue
-        if "workspace" in root.get("tool", {}).get("uv", {}):
+        tool = root.get("tool")
+        uv = tool.get("uv") if isinstance(tool, dict) else None
+        if isinstance(uv, dict) and "workspace" in uv:
             return folder.relative_to(parent).as_posix()
     return folder.as_posix()

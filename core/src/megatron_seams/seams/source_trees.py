@@ -4,17 +4,17 @@ Only text is read: nothing is built, installed, unpacked or imported.
 """
 
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import attrs
-import importlib_metadata
 
-from megatron_seams.base.distributions import Installed
-from megatron_seams.base.files import files_below
+from megatron_seams.base.archives import ArchiveError, Wheel
+from megatron_seams.base.distributions import MAX_BYTES as METADATA_BYTES
+from megatron_seams.base.distributions import Installed, Metadata
+from megatron_seams.base.files import files_below, read_file
+from megatron_seams.base.toml import MAX_BYTES as TOML_BYTES
 from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.errors import EntryPointInvalid, ManifestMissing, ManifestUnreadable, SeamsError
 from megatron_seams.seams.claims import (
@@ -22,6 +22,7 @@ from megatron_seams.seams.claims import (
     Claim,
     ManifestFile,
     claims_of,
+    guarded,
     missing,
     open_manifest,
     parts_of,
@@ -72,37 +73,45 @@ def _seams_in(path: Path) -> tuple[Seam | BrokenSeam, ...]:
 
 
 def _wheel(path: Path) -> Iterator[Seam | BrokenSeam]:
+    claim = Claim(name=path.name, package="", distribution=path.name, version="")
     try:
-        with zipfile.ZipFile(path) as archive:
-            tops = sorted({name.partition("/")[0] for name in archive.namelist()})
+        with Wheel(path) as archive:
+            tops = sorted({name.partition("/")[0] for name in archive.names})
             for top in tops:
                 if not top.endswith(".dist-info"):
                     continue
-                # A path inside an archive has every method of the interface; its annotations are
-                # narrower.
-                record = cast("Any", zipfile.Path(archive, f"{top}/"))
-                distribution = importlib_metadata.PathDistribution(record)
-                project = Installed(record=top, root=str(path), distribution=distribution)
-                for claim in claims_of(project):
-                    yield _in_wheel(claim, path, archive) if isinstance(claim, Claim) else claim
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-        claim = Claim(name=path.name, package="", distribution=path.name, version="")
-        fault = _of_source(unreadable(claim, path, f"it is no wheel: {error}"))
-        yield BrokenSeam(name=path.name, distribution=path.name, version="", faults=(fault,))
+
+                def read(name: str, top: str = top) -> bytes | None:
+                    return archive.read(f"{top}/{name}", METADATA_BYTES)
+
+                metadata = Metadata(read, str(path))
+                project = Installed(record=top, root=str(path), distribution=metadata)
+                for found in claims_of(project):
+                    yield _in_wheel(found, path, archive) if isinstance(found, Claim) else found
+    except (ArchiveError, OSError) as error:
+        yield claim.broken(_of_source(unreadable(claim, path, f"it is no wheel: {error}")))
 
 
-def _in_wheel(claim: Claim, path: Path, archive: zipfile.ZipFile) -> Seam | BrokenSeam:
-    try:
+def _in_wheel(claim: Claim, path: Path, archive: Wheel) -> Seam | BrokenSeam:
+    def read() -> ManifestFile:
         parts = parts_of(claim)
-    except SeamsError as fault:
-        return claim.broken(fault)
-    name = "/".join([*parts, MANIFEST])
-    try:
-        with archive.open(name) as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except KeyError:
-        return claim.broken(_of_source(missing(claim, f"{path.name} holds no {name}")))
-    return read_seam(ManifestFile(claim=claim, folder=path.joinpath(*parts), data=data))
+        name = "/".join([*parts, MANIFEST])
+        try:
+            data = archive.read(name, MAX_BYTES)
+        except ArchiveError as error:
+            raise unreadable(claim, path, str(error)) from error
+        if data is None:
+            raise missing(claim, f"{path.name} holds no {name}")
+        return ManifestFile(claim=claim, folder=path.joinpath(*parts), data=data)
+
+    return _read(claim, read)
+
+
+def _read(claim: Claim, read: Callable[[], ManifestFile]) -> Seam | BrokenSeam:
+    found = guarded(claim, read)
+    if isinstance(found, ManifestFile):
+        return read_seam(found)
+    return attrs.evolve(found, faults=tuple(map(_of_source, found.faults)))
 
 
 # --- a source tree ----------------------------------------------------------------------------
@@ -118,7 +127,7 @@ def _tree(root: Path) -> Iterator[Seam | BrokenSeam]:
 
 def _bytes(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_file(file, TOML_BYTES)
     except OSError:  # it is no project's, or its pyproject.toml is as unreadable
         return b""
 
@@ -127,7 +136,7 @@ def _project(file: Path) -> Iterator[Seam | BrokenSeam]:
     """The seams of the project that a ``pyproject.toml`` describes."""
     data = b""
     try:
-        data = file.read_bytes()
+        data = read_file(file, TOML_BYTES)
         project = read_toml(data)
     except (OSError, TomlError) as error:
         # One that cannot be read matters only if it may be a plugin's.
@@ -157,19 +166,18 @@ def _project(file: Path) -> Iterator[Seam | BrokenSeam]:
 
 
 def _in_tree(claim: Claim, folder: Path, project: dict[str, Any]) -> Seam | BrokenSeam:
-    try:
+    def read() -> ManifestFile:
         parts = parts_of(claim)
         roots = (root for root in _roots(folder, project) if (root / parts[0]).is_dir())
         root = next(roots, None)
         if root is None:
             raise missing(claim, f"{folder} has no folder of package {parts[0]!r}")
         package = root.joinpath(*parts)
-        if not (package / MANIFEST).is_file():
+        if not (package / MANIFEST).exists():
             raise missing(claim, f"{package} holds no {MANIFEST}")
-        found = open_manifest(claim, package)
-    except SeamsError as fault:
-        return claim.broken(_of_source(fault))
-    return read_seam(found)
+        return open_manifest(claim, package)
+
+    return _read(claim, read)
 
 
 def _roots(folder: Path, project: dict[str, Any]) -> Iterator[Path]:

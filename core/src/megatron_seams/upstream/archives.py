@@ -1,12 +1,10 @@
 """The source of a megatron-core in an archive: a wheel or an sdist."""
 
 import fnmatch
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from megatron_seams.base.archives import ArchiveError, Wheel, is_tar, is_zip, read_sdist
 from megatron_seams.errors import MegatronMissing
 from megatron_seams.upstream.source import (
     DISTRIBUTION,
@@ -19,9 +17,6 @@ from megatron_seams.upstream.source import (
     unknown_shape,
 )
 
-#: The exceptions of the readers of archives on a damaged one.
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
-
 
 def open_archive(path: Path) -> MegatronSource | None:
     """The megatron-core in a wheel or an sdist; None if the file is neither.
@@ -29,28 +24,29 @@ def open_archive(path: Path) -> MegatronSource | None:
     Raises:
         MegatronMissing: There is none in it, or it is damaged.
     """
-    if zipfile.is_zipfile(path):
-        return _open_wheel(path)
-    return _open_sdist(path) if _is_tar(path) else None
+    try:
+        if is_zip(path):
+            return _open_wheel(path)
+        return _open_sdist(path) if is_tar(path) else None
+    except ArchiveError as error:
+        raise _missing(path, f"it cannot be read: {error}") from error
 
 
 def _open_wheel(path: Path) -> MegatronSource:
     # Opened once, for as long as the source is used: reading the list of a wheel's files takes
     # longer than reading a file.
-    archive = zipfile.ZipFile(path)
+    archive = Wheel(path)
 
     def get(name: str) -> bytes | None:
         try:
             return archive.read(name)
-        except KeyError:
-            return None
-        except _DAMAGED as error:
+        except ArchiveError as error:
             raise unknown_shape(str(path), f"{name} cannot be read: {error}") from error
 
     def metadata() -> dict[str, bytes]:
         found = [
             name
-            for name in archive.namelist()
+            for name in archive.names
             if fnmatch.fnmatchcase(name, f"{RECORD}*.dist-info/{METADATA}")
         ]
         return {METADATA: get(found[0]) or b""} if len(found) == 1 else {}
@@ -58,37 +54,13 @@ def _open_wheel(path: Path) -> MegatronSource:
     return _source(path, get, metadata)
 
 
-def _is_tar(path: Path) -> bool:
-    try:
-        return tarfile.is_tarfile(path)
-    except _DAMAGED:  # compressed, and cut off before its first entry ends
-        return False
-
-
 def _open_sdist(path: Path) -> MegatronSource:
-    try:
-        with tarfile.open(path) as archive:
-            # An sdist has one top folder, whose name carries the version.
-            members = {
-                str(PurePosixPath(*PurePosixPath(member.name).parts[1:])): member
-                for member in archive.getmembers()
-                if member.isfile()
-            }
-    except _DAMAGED as error:
-        raise _missing(path, f"it cannot be read: {error}") from error
-
-    def get(name: str) -> bytes | None:
-        member = members.get(name)
-        if member is None:
-            return None
-        with tarfile.open(path) as archive:
-            file = archive.extractfile(member)
-            return file.read() if file else None
+    files = read_sdist(path, suffix=".py", names=(PKG_INFO, PROJECT))
 
     def metadata() -> dict[str, bytes]:
-        return {name: get(name) or b"" for name in (PKG_INFO, PROJECT) if name in members}
+        return {name: files[name] for name in (PKG_INFO, PROJECT) if name in files}
 
-    return _source(path, get, metadata)
+    return _source(path, files.get, metadata)
 
 
 def _source(

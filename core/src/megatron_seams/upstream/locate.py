@@ -1,21 +1,25 @@
 """Where a Megatron is: the one that Python would import, or the one that a path names."""
 
+import contextlib
 import importlib.machinery
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_seams.base.distributions import Installed, installed, named
+from megatron_seams.base.files import read_file
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
 from megatron_seams.upstream.archives import open_archive
 from megatron_seams.upstream.source import (
     DISTRIBUTION,
+    MAX_BYTES,
     METADATA,
     PKG_INFO,
     PROJECT,
     RECORD,
     VERSION,
     MegatronSource,
+    unknown_shape,
 )
 
 
@@ -43,15 +47,19 @@ def open_megatron(path: Path) -> MegatronSource:
     Raises:
         MegatronMissing: There is none in it.
     """
-    if path.is_dir():
-        for folder in (path / "megatron", path, path.parent):
-            if (folder / VERSION).is_file():
-                return _open_folder(folder)
-    elif path.is_file() and (source := open_archive(path)) is not None:
-        return source
+    found = "no folder, wheel or sdist with megatron/core in it"
+    try:
+        if path.is_dir():
+            for folder in (path / "megatron", path, path.parent):
+                if (folder / VERSION).is_file():
+                    return _open_folder(folder)
+        elif path.is_file() and (source := open_archive(path)) is not None:
+            return source
+    except OSError as error:  # its name is too long, or it may not be looked at
+        found = str(error)
     raise MegatronMissing(
         asked=f"the megatron-core at {path}",
-        found="no folder, wheel or sdist with megatron/core in it",
+        found=found,
         next="name a wheel, an sdist, a checkout or an installation folder",
         subject=DISTRIBUTION,
         file=str(path),
@@ -88,26 +96,22 @@ def _importable_folder() -> Path | None:
     # parent; asking the path finder with the parent's locations does not.
     try:
         parent = importlib.util.find_spec("megatron")
-    except ValueError:
+        if parent is None or parent.submodule_search_locations is None:
+            return None
+        locations = list(parent.submodule_search_locations)
+        spec = importlib.machinery.PathFinder.find_spec("megatron.core", locations)
+        return None if spec is None or spec.origin is None else Path(spec.origin).parent.parent
+    except Exception:  # noqa: BLE001 - a finder is another package's code; an import would fail too
         return None
-    if parent is None or parent.submodule_search_locations is None:
-        return None
-    locations = list(parent.submodule_search_locations)
-    spec = importlib.machinery.PathFinder.find_spec("megatron.core", locations)
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent.parent
 
 
 def _shadowing_package() -> Path | None:
     """A regular package `megatron`, to which no other folder on the path adds; None if none is."""
     try:
         parent = importlib.util.find_spec("megatron")
-    except ValueError:
+        return None if parent is None or parent.origin is None else Path(parent.origin).parent
+    except Exception:  # noqa: BLE001 - likewise
         return None
-    if parent is None or parent.origin is None:
-        return None
-    return Path(parent.origin).parent
 
 
 def _differs(
@@ -140,14 +144,22 @@ def _open_folder(folder: Path) -> MegatronSource:
     """The source in a folder ``megatron``."""
 
     def read(path: str) -> bytes | None:
-        file = folder / path
-        return file.read_bytes() if file.is_file() else None
+        try:
+            return read_file(folder / path, MAX_BYTES)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise unknown_shape(str(folder), f"{path} cannot be read: {error}") from error
 
     def metadata() -> dict[str, bytes]:
         beside = folder.parent
         described = [*beside.glob(f"{RECORD}*.dist-info/{METADATA}")]
         # Two records are two installations in one folder: which is this one's cannot be told.
         files = described if len(described) == 1 else [beside / PKG_INFO, beside / PROJECT]
-        return {file.name: file.read_bytes() for file in files if file.is_file()}
+        found: dict[str, bytes] = {}
+        for file in files:
+            with contextlib.suppress(OSError):  # what they say is missed, and no more
+                found[file.name] = read_file(file, MAX_BYTES)
+        return found
 
     return MegatronSource(origin=str(folder), read=read, metadata=metadata)

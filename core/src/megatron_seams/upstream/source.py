@@ -6,17 +6,24 @@ Only text is read; nothing of Megatron is imported.
 import ast
 import email
 import functools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import attrs
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from megatron_seams.base.toml import TomlError, read_toml
+from megatron_seams.base.versions import is_version
 from megatron_seams.errors import SurfaceUnknown
 from megatron_seams.upstream.ast_queries import bindings
 
 DISTRIBUTION = "megatron-core"
+#: A larger file is none of Megatron's, whose largest has a quarter; nor is one that is nested more
+#: deeply than this, four times what theirs are.
+MAX_BYTES: Final = 1024 * 1024
+_MAX_DEPTH: Final = 100
 #: The file that states the version.
 VERSION = "core/package_info.py"
 #: The file that describes a distribution: in a wheel or an installation, in an sdist, in a
@@ -57,10 +64,19 @@ class MegatronSource:
         data = self.read(path)
         if data is None:
             return None
+        if len(data) > MAX_BYTES:
+            raise unknown_shape(self.origin, f"megatron/{path} has more than {MAX_BYTES:,} bytes")
         try:
-            tree = ast.parse(data)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # of escapes and the like, which are not ours to say
+                tree = ast.parse(data)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise unknown_shape(self.origin, f"megatron/{path}: {error}") from error
+            raise unknown_shape(self.origin, f"megatron/{path}: {error!s:.200}") from error
+        if _is_deeper(tree, _MAX_DEPTH):
+            found = f"megatron/{path} is nested more than {_MAX_DEPTH} deep"
+            raise unknown_shape(self.origin, found)
         return SourceFile(origin=self.origin, path=path, data=data, tree=tree)
 
     def version(self) -> Version:
@@ -81,13 +97,14 @@ class MegatronSource:
             for target in node.targets
             if isinstance(target, ast.Name)
         }
-        try:
-            text = ".".join(str(parts[name]) for name in ("MAJOR", "MINOR", "PATCH"))
-            return Version(text + str(parts["PRE_RELEASE"]))
-        except (KeyError, InvalidVersion) as error:
+        named = ("MAJOR", "MINOR", "PATCH", "PRE_RELEASE")
+        major, minor, patch, rest = (_digits(parts.get(name)) for name in named)
+        text = f"{major}.{minor}.{patch}{rest}"
+        if None in (major, minor, patch, rest) or not is_version(text):
             raise unknown_shape(
-                self.origin, f"package_info.py states no version that can be read ({error})"
-            ) from error
+                self.origin, f"package_info.py states no version that can be read ({text:.200})"
+            )
+        return Version(text)
 
     def requires_python(self) -> str | None:
         """The Pythons that it supports, ``>=3.12``; None where no metadata states them."""
@@ -97,11 +114,29 @@ class MegatronSource:
                     stated = read_toml(data).get("project", {}).get("requires-python")
                 else:
                     stated = email.message_from_bytes(data)["Requires-Python"]
-            except (TomlError, AttributeError):  # unreadable, or `project` is no table
+            except (TomlError, AttributeError, ValueError):  # unreadable, or `project` is no table
                 continue
             if isinstance(stated, str):
                 return stated
         return None
+
+
+def _digits(value: object) -> str | None:
+    """A constant as text; None for one that is no part of a version, or has too many digits."""
+    try:
+        return str(value) if isinstance(value, int | str) else None
+    except ValueError:
+        return None
+
+
+def _is_deeper(tree: ast.AST, most: int) -> bool:
+    """Whether a tree is nested more deeply; what reads it goes down by calling itself."""
+    level: list[ast.AST] = [tree]
+    for _ in range(most):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return False
+    return True
 
 
 @attrs.frozen(kw_only=True)
