@@ -1,15 +1,17 @@
 """``registry list``: the audit."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 import click
 
 from megatron_seams.cli.common import json_option, megatron_option, print_json, show_faults
 from megatron_seams.cli.rows import Row, draw_rows
 from megatron_seams.cli.screen import console
-from megatron_seams.errors import ExitCode
+from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.governance.audit import Audit, FamilyRow, audit
 from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.seams.manifest import Upstream
@@ -17,6 +19,8 @@ from megatron_seams.seams.seam import BrokenSeam, Seam
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from megatron_seams.governance.justified import Justified
 
 _STYLES = {
     "native": "green",
@@ -40,7 +44,7 @@ def list_families(
 
     No plugin is imported: the list is read from manifests and Megatron's source.
     """
-    found = audit(read_environment(megatron))
+    found = attrs.evolve(audit(read_environment(megatron)), justified=_justifications())
     if as_json:
         print_json(found.to_dict())
     else:
@@ -57,12 +61,26 @@ def _print(found: Audit, owners: bool) -> None:
     out = console()
     out.print(_title(found.environment), style="bold", markup=False)
     names = ["family", "state", "provider", *(["owner", "upstream fallback"] if owners else [])]
-    rows = [_row(row, owners) for row in found.families]
+    rows = [_row(row, owners, found.justified) for row in found.families]
     rows += [_broken(seam, owners) for seam in found.environment.discovery.broken]
     draw_rows(out, [*names, "note"], rows)
 
 
-def _row(row: FamilyRow, owners: bool) -> Row:
+def _justifications() -> "dict[str, tuple[Justified, ...]]":
+    """The reasons in the recipes of the workspace here; none where its table is at fault."""
+    here = Path().resolve()
+    if not any((folder / "pyproject.toml").is_file() for folder in (here, *here.parents)):
+        return {}
+    # Imported here: outside a workspace a list reads no recipe.
+    from megatron_seams.governance.justified import justifications
+    from megatron_seams.governance.workspace import read_workspace
+
+    with contextlib.suppress(Refusal):
+        return justifications(read_workspace(Path()))
+    return {}
+
+
+def _row(row: FamilyRow, owners: bool, justified: "Mapping[str, tuple[Justified, ...]]") -> Row:
     """A family: a line for each of its providers, native first."""
     native = [(f"native {row.symbol.symbol}", row.owner, "-")] if row.symbol else []
     seams = [
@@ -71,10 +89,17 @@ def _row(row: FamilyRow, owners: bool) -> Row:
     ]
     providers = [*native, *seams] or [("-", "-", "-")]
     columns = [[*column] for column in zip(*providers, strict=True)]
+    tracked = _tracked([each.seam.manifest.upstream for each in row.seams]) if owners else []
+    reasons = [
+        f"{it.entry.seam} in {it.recipe.name}, justified until {it.entry.review_by}: "
+        f"{it.entry.reason}"
+        for each in row.seams
+        for it in justified.get(each.seam.name, ())
+    ]
     return Row(
         cells=[row.family.name, row.state, *(columns if owners else columns[:1])],
         prose=[row.note],
-        below=_tracked([each.seam.manifest.upstream for each in row.seams]) if owners else (),
+        below=[*reasons, *tracked],
         styles={1: _STYLES[row.state]},
     )
 

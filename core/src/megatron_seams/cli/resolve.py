@@ -24,7 +24,7 @@ from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.errors import Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.placement import Placed, placement
-from megatron_seams.planning.plan import Layer, Plan, grouped
+from megatron_seams.planning.plan import Custom, Layer, Plan, grouped
 from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.records.plan_json import describe_plan
 from megatron_seams.records.receipt import SCHEMA
@@ -122,9 +122,9 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
         rows = [_row(str(layer.position), (layer,)) for layer in plan.layers]
         rows += [_row(f"MTP {layer.position}", (layer,)) for layer in plan.mtp]
     else:
-        rows = [_group(group, str(len(group)), plan.layers) for group in grouped(plan.layers)]
+        rows = [_group(plan, group, str(len(group)), plan.layers) for group in grouped(plan.layers)]
         rows += [
-            _group(group, f"{len(group)} x {pattern.mtp_depths} MTP", plan.mtp)
+            _group(plan, group, f"{len(group)} x {pattern.mtp_depths} MTP", plan.mtp)
             for group in grouped(plan.mtp)
         ]
     rows += [_feature(placed, plan) for placed in placement(plan) if placed.what == "feature"]
@@ -148,10 +148,13 @@ def _draw_stages(out: Console, plan: Plan) -> None:
         draw_wrapped(out, f"to run it, {missing.next}", hanging=2)
 
 
-def _group(group: Sequence[Layer], count: str, beside: Sequence[Layer]) -> Row:
+def _group(plan: Plan, group: Sequence[Layer], count: str, beside: Sequence[Layer]) -> Row:
     noun = "layer" if len(group) == 1 else "layers"
     where = f"{noun} {ranges(layer.position for layer in group)}"
-    return attrs.evolve(_row(count, group), below=[where + _ranks(group, beside)])
+    provider = group[0].provider
+    seam = provider.seam.name if isinstance(provider, Custom) else ""
+    below = [where + _ranks(group, beside), *_justified(plan, seam)]
+    return attrs.evolve(_row(count, group), below=below)
 
 
 def _row(name: str, group: Sequence[Layer]) -> Row:
@@ -173,8 +176,13 @@ def _feature(placed: Placed, plan: Plan) -> Row:
     return Row(
         cells=[str(count), "-", placed.name, placed.provider, placed.owner],
         prose=[placed.why],
-        below=[where],
+        below=[where, *_justified(plan, seam.name if seam else "")],
     )
+
+
+def _justified(plan: Plan, seam: str) -> list[str]:
+    entry = plan.justified.get(seam)
+    return [f"justified until {entry.review_by}: {entry.reason}"] if entry else []
 
 
 def _place(placed: Placed) -> str:

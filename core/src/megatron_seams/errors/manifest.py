@@ -111,3 +111,9 @@ class ReviewDue(ManifestError):
     """A seam whose review date has passed, or will within 60 days."""
 
     code = "SEAM-O06"
+
+
+class Unjustified(ManifestError):
+    """An experiment that a recipe uses without a reason, or a reason whose date is past or near."""
+
+    code = "SEAM-O07"

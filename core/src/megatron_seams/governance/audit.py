@@ -1,7 +1,8 @@
 """The audit: every family with its provider, and every seam with its owner."""
 
 import datetime
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -12,6 +13,9 @@ from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.removal import how_to_remove
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
+
+if TYPE_CHECKING:
+    from megatron_seams.governance.justified import Justified
 
 SCHEMA = 1
 #: The owner of every native block.
@@ -56,10 +60,17 @@ class FamilyRow:
 
 @attrs.frozen(kw_only=True)
 class Audit:
-    """All rows, with the findings of the environment."""
+    """All rows, with the findings of the environment.
+
+    Attributes:
+        environment: The Megatron and the seams.
+        families: A row for each family.
+        justified: Seam name -> the reasons for it in the workspace's recipes.
+    """
 
     environment: Environment
     families: tuple[FamilyRow, ...]
+    justified: "Mapping[str, tuple[Justified, ...]]" = attrs.field(factory=dict)
 
     @property
     def findings(self) -> tuple[SeamsError, ...]:
@@ -77,7 +88,7 @@ class Audit:
                 "origin": surface.origin or None,
                 "surface_digest": surface.digest or None,
             },
-            "families": [_family(row) for row in self.families],
+            "families": [_family(row, self.justified) for row in self.families],
             "broken": [
                 {
                     "name": seam.name,
@@ -93,7 +104,7 @@ class Audit:
         }
 
 
-def _family(row: FamilyRow) -> dict[str, Any]:
+def _family(row: FamilyRow, justified: "Mapping[str, tuple[Justified, ...]]") -> dict[str, Any]:
     return {
         "family": row.family.name,
         "kind": row.family.kind,
@@ -115,6 +126,14 @@ def _family(row: FamilyRow) -> dict[str, Any]:
                 "distribution": entry.seam.distribution,
                 "version": entry.seam.version,
                 "review_by": entry.seam.manifest.seam.review_by.isoformat(),
+                "justified": [
+                    {
+                        "recipe": it.recipe.name,
+                        "reason": it.entry.reason,
+                        "review_by": it.entry.review_by.isoformat(),
+                    }
+                    for it in justified.get(entry.seam.name, ())
+                ],
             }
             for entry in row.seams
         ],

@@ -1,6 +1,5 @@
 """The rules of the gate: each takes a case and yields verdicts; :data:`RULES` lists them all."""
 
-import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from megatron_seams.errors import (
     WorkspaceInvalid,
 )
 from megatron_seams.governance.codeowners import LOCATIONS, Codeowners
+from megatron_seams.governance.justified import committed_recipes, unjustified
 from megatron_seams.governance.ownership import ownership_faults, review_due, skipped_lines
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
@@ -233,11 +233,23 @@ def _refusals(file: Path, environment: Environment, today: datetime.date) -> Ite
             yield attrs.evolve(reason, asked=asked, file=reason.file or str(file), key=key)
 
 
+def _justified(case: Case) -> Iterator[Verdict]:
+    """Experiments of committed recipes without a reason, and reasons whose date is past or near."""
+    if not case.whole:
+        return
+    seen: set[Path] = set()
+    for file, recipe in committed_recipes(case.workspace):
+        if file not in seen:
+            seen.add(file)
+            for finding, error in unjustified(file, recipe, case.environment, case.today):
+                yield Verdict(severity="error" if error else "warning", finding=finding)
+
+
 def _receipt_faults(
     environment: Environment, workspace: Workspace, today: datetime.date
 ) -> Iterator[SeamsError]:
     """Every difference of a committed receipt from this environment, and from its recipe."""
-    recipes = _committed_recipes(workspace)
+    recipes = [(file.stem, recipe) for file, recipe in committed_recipes(workspace)]
     try:
         receipts = tuple(workspace.committed("receipts"))
     except WorkspaceInvalid as fault:
@@ -252,17 +264,6 @@ def _receipt_faults(
             differences = (unreadable,)
         for difference in differences:
             yield attrs.evolve(difference, file=difference.file or str(file))
-
-
-def _committed_recipes(workspace: Workspace) -> list[tuple[str, Recipe]]:
-    """The committed recipes that can be read, each with its file's name; else they are reported."""
-    found: list[tuple[str, Recipe]] = []
-    for key in ("recipes", *(["refused"] if workspace.holds.refused else [])):
-        with contextlib.suppress(WorkspaceInvalid):
-            for file in workspace.committed(key):
-                with contextlib.suppress(Refusal):
-                    found.append((file.stem, load_recipe(file)))
-    return found
 
 
 def _recipe_now(file: Path, kept: Recipe, recipes: list[tuple[str, Recipe]]) -> Recipe | None:
@@ -281,4 +282,5 @@ RULES: Final[tuple[Callable[[Case], Iterator[Verdict]], ...]] = (
     _owners,
     _allowed,
     _committed,
+    _justified,
 )

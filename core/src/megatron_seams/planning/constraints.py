@@ -181,6 +181,10 @@ def _unused(
             yield _idle(key, f"the model has no {family}"), False
         elif name not in chosen:
             yield _idle(key, f"{family} is not built by a seam"), True
+    for number, reason in enumerate(recipe.justify or ()):
+        if reason.seam not in chosen:
+            fault = _idle(f"justify[{number}].seam", f"the plan uses no seam {reason.seam!r}")
+            yield fault, reason.seam in retired
     for entry in recipe.override:
         if entry.family not in families:
             yield _idle("override", f"the model has no {entry.family}"), False

@@ -8,6 +8,7 @@ import attrs
 from megatron_seams.errors import SeamsError
 from megatron_seams.recipes.pattern import Pattern
 from megatron_seams.recipes.pipeline import Pipeline
+from megatron_seams.recipes.policy import Justification
 from megatron_seams.recipes.recipe import Parallelism, RuntimeSettings
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import Native, NativeSurface
@@ -131,6 +132,7 @@ class Plan:
         megatron: Native configuration keys of the recipe, as written.
         parallelism: How the model is spread over ranks.
         runtime: Packed sequences, inference.
+        justified: Seam name -> the recipe's reason for it, for the seams that have one.
         findings: Faults of the environment that do not stop this plan.
     """
 
@@ -145,6 +147,7 @@ class Plan:
     megatron: Mapping[str, Any] = attrs.field(factory=dict)
     parallelism: Parallelism = attrs.field(factory=Parallelism)
     runtime: RuntimeSettings = attrs.field(factory=RuntimeSettings)
+    justified: Mapping[str, Justification] = attrs.field(factory=dict)
     findings: tuple[SeamsError, ...] = ()
 
     @property

@@ -87,6 +87,7 @@ def resolve(
         megatron=recipe.megatron,
         parallelism=recipe.parallelism,
         runtime=recipe.runtime,
+        justified={entry.seam: entry for entry in recipe.justify or ()},
         findings=findings,
     )
     if recipe.megatron:

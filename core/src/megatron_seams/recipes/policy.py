@@ -1,7 +1,8 @@
-"""A recipe's choices between providers: experiments, pins, an allowlist, overrides."""
+"""A recipe's choices between providers: experiments, pins, an allowlist, overrides, reasons."""
 
 import datetime
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import attrs
 from attrs import field
@@ -32,6 +33,30 @@ class Override:
     seam: str
     reason: str = field(validator=sentence)
     expires: datetime.date
+
+
+@attrs.frozen(kw_only=True)
+class Justification:
+    """``[[justify]]``: why a seam stands where native Megatron does not.
+
+    Attributes:
+        seam: The seam's name.
+        reason: The reason, in a sentence.
+        review_by: By this day the reason is given anew, or ``registry check`` fails.
+    """
+
+    seam: str = field(validator=sentence)
+    reason: str = field(validator=sentence)
+    review_by: datetime.date
+
+
+def one_reason_each(_: Any, __: Any, value: tuple[Justification, ...] | None) -> None:
+    """Hold ``[[justify]]`` to one entry for each seam."""
+    named = [entry.seam for entry in value or ()]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        message = f"expected one entry for each seam, found more for {', '.join(twice)}"
+        raise ValueError(message)
 
 
 @attrs.frozen(kw_only=True)

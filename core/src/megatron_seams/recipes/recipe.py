@@ -11,7 +11,13 @@ from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.base.validators import positive, schema, sentence
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.recipes.dialect import MEGATRON
-from megatron_seams.recipes.policy import Override, Policy, Preferences
+from megatron_seams.recipes.policy import (
+    Justification,
+    Override,
+    Policy,
+    Preferences,
+    one_reason_each,
+)
 
 SCHEMA = 1
 _SOME = validators.optional(validators.min_len(1))
@@ -141,6 +147,8 @@ class Recipe:
     Attributes:
         families: Family -> the family that all its layers are made instead.
         seams: Seam name -> options, which the seam's own class validates when the plan is built.
+        justify: Why seams stand where native Megatron does not; required for experiments. None
+            where the recipe has no entry, so that its receipt stays as it was.
         megatron: Upstream's own configuration fields, by upstream's names.
         install: Family -> the distribution to install where nothing builds it; a refusal names it.
     """
@@ -153,6 +161,7 @@ class Recipe:
     features: tuple[FeatureEntry, ...] = ()
     policy: Policy = field(factory=Policy)
     override: tuple[Override, ...] = ()
+    justify: tuple[Justification, ...] | None = field(default=None, validator=one_reason_each)
     seams: dict[str, dict[str, Any]] = field(factory=dict)
     megatron: dict[str, Any] = field(factory=dict)
     parallelism: Parallelism = field(factory=Parallelism)

@@ -5,6 +5,7 @@ from typing import Any
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.placement import Placed, placement
 from megatron_seams.planning.plan import Custom, Layer, Plan
+from megatron_seams.recipes.policy import Justification
 from megatron_seams.records.seam_digests import code_digest, manifest_digest
 from megatron_seams.seams.seam import Seam
 
@@ -43,8 +44,17 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             for feature in plan.features
         ],
         "placement": [_placed(row) for row in placement(plan)],
-        "seams": {seam.name: describe_seam(seam) for seam in plan.seams},
+        "seams": {
+            seam.name: describe_seam(seam) | _justified(plan.justified.get(seam.name))
+            for seam in plan.seams
+        },
     }
+
+
+def _justified(entry: Justification | None) -> dict[str, Any]:
+    if entry is None:
+        return {}
+    return {"justified": {"reason": entry.reason, "review_by": entry.review_by.isoformat()}}
 
 
 def _placed(row: Placed) -> dict[str, Any]:

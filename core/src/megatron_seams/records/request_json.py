@@ -48,16 +48,17 @@ def recipe_of(
 
     Raises:
         ValueError: A table that is to be such a value is none.
-        KeyError: An override has no date.
+        KeyError: An override or a justification has no date.
         TypeError, AttributeError: A table of the request is something else.
     """
     read = _read(request) if tagged else dict(request)
-    # A recipe's own keys are typed, and say a date as text: an override's expiry is the only one.
-    overrides = [
-        {**entry, "expires": datetime.date.fromisoformat(entry["expires"])}
-        for entry in read.get("override", [])
-    ]
-    return structure(Recipe, {**read, "override": overrides})
+    # A recipe's own keys are typed, and say a date as text.
+    dated = {
+        table: [{**entry, key: datetime.date.fromisoformat(entry[key])} for entry in read[table]]
+        for table, key in (("override", "expires"), ("justify", "review-by"))
+        if table in read
+    }
+    return structure(Recipe, {**read, **dated})
 
 
 def _plain(value: Any, path: str) -> Any:

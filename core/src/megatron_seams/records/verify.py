@@ -16,7 +16,7 @@ from megatron_seams.records.request_json import request_of
 
 #: Keys of a plan that inform and decide nothing. The reason for a provider names versions; the
 #: provider itself is compared.
-_INFORMATION: Final = ("why", "owner")
+_INFORMATION: Final = ("why", "owner", "justified")
 #: Keys whose meaning changed since schema 1.
 _SINCE_SCHEMA_1: Final = ("pipeline", "manifest_digest", "code_digest")
 #: Tables of a recipe that change no plan.
