@@ -1,0 +1,1 @@
+"""The operator: its contract, its backends, and the choice between them."""

@@ -1,0 +1,113 @@
+"""The ``cuda`` backend: the authors' own kernels, where ``mamba_ssm`` is installed.
+
+Without MIMO they are in Triton, with it in TileLang. ``mamba_ssm`` is imported when they are first
+called, since to import it takes seconds and needs a GPU.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+from typing import Any, Final
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+from megatron_seams_mamba3.ops.contract import Inputs, State
+
+#: The first release with kernels that take packed rows with MIMO.
+NEEDED: Final = Version("2.3.2")
+
+
+def device_fault(device: torch.device) -> str | None:
+    """Say why the kernels do not run on a device; None where they do."""
+    if device.type != "cuda":
+        return "the authors' kernels compute on a GPU"
+    try:
+        found = Version(importlib.metadata.version("mamba-ssm"))
+    except importlib.metadata.PackageNotFoundError:
+        return "the package mamba-ssm is not installed"
+    if found < NEEDED:
+        return f"mamba-ssm is {found}, and the kernels are those of {NEEDED} or later"
+    return None
+
+
+def inputs_fault(inputs: Inputs) -> str | None:
+    """Say why the kernels do not take a call; None where they do."""
+    if inputs.x.dtype != torch.bfloat16:
+        return f"the authors' kernels round to bfloat16, and the inputs are {inputs.x.dtype}"
+    if inputs.mimo is None:
+        wide = (inputs.x.shape[-1], inputs.B.shape[-1])
+        odd = [size for size in wide if size & (size - 1)]
+        return f"head and state are powers of 2 there; found {wide}" if odd else None
+    if importlib.util.find_spec("tilelang") is None:
+        return "the package tilelang, of the kernels with MIMO, is not installed"
+    if inputs.state is not None:
+        return "the kernels with MIMO continue no sequence"
+    if inputs.keep and inputs.cu_seqlens is not None:
+        return "the kernels with MIMO do not give the last states of packed documents"
+    if inputs.angle.shape[-1] * 2 not in (inputs.B.shape[-1], inputs.B.shape[-1] // 2):
+        return "the kernels with MIMO turn all of the state's channels, or half"
+    return None
+
+
+def recurrence(inputs: Inputs) -> tuple[Tensor, State | None]:
+    """Run the recurrence; see :func:`.operator.mamba3`."""
+    x = inputs
+    heads = x.x.shape[2]
+    shared = {
+        "V": x.x,
+        "ADT": x.log_decay.float().transpose(1, 2).contiguous(),
+        "DT": x.dt.float().transpose(1, 2).contiguous(),
+        "Trap": x.trap.to(x.x.dtype).transpose(1, 2).contiguous(),
+        "Angles": x.angle.float().unsqueeze(2).expand(-1, -1, heads, -1),
+        "D": x.D.float(),
+        "Z": x.z,
+        "chunk_size": x.chunk,
+        "cu_seqlens": None if x.cu_seqlens is None else x.cu_seqlens.to(torch.int32),
+    }
+    return _siso(x, shared) if x.mimo is None else _mimo(x, shared)
+
+
+def _siso(x: Inputs, shared: dict[str, Any]) -> tuple[Tensor, State | None]:
+    module = importlib.import_module("mamba_ssm.ops.triton.mamba3.mamba3_siso_combined")
+    given = x.state
+    done = module.mamba3_siso_combined(
+        Q=x.C.squeeze(2),
+        K=x.B.squeeze(2),
+        Q_bias=x.C_bias.float().squeeze(1),
+        K_bias=x.B_bias.float().squeeze(1),
+        Input_States=None
+        if given is None
+        else (given.angle, given.h, given.b.squeeze(2).to(x.x.dtype), given.x.to(x.x.dtype)),
+        return_final_states=x.keep,
+        **shared,
+    )
+    if not x.keep:
+        y: Tensor = done
+        return y, None
+    y, angle, h, b, last = done
+    return y, State(angle=angle, h=h, b=b.unsqueeze(2), x=last)
+
+
+def _mimo(x: Inputs, shared: dict[str, Any]) -> tuple[Tensor, State | None]:
+    module = importlib.import_module("mamba_ssm.ops.tilelang.mamba3.mamba3_mimo")
+    assert x.mimo is not None  # noqa: S101 - by the caller's choice, for the type alone
+    done = module.mamba3_mimo(
+        Q=x.C,
+        K=x.B,
+        Q_bias=x.C_bias.float(),
+        K_bias=x.B_bias.float(),
+        MIMO_V=x.mimo.x.float(),
+        MIMO_Z=x.mimo.z.float(),
+        MIMO_Out=None if x.z is None else x.mimo.o.float(),
+        rotary_dim_divisor=x.B.shape[-1] // x.angle.shape[-1],
+        dtype=x.x.dtype,
+        return_state=x.keep,
+        **shared,
+    )
+    if not x.keep:
+        y: Tensor = done
+        return y, None
+    y, angle, h, b, last = done
+    return y, State(angle=angle, h=h, b=b.transpose(1, 2), x=last)
