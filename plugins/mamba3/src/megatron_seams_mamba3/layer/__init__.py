@@ -1,0 +1,1 @@
+"""The mixer around the recurrence, for upstream's own Mamba layer."""
