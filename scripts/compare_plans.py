@@ -262,7 +262,6 @@ def commands(folder: Path, wheel: str | None) -> Iterator[list[str]]:
     yield ["new", "kda", "--family", "kda", "--owner", "@acme/layers", "--out", str(folder)]
     yield ["new", "kda", "--family", "kda", "--owner", "nobody", "--out", str(folder / "other")]
     yield ["smoke", str(ROOT / "recipes" / "nam-mini.toml"), "--steps", "2"]
-    yield ["smoke", str(ROOT / "recipes" / "nam56r.toml"), "--steps", "1"]
     yield ["graduate", "mla", "--from", str(folder)]
     if wheel is not None:
         yield ["surface", wheel, "--json"]

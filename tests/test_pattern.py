@@ -124,7 +124,14 @@ def test_the_dialects_spell_what_the_contract_says() -> None:
         "-": "mlp",
         "E": "moe",
     }
-    assert dict(NAM.tokens) == {"A": "attention", "M": "mamba", "E": "moe", "R": "recurrent"}
+    assert dict(NAM.tokens) == {
+        "A": "attention",
+        "M": "mamba",
+        "G": "gdn",
+        "E": "moe",
+        "F": "mlp",
+        "R": "recurrent",
+    }
 
 
 def test_the_d_of_the_nam_dialect_is_ambiguous_until_a_recipe_settles_it() -> None:

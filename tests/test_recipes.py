@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+import attrs
 import pytest
 
 from megatron_seams.errors import NoProvider
@@ -21,11 +22,18 @@ CUSTOM = {"nam56r", "nam56r-mamba2", "nam-mini"}
 #: NAM56R's thirteen attention blocks, ranks 0 to 12, and the ranks that run sparse attention.
 ATTENTION = tuple(range(1, 53, 4))
 SPARSE_RANKS = (1, 2, 3, 5, 6, 7, 9, 10, 11)
+MAMBA = tuple(range(3, 53, 4))
 RECURRENT = (12, 24, 36, 48)
 
 
 def named(name: str) -> Recipe:
     return load_recipe(ROOT / "recipes" / f"{name}.toml")
+
+
+def skip_unless_installed(name: str, here: Environment) -> None:
+    wanted = set(named(name).install.values())
+    if not wanted <= {seam.distribution for seam in here.discovery.seams}:
+        pytest.skip("a seam that the recipe asks for has been deleted")
 
 
 @pytest.fixture(scope="module")
@@ -109,44 +117,56 @@ def test_nam56r_without_the_recurrent_seam_says_what_is_missing_where_and_what_t
     assert f"pip install {named('nam56r-mamba2').install['recurrent']}" in said
 
 
-def test_nam56r_as_published_is_refused_at_its_mamba_3_layers_in_one_message(
-    here: Environment,
-) -> None:
-    (fault,) = refusal(named("nam56r"), here).reasons
-    assert isinstance(fault, NoProvider)
-    assert fault.positions == tuple(range(3, 53, 4))
-    assert len(fault.positions) == 13
-    assert "mamba3" in fault.asked
-    assert "'M'" in fault.asked
-    assert "is not taken in its place" in fault.found
+def test_nam56r_as_published_is_planned_whole(here: Environment) -> None:
+    skip_unless_installed("nam56r", here)
+    made = plan(named("nam56r"), here)
+    assert Counter(layer.family for layer in made.layers) == {
+        "dsa": 9,
+        "mla": 4,
+        "moe": 22,
+        "mamba3": 13,
+        "recurrent": 4,
+    }
+    assert tuple(made.custom_layers()) == tuple(sorted((*MAMBA, *RECURRENT)))
+    assert [layer.family for layer in made.mtp] == ["mla", "mlp"]
+    assert made.pattern.mtp_depths == 2
+    wanted = set(named("nam56r").install.values())
+    assert {seam.distribution for seam in made.seams} == wanted
 
 
-def test_nam56r_as_published_is_refused_at_both_without_the_recurrent_seam(
-    without_seams: Environment,
+def test_nam56r_as_published_takes_no_mamba_2_where_there_is_no_seam_for_mamba_3(
+    here: Environment, without_seams: Environment
 ) -> None:
     found = refusal(named("nam56r"), without_seams).reasons
-    assert [(fault.subject, len(fault.positions)) for fault in found] == [
-        ("mamba3", 13),
-        ("recurrent", 4),
+    assert [(fault.subject, fault.positions) for fault in found] == [
+        ("mamba3", MAMBA),
+        ("recurrent", RECURRENT),
     ]
+    left = tuple(seam for seam in here.discovery.seams if seam.family != "mamba3")
+    others = attrs.evolve(here, discovery=attrs.evolve(here.discovery, seams=left))
+    fault = next(it for it in refusal(named("nam56r"), others).reasons if it.subject == "mamba3")
+    assert isinstance(fault, NoProvider)
+    assert fault.positions == MAMBA
+    assert "'M'" in fault.asked
+    assert "is not taken in its place" in fault.found
+    assert fault.next == f"pip install {named('nam56r').install['mamba3']}"
 
 
-def test_the_small_model_has_the_order_of_the_large_one_without_its_m_blocks() -> None:
+def test_the_small_model_has_the_order_of_the_large_one() -> None:
     large, small = named("nam56r").model, named("nam-mini").model
     decoder, *mtp = large.pattern.split("/")
-    assert mtp == ["A-", "A-"]
-    assert small.pattern == decoder.replace("M", "")
+    assert mtp == ["AF", "AF"]
+    assert small.pattern == decoder
     assert small.dialect == large.dialect
 
 
 def test_the_small_model_is_planned_with_its_feature(here: Environment) -> None:
-    wanted = set(named("nam-mini").install.values())
-    if not wanted <= {seam.distribution for seam in here.discovery.seams}:
-        pytest.skip("a seam that the recipe asks for has been deleted")
+    skip_unless_installed("nam-mini", here)
     made = plan(named("nam-mini"), here)
-    assert Counter(layer.family for layer in made.layers) == {"mla": 3, "moe": 5, "recurrent": 1}
+    families = {"mla": 3, "moe": 5, "mamba3": 3, "recurrent": 1}
+    assert Counter(layer.family for layer in made.layers) == families
     assert [(it.family, it.placement) for it in made.features] == [("ngram", "embedding")]
-    assert {seam.distribution for seam in made.seams} == wanted
+    assert {seam.distribution for seam in made.seams} == set(named("nam-mini").install.values())
 
 
 # --- the published patterns -------------------------------------------------------------------

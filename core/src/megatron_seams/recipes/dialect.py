@@ -131,7 +131,16 @@ MEGATRON: Final = Dialect(
 
 NAM: Final = Dialect(
     name="nam",
-    tokens=MappingProxyType({"A": "attention", "M": "mamba", "E": "moe", "R": "recurrent"}),
+    tokens=MappingProxyType(
+        {
+            "A": "attention",
+            "M": "mamba",
+            "G": "gdn",
+            "E": "moe",
+            "F": "mlp",
+            "R": "recurrent",
+        }
+    ),
     ambiguous=MappingProxyType(
         {"D": "published tables disagree: sparse attention (dsa) in one, a dense mlp in another"}
     ),
