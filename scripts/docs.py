@@ -39,7 +39,13 @@ _CLI = """\
 # Command line
 
 `registry` and `python -m megatron_seams` are the same program. Exit codes: 0 fine, 1 findings,
-2 refused or bad input, 3 the environment is broken.
+2 refused or bad input, 3 the environment is broken. 3 is also the code where the operating system
+lets nothing go on: the output cannot be written (a full disk), whoever reads it has closed it
+(`registry list | head -1`, with `set -o pipefail`), the working directory is gone. 130 is that of
+an interruption.
+
+With `--json` the answer is one document, of a schema in [schema](schema); a refusal too, of
+[refused.schema.json](schema/refused.schema.json).
 
 What is drawn fits the terminal: columns that find no room go below their row, and nothing is cut.
 Paths and next steps stay one line, to be copied. A pipe has 100 columns, and `COLUMNS` sets

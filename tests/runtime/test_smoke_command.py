@@ -1,7 +1,9 @@
 """``registry smoke``, as it is typed."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
 
@@ -49,9 +51,13 @@ def test_a_recipe_is_trained_and_its_receipt_is_written(tmp_path):
 
 @pytest.mark.megatron
 def test_a_run_that_learns_nothing_is_a_finding(tmp_path):
-    done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "*-"), "--steps", "1"])
+    done = CliRunner().invoke(cli, ["smoke", recipe(tmp_path, "*-"), "--steps", "1", "--json"])
     assert done.exit_code == ExitCode.FINDINGS, done.output
-    assert "NOT below" in done.output
+    assert "NOT below" in done.stderr
+    schemas = Path(__file__).resolve().parents[2] / "docs" / "schema"
+    found = json.loads(done.stdout)
+    jsonschema.validate(found, json.loads((schemas / "smoke.schema.json").read_text()))
+    assert (found["learned"], len(found["losses"]), found["proof"]) == (False, 1, None)
 
 
 @pytest.mark.megatron

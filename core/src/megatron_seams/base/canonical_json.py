@@ -18,14 +18,15 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def json_text(value: Any, *, sort_keys: bool = True) -> str:
+def json_text(value: Any, *, sort_keys: bool = True, escaped: bool = False) -> str:
     """A JSON value as files and outputs have it: indented by two, ending in a newline.
 
     Args:
         value: The value.
         sort_keys: Whether keys are sorted; else they stay in the order of the value.
+        escaped: Whether the text is ASCII alone, the rest as escapes of JSON.
 
     Raises:
         TypeError: It is no JSON value.
     """
-    return json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=escaped) + "\n"

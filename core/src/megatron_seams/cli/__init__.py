@@ -3,16 +3,22 @@
 Nothing here imports torch, Megatron or a plugin; ``smoke`` does so when it is called.
 """
 
+import contextlib
+import errno
 import importlib
 import io
+import os
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from megatron_seams._version import __version__
-from megatron_seams.errors import Refusal, SeamsError
+from megatron_seams.errors import ExitCode, Refusal, SeamsError
 
+#: The exit code after Control-C, as a shell has it.
+INTERRUPTED: Final = 130
 #: Command -> module and attribute. A module is imported when its command is run: importing all of
 #: them would take most of the time of `registry list`.
 _COMMANDS: Final = {
@@ -32,8 +38,37 @@ _COMMANDS: Final = {
 }
 
 
+class _CannotGoOn(Exception):
+    """What the operating system refused, in words; the cause is the error itself.
+
+    click and rich would end the program with 1, the code of findings, where a pipe is closed.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        if error.errno == errno.EPIPE:
+            message = "whoever reads the output has closed it before its end"
+        elif not _has_working_directory():
+            message = "the working directory is gone; change to one that exists"
+        elif error.filename is None:
+            message = f"the output cannot be written: {error.strerror or error}"
+        else:
+            message = str(error)
+        super().__init__(message)
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
+
+
 class _Registry(click.Group):
-    """The commands, each imported when it is run; a refusal becomes its message and exit code."""
+    """The commands, each imported when it is run; a refusal becomes its message and exit code.
+
+    What the operating system refuses becomes a :class:`_CannotGoOn`.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -56,12 +91,14 @@ class _Registry(click.Group):
             from megatron_seams.cli.common import show_refusal
 
             refusal = Refusal([raised]) if isinstance(raised, SeamsError) else raised
-            show_refusal(refusal)
+            show_refusal(refusal, ctx)
             ctx.exit(refusal.exit_code)
+        except OSError as error:
+            raise _CannotGoOn(error) from error
 
 
 @click.group(cls=_Registry, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="registry")
+@click.version_option(__version__, "-V", "--version", prog_name="registry")
 def cli() -> None:
     """Show what builds every block of a Megatron hybrid model, and who answers for it.
 
@@ -82,9 +119,33 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """The exit code; every failure has one, and a message if there is somewhere to write it."""
     try:
-        cli(prog_name="registry")
-    except BrokenPipeError:
-        # The reader of the pipe (`| head`) has closed it.
-        sys.stderr.close()
-        sys.exit(0)
+        try:
+            code = cli.main(prog_name="registry", standalone_mode=False)
+            sys.stdout.flush()
+        except OSError as error:
+            raise _CannotGoOn(error) from error
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return _stop("interrupted", INTERRUPTED)
+    except _CannotGoOn as error:
+        return _stop(str(error), ExitCode.ENVIRONMENT)
+    return int(code or ExitCode.OK)
+
+
+def _stop(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"registry: {message}\n")
+        sys.stderr.flush()
+    # What is still buffered would be written, and fail again, when Python ends.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code

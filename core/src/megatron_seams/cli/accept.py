@@ -5,15 +5,18 @@ import getpass
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Final
 
 import click
 
-from megatron_seams.cli.common import megatron_option
+from megatron_seams.cli.common import json_option, megatron_option, print_json
 from megatron_seams.cli.models import recipe_of, recipe_option
 from megatron_seams.cli.screen import console
 from megatron_seams.errors import AcceptanceInvalid
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.records.accept import Acceptance, accept
+
+SCHEMA: Final = 1
 
 
 @click.command("accept", short_help="Take a changed plan into its receipt.")
@@ -21,9 +24,15 @@ from megatron_seams.records.accept import Acceptance, accept
 @click.option("--reason", required=True, metavar="TEXT", help="Why the change is right.")
 @click.option("--by", metavar="WHO", help="Who accepts (default: git's user, else the login name).")
 @recipe_option
+@json_option
 @megatron_option
 def accept_command(
-    receipt: Path, reason: str, by: str | None, recipe: str | None, megatron: Path | None
+    receipt: Path,
+    reason: str,
+    by: str | None,
+    recipe: str | None,
+    as_json: bool,
+    megatron: Path | None,
 ) -> None:
     """Rewrite RECEIPT to the plan that this environment makes, and record who, why and what.
 
@@ -43,6 +52,19 @@ def accept_command(
         ) from error
     now = None if recipe is None else recipe_of(recipe, None, None)
     accepted = accept(receipt, read_environment(megatron), acceptance, recipe=now)
+    if as_json:
+        print_json(
+            {
+                "schema": SCHEMA,
+                "outcome": "accepted" if accepted else "unchanged",
+                "receipt": str(receipt),
+                "by": acceptance.by,
+                "reason": acceptance.reason,
+                "date": acceptance.when.isoformat(),
+                "differences": [difference.to_dict() for difference in accepted],
+            }
+        )
+        return
     out = console()
     for difference in accepted:
         out.print(f"{difference.asked} -> {difference.found}", markup=False)

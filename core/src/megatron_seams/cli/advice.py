@@ -39,4 +39,6 @@ def advice_on(fault: SeamsError) -> str:
     """The last line of a fault's message; empty where its ``next`` needs no command."""
     if isinstance(fault, errors.ReceiptDiffers) and (fault.key or "").startswith("recipe."):
         return "see: registry accept RECEIPT --recipe RECIPE --reason TEXT"
+    if isinstance(fault, errors.UnknownToken) and not fault.positions:
+        return "see: registry list"
     return ADVICE.get(type(fault), "")

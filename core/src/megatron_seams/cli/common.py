@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: The lines of a message that are never wrapped.
 _WHOLE: Final = ("  in: ", "  next: ", "  see: ")
 
+#: Where the contexts of a command hold the version of its JSON document, if it prints one.
+_JSON: Final = "megatron_seams.json"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -33,10 +36,30 @@ def megatron_option(command: F) -> F:
 
 
 def json_option(command: F) -> F:
-    """``--json``: print JSON instead of text."""
+    """``--json``: print JSON instead of text, a refusal too."""
     return click.option(
-        "--json", "as_json", is_flag=True, help="Print JSON (docs/schema) instead of text."
+        "--json",
+        "as_json",
+        is_flag=True,
+        callback=_note_json,
+        help="Print JSON (docs/schema) instead of text.",
     )(command)
+
+
+def _note_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
+    if value:
+        refuse_as_json(context)
+    return value
+
+
+def refuse_as_json(context: click.Context, *, schema: int = 1) -> None:
+    """Print a refusal of the running command as JSON.
+
+    Args:
+        context: The command's context.
+        schema: The version of the command's document.
+    """
+    context.meta[_JSON] = schema
 
 
 def receipt_option(command: F) -> F:
@@ -78,7 +101,9 @@ def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace:
 
 def print_json(value: Any) -> None:
     """Print a JSON document, with its keys in their own order."""
-    sys.stdout.write(json_text(value, sort_keys=False))
+    # What a stream of another encoding would replace is no JSON any more.
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    sys.stdout.write(json_text(value, sort_keys=False, escaped=encoding != "utf8"))
 
 
 def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:
@@ -114,8 +139,19 @@ def show_notes(notes: Iterable[str], *, label: str = "note") -> None:
         out.print(Text(f"{label}: {note}"))
 
 
-def show_refusal(refusal: Refusal) -> None:
-    """Print every reason of a refusal, then the other findings."""
+def show_refusal(refusal: Refusal, context: click.Context) -> None:
+    """Print every reason of a refusal, then the other findings; as JSON where that was asked."""
+    schema = context.meta.get(_JSON)
+    if schema is not None:
+        print_json(
+            {
+                "schema": schema,
+                "outcome": "refused",
+                "reasons": [reason.to_dict() for reason in refusal.reasons],
+                "findings": [finding.to_dict() for finding in refusal.findings],
+            }
+        )
+        return
     show_faults(refusal.reasons, style="bold red")
     show_faults(refusal.findings, style="yellow")
     count = len(refusal.reasons)

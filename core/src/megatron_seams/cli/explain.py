@@ -1,22 +1,18 @@
-"""``registry explain``: why a token or family has its provider, and what would change that."""
+"""``registry explain``: why a name has its provider, and what would change that."""
 
-import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from megatron_seams.cli.common import megatron_option
+from megatron_seams.cli.common import json_option, megatron_option, print_json, show_faults
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.errors import Refusal, SeamsError, UnknownToken
-from megatron_seams.families import Family
-from megatron_seams.planning.choice import Chooser
-from megatron_seams.planning.environment import Environment, read_environment
-from megatron_seams.planning.requests import read_pattern
-from megatron_seams.recipes.dialect import BUILT_IN
-from megatron_seams.recipes.recipe import Recipe, load_recipe
-from megatron_seams.seams.seam import Seam
+from megatron_seams.governance.explanation import Explanation, FamilyStory, SeamStory
+from megatron_seams.governance.explanation import explain as explained
+from megatron_seams.planning.environment import read_environment
+from megatron_seams.recipes.recipe import load_recipe
 from megatron_seams.upstream.surface import NativeSymbol
 
 
@@ -26,116 +22,91 @@ from megatron_seams.upstream.surface import NativeSymbol
     short_help="Why a token, family or seam resolves so.",
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("what", metavar="TOKEN|FAMILY")
+@click.argument("what", metavar="TOKEN|FAMILY|SEAM|CONSTANT")
 @click.option(
     "--recipe",
     "recipe_path",
     type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="Explain it under this recipe's choices.",
 )
+@json_option
 @megatron_option
-def explain(what: str, recipe_path: Path | None, megatron: Path | None) -> None:
-    """Explain a token, in each dialect, or a family."""
+def explain(what: str, recipe_path: Path | None, as_json: bool, megatron: Path | None) -> None:
+    """Explain a token in each dialect, a family, an installed seam, or a constant of upstream's.
+
+    A constant is a name of upstream's Symbols class, DS_ATTENTION.
+    """
     environment = read_environment(megatron)
     recipe = load_recipe(recipe_path) if recipe_path else None
-    out = console()
-    families = list(_families(what, environment, recipe, lambda line: _say(out, line)))
-    if not families:
-        raise Refusal([_unknown(what, environment)], environment.findings)
-    silent = recipe or Recipe.of_pattern("", dialect="megatron", depth=None)
-    chooser = Chooser(
-        environment=environment, preferences=silent.preferences, today=datetime.date.today()
-    )
-    for family in families:
-        for line in _story(family, environment, chooser):
-            _say(out, line)
-
-
-def _say(out: Console, line: str) -> None:
-    """Print a line of the story; a next step stays one line, to be copied."""
-    text = line.lstrip(" ")
-    draw_wrapped(out, text, indent=len(line) - len(text), hanging=2)
-
-
-def _families(
-    what: str, environment: Environment, recipe: Recipe | None, say: Callable[[str], None]
-) -> Iterator[Family]:
-    known = environment.families
-    if len(what) != 1:
-        if what in known:
-            yield known[what]
+    try:
+        found = explained(what, environment, recipe)
+    except UnknownToken as unknown:
+        raise Refusal([unknown], environment.findings) from unknown
+    if as_json:
+        print_json(found.to_dict())
         return
-    dialects = list(BUILT_IN.values())
-    if recipe is not None:
-        dialects = [read_pattern(recipe)[1]]
-    seen: set[str] = set()
-    for dialect in dialects:
-        family = dialect.family_of(what, ())
-        if isinstance(family, SeamsError):
-            say(f"dialect {dialect.name}: {what} is refused: {family.found}")
-            continue
-        target = recipe.families.get(family, family) if recipe else family
-        note = f", which the recipe specialises as {target}" if target != family else ""
-        say(f"dialect {dialect.name}: {what} is {family}{note}")
-        if target not in seen:
-            seen.add(target)
-            yield known.get(target, Family(name=target, summary="No one here knows this family."))
+    out = console()
+    for line in _heading(found):
+        draw_wrapped(out, line, hanging=2)
+    for story in found.families:
+        _draw(out, story, found.megatron_core)
+    for seam in found.broken:
+        draw_wrapped(
+            out, f"seam {seam.name!r} of {seam.distribution} {seam.version}: broken", hanging=2
+        )
+        show_faults(seam.faults, style="yellow")
 
 
-def _story(family: Family, environment: Environment, chooser: Chooser) -> Iterator[str]:
-    yield f"{family.name} ({family.kind}): {family.summary}"
-    choice = chooser.choose(family.name, of_layer=family.kind == "block")
+def _heading(found: Explanation) -> Iterator[str]:
+    for it in found.spellings:
+        if it.family is None:
+            yield f"dialect {it.dialect}: {it.token} is refused: {it.refused}"
+        else:
+            note = f", which the recipe specialises as {it.specialised}" if it.specialised else ""
+            yield f"dialect {it.dialect}: {it.token} is {it.family}{note}"
+    symbol = found.symbol
+    if symbol is not None and (symbol.constant == found.asked or symbol.family is None):
+        told = f"megatron-core {found.megatron_core}: {symbol.constant} is {symbol.symbol!r}"
+        family = symbol.family or "unmapped: core has no family for it"
+        yield f"{told}, in slot {symbol.slot}, {family}"
+
+
+def _draw(out: Console, story: FamilyStory, version: str | None) -> None:
+    family, choice = story.family, story.choice
+    draw_wrapped(out, f"{family.name} ({family.kind}): {family.summary}", hanging=2)
     if isinstance(choice, SeamsError):
-        yield f"  refused [{choice.code}]: {choice.found}"
+        told = f"refused [{choice.code}]: {choice.found}"
     elif isinstance(choice.provider, NativeSymbol):
-        yield (
-            f"  megatron-core {environment.surface.version}: {choice.why}, "
-            f"in slot {choice.provider.slot}"
-        )
+        told = f"megatron-core {version}: {choice.why}, in slot {choice.provider.slot}"
     else:
-        yield f"  {choice.why}"
-    for seam in environment.discovery.seams:
-        if seam.family == family.name:
-            yield from _of_seam(seam, environment)
-    yield f"  what would change it: {_change(family, environment, choice)}"
-
-
-def _of_seam(seam: Seam, environment: Environment) -> Iterator[str]:
-    upstream = seam.manifest.upstream
-    retired = environment.superseded_by(seam)
-    yield f"  {seam.claim}"
-    if upstream.accepts:
-        state = f"and this Megatron has it ({retired})" if retired else "which is not in it yet"
-        yield f"    upstream fallback: native; {upstream.accepts} retires it, {state}"
-    else:
-        yield "    upstream fallback: refuse; nothing upstream is accepted in its place"
-    yield f"    review by {seam.manifest.seam.review_by}"
-    for reference in upstream.references:
-        yield f"    upstream's work: {reference.line}"
-    if not upstream.references:
-        yield "    upstream's work: the manifest names none"
-    fault = environment.out_of_range(seam)
-    if fault is not None:
-        yield f"    broken [{fault.code}]: {fault.found}"
-
-
-def _change(family: Family, environment: Environment, choice: object) -> str:
+        told = choice.why
+    draw_wrapped(out, told, indent=2, hanging=2)
+    for seam in story.seams:
+        first, *rest = _of_seam(seam)
+        draw_wrapped(out, first, indent=2, hanging=2)
+        for line in rest:
+            draw_wrapped(out, line, indent=4, hanging=2)
     if isinstance(choice, SeamsError):
-        return choice.next
-    native = environment.surface.of_family(family.name)
-    if native is not None:
-        return (
-            f'only [[override]] family = "{family.name}" in a recipe, with a seam, a reason and '
-            "a date; or a Megatron that no longer builds it"
-        )
-    return "a Megatron that builds it, a second seam (refused until one is pinned), or removing it"
+        out.print(f"  next: {story.change}", markup=False)  # to be copied
+    else:
+        draw_wrapped(out, f"what would change it: {story.change}", indent=2, hanging=2)
 
 
-def _unknown(what: str, environment: Environment) -> UnknownToken:
-    return UnknownToken(
-        asked=f"what {what!r} is",
-        found=f"no dialect has that token and no family that name; the families are "
-        f"{', '.join(environment.families)}",
-        next="run `registry list`, or give --recipe for a token that only a recipe maps",
-        subject=what,
-    )
+def _of_seam(story: SeamStory) -> Iterator[str]:
+    seam = story.seam
+    upstream = seam.manifest.upstream
+    yield seam.claim
+    if upstream.accepts:
+        retired = story.retired_by
+        state = f"and this Megatron has it ({retired})" if retired else "which is not in it yet"
+        yield f"upstream fallback: native; {upstream.accepts} retires it, {state}"
+    else:
+        yield "upstream fallback: refuse; nothing upstream is accepted in its place"
+    yield f"review by {seam.manifest.seam.review_by}"
+    for reference in upstream.references:
+        yield f"upstream's work: {reference.line}"
+    if not upstream.references:
+        yield "upstream's work: the manifest names none"
+    if story.misfit is not None:
+        yield f"broken [{story.misfit.code}]: {story.misfit.found}"

@@ -10,7 +10,7 @@ import click
 from megatron_seams.cli.common import json_option, print_json
 from megatron_seams.cli.screen import console
 from megatron_seams.cli.smoke import require_runtime
-from megatron_seams.errors import Refusal
+from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.records.graduation import (
     LOGITS_BAR,
@@ -40,7 +40,10 @@ from megatron_seams.seams.removal import how_to_remove
     help="Where to write the comparison (default: DIR/graduation-NAME.json).",
 )
 @json_option
-def graduate_command(name: str, folder: Path, report: Path | None, as_json: bool) -> None:
+@click.pass_context
+def graduate_command(
+    context: click.Context, name: str, folder: Path, report: Path | None, as_json: bool
+) -> None:
     """Prove that native Megatron can replace seam NAME, or list the differences.
 
     Loads the seam's checkpoint into the native model of the importable Megatron and compares keys,
@@ -60,14 +63,14 @@ def graduate_command(name: str, folder: Path, report: Path | None, as_json: bool
     today = datetime.datetime.now(datetime.UTC).date()
     file = report or folder / f"graduation-{name}.json"
     write_report(graduation, file, today)
+    refusal = Refusal(graduation.reasons) if graduation.reasons else None
     if as_json:
         print_json(graduation.to_dict(today))
-    else:
-        _print(graduation, file)
-    if graduation.reasons:
-        raise Refusal(graduation.reasons)
-    if not as_json:
-        _print_next(graduation, environment)
+        context.exit(refusal.exit_code if refusal else ExitCode.OK)
+    _print(graduation, file)
+    if refusal is not None:
+        raise refusal
+    _print_next(graduation, environment)
 
 
 def _print(graduation: Graduation, file: Path) -> None:

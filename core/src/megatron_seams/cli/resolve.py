@@ -13,15 +13,16 @@ from megatron_seams.cli.common import (
     megatron_option,
     print_json,
     receipt_option,
+    refuse_as_json,
     show_faults,
     show_notes,
     write_receipt,
 )
-from megatron_seams.cli.models import Asked, asked_model, model_arguments
+from megatron_seams.cli.models import asked_model, model_arguments
 from megatron_seams.cli.rows import Row, draw_rows, ranges
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
-from megatron_seams.errors import Refusal, SeamsError
+from megatron_seams.errors import Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.placement import Placed, placement
 from megatron_seams.planning.plan import Custom, Layer, Plan, grouped
@@ -57,13 +58,16 @@ def resolve_command(
     megatron: Path | None,
 ) -> None:
     """Resolve every layer: native first, exactly one seam second, refused otherwise."""
+    if as_json:
+        refuse_as_json(context, schema=SCHEMA)
+    asked = asked_model(model, dialect, depth)
+    if not as_json:
+        show_notes(asked.notes)
     try:
-        asked, plan = _planned(model, dialect, depth, megatron, quiet=as_json)
+        plan = asked.plan(read_environment(megatron))
     except Refusal as refusal:
-        if as_json:
-            print_json(_refused(refusal))
-            context.exit(refusal.exit_code)
-        _draw_refused(refusal)
+        if not as_json:
+            _draw_refused(refusal)
         raise
     if receipt is not None:
         write_receipt(receipt, plan, asked.recipe, replace=replace)
@@ -79,27 +83,6 @@ def resolve_command(
         return
     _draw(console(), plan, layers)
     show_faults(plan.findings, style="yellow")
-
-
-def _planned(
-    model: str, dialect: str | None, depth: int | None, megatron: Path | None, *, quiet: bool
-) -> tuple[Asked, Plan]:
-    try:
-        asked = asked_model(model, dialect, depth)
-        if not quiet:
-            show_notes(asked.notes)
-        return asked, asked.plan(read_environment(megatron))
-    except SeamsError as fault:  # one that stops everything, such as --megatron without a Megatron
-        raise Refusal([fault]) from fault
-
-
-def _refused(refusal: Refusal) -> dict[str, object]:
-    return {
-        "schema": SCHEMA,
-        "outcome": "refused",
-        "reasons": [reason.to_dict() for reason in refusal.reasons],
-        "findings": [finding.to_dict() for finding in refusal.findings],
-    }
 
 
 def _draw_refused(refusal: Refusal) -> None:

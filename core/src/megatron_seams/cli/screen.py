@@ -30,7 +30,13 @@ def console(*, error: bool = False) -> "Console":
         made = Console(stderr=error, highlight=False, soft_wrap=True, width=_PIPE)
     if made.width < _LEAST:
         made = Console(stderr=error, highlight=False, soft_wrap=True, width=_LEAST)
+    # rich's own ends the program with 1, the code of findings.
+    made.on_broken_pipe = _raise_again  # type: ignore[method-assign]
     return made
+
+
+def _raise_again() -> None:
+    raise
 
 
 def has_width(out: "Console") -> bool:

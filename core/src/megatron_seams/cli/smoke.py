@@ -5,12 +5,15 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import attrs
 import click
 from packaging.specifiers import SpecifierSet
 
 from megatron_seams.cli.common import (
+    json_option,
+    print_json,
     receipt_option,
     show_faults,
     show_notes,
@@ -23,6 +26,10 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.records.receipt import make_receipt
 
+if TYPE_CHECKING:
+    from megatron_seams.runtime.smoke.run import SmokeReport
+
+SCHEMA: Final = 1
 #: Module that the runtime imports -> distribution to install for it.
 _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}
 
@@ -50,6 +57,7 @@ _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}
     help="Keep checkpoint, probe and receipt there, for `registry graduate` on a later Megatron.",
 )
 @receipt_option
+@json_option
 @click.pass_context
 def smoke_command(
     context: click.Context,
@@ -61,6 +69,7 @@ def smoke_command(
     save: Path | None,
     receipt: Path | None,
     replace: bool,
+    as_json: bool,
 ) -> None:
     """Build every layer at toy width and train it on text, on this machine's CPU.
 
@@ -77,7 +86,8 @@ def smoke_command(
     # Written before the training, so that a bad path does not cost a run.
     kept = make_receipt(plan, recipe)
     write_receipt(receipt, plan, recipe, replace=replace)
-    out = console()
+    # A program reads the document alone, and people the progress.
+    out = console(error=as_json)
     # Upstream warns of each absent optional package, and torch of an absent GPU; both are normal on
     # a CPU.
     for noisy in ("torch.utils.cpp_extension", "megatron.core.dist_checkpointing"):
@@ -88,12 +98,29 @@ def smoke_command(
 
         keep = Keep(folder=save, receipt=kept) if save else None
         report = run_smoke(plan, recipe.smoke, data, steps, out, keep)
+    if as_json:
+        print_json(_described(report, plan, digest=json.loads(kept)["digest"], save=save))
     note = "" if receipt else " (keep it with --receipt FILE)"
     out.print(f"receipt {json.loads(kept)['digest']}{note}", markup=False)
     if save is not None:
         out.print(f"proof {save}: registry graduate SEAM --from {save}", markup=False)
     if report.leaks or (save is None and not report.learned):
         context.exit(ExitCode.FINDINGS)
+
+
+def _described(
+    report: "SmokeReport", plan: Plan, *, digest: str, save: Path | None
+) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "outcome": "trained",
+        "name": plan.name,
+        **attrs.asdict(report),
+        "losses": list(report.losses),
+        "learned": report.learned,
+        "receipt_digest": digest,
+        "proof": None if save is None else str(save),
+    }
 
 
 def require_runtime(plan: Plan) -> None:

@@ -26,13 +26,7 @@ def surface(context: click.Context, where: Path | None, as_json: bool) -> None:
 
     The source is read and not imported.
     """
-    try:
-        source, found, notes = _read(where)
-    except SeamsError as fault:
-        if not as_json:
-            raise
-        print_json({"schema": SCHEMA, "outcome": "refused", "reasons": [fault.to_dict()]})
-        context.exit(fault.exit_code)
+    source, found, notes = _read(where)
     if as_json:
         print_json(
             {

@@ -1,22 +1,29 @@
 """``registry verify``: compare an environment with a receipt."""
 
 from pathlib import Path
+from typing import Final
 
 import click
 
-from megatron_seams.cli.common import megatron_option
+from megatron_seams.cli.common import json_option, megatron_option, print_json
 from megatron_seams.cli.models import recipe_of, recipe_option
 from megatron_seams.cli.screen import console
-from megatron_seams.errors import Refusal
+from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.records.verify import verify
+
+SCHEMA: Final = 1
 
 
 @click.command("verify", short_help="Hold this environment to a receipt.")
 @click.argument("receipt", type=click.Path(path_type=Path))
 @recipe_option
+@json_option
 @megatron_option
-def verify_command(receipt: Path, recipe: str | None, megatron: Path | None) -> None:
+@click.pass_context
+def verify_command(
+    context: click.Context, receipt: Path, recipe: str | None, as_json: bool, megatron: Path | None
+) -> None:
     """Check that this environment still makes exactly the plan of RECEIPT.
 
     Every difference is named: the Megatron, each seam's version and code, each layer and its stage;
@@ -24,6 +31,17 @@ def verify_command(receipt: Path, recipe: str | None, megatron: Path | None) -> 
     """
     now = None if recipe is None else recipe_of(recipe, None, None)
     differences = verify(receipt, read_environment(megatron), recipe=now)
-    if differences:
-        raise Refusal(differences)
+    refusal = Refusal(differences) if differences else None
+    if as_json:
+        print_json(
+            {
+                "schema": SCHEMA,
+                "outcome": "differs" if differences else "same",
+                "receipt": str(receipt),
+                "differences": [difference.to_dict() for difference in differences],
+            }
+        )
+        context.exit(refusal.exit_code if refusal else ExitCode.OK)
+    if refusal is not None:
+        raise refusal
     console().print(f"{receipt}: this environment makes the same plan", markup=False)
