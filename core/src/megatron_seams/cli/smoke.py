@@ -118,6 +118,7 @@ def _described(
         **attrs.asdict(report),
         "losses": list(report.losses),
         "learned": report.learned,
+        "leaks": report.leaks,
         "receipt_digest": digest,
         "proof": None if save is None else str(save),
     }
