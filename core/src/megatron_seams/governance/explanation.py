@@ -119,7 +119,6 @@ class Explanation:
 
 def _story(story: FamilyStory) -> dict[str, Any]:
     choice = story.choice
-    refused = isinstance(choice, SeamsError)
     provider = None if isinstance(choice, SeamsError) else choice.provider
     return {
         "family": story.family.name,
@@ -129,7 +128,7 @@ def _story(story: FamilyStory) -> dict[str, Any]:
         "slot": provider.slot if isinstance(provider, NativeSymbol) else None,
         "seam": provider.name if isinstance(provider, Seam) else None,
         "why": None if isinstance(choice, SeamsError) else choice.why,
-        "refused": choice.to_dict() if refused else None,
+        "refused": choice.to_dict() if isinstance(choice, SeamsError) else None,
         "change": story.change,
         "seams": [
             {
@@ -256,7 +255,7 @@ def _change(family: Family, environment: Environment, choice: Choice | SeamsErro
 
 def _unknown(name: str, environment: Environment, spellings: tuple[Spelling, ...]) -> UnknownToken:
     discovery = environment.discovery
-    seams = sorted(it.name for it in (*discovery.seams, *discovery.broken))
+    seams = sorted([it.name for it in discovery.seams] + [it.name for it in discovery.broken])
     constants = [it.constant for it in environment.surface.symbols]
     near = difflib.get_close_matches(
         name.lower(), [*environment.families, *seams, *map(str.lower, constants)], n=1
