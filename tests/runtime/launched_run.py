@@ -14,7 +14,7 @@ from megatron_seams.errors import Refusal
 from megatron_seams.runtime import compat
 from megatron_seams.runtime.cpu.world import cpu_world
 from megatron_seams.runtime.model.build import build_model
-from megatron_seams.runtime.model.refused import StackRefused
+from megatron_seams.runtime.model.refused import StackRefused, refusal_behind
 from megatron_seams.runtime.model.settings import model_settings
 
 SPEC = ("megatron_seams.runtime.launch", "stack_spec")
@@ -75,7 +75,8 @@ def refused(spec, pattern, groups, **changes):
     try:
         build(spec, pattern, groups, **changes)
     except (StackRefused, Refusal) as error:
-        return str(error)
+        # The reasons stand once in the traceback: upstream's own words around them have the codes.
+        return "\n".join([str(refusal_behind(error)), str(error)])
     return "built"
 
 

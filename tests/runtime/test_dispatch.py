@@ -87,10 +87,11 @@ def test_a_native_layer_that_the_backend_lacks_is_an_error_and_not_an_empty_laye
 
     specs = {"mamba_layer": {3: ModuleSpec(module=Named)}}
     slots = with_seams(HybridStackSubmodules(), specs)
-    with pytest.raises(StackRefused, match="asks the slot for layer 7") as raised:
+    with pytest.raises(StackRefused, match="SEAM-B10") as raised:
         build_module(slots.mamba_layer, **MAMBA)
     refusal = refusal_behind(raised.value)
     assert isinstance(refusal, BuildDiffers)
+    assert "asks the slot for layer 7" in str(refusal)
     assert refusal.positions == (7,)
 
 

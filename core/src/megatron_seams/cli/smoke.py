@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import logging
+import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
@@ -19,12 +21,15 @@ from megatron_seams.cli.common import (
     show_notes,
     write_receipt,
 )
-from megatron_seams.cli.models import asked_model, model_arguments
+from megatron_seams.cli.models import Asked, asked_model, model_arguments
 from megatron_seams.cli.screen import console
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.records.receipt import make_receipt
+from megatron_seams.records.software import software
+
+Planned = tuple[Asked, Plan, str]
 
 if TYPE_CHECKING:
     from megatron_seams.runtime.smoke.run import SmokeReport
@@ -77,14 +82,18 @@ def smoke_command(
     with --save that is not judged, as a few steps are enough for the proof. Exits with 1 too where
     the loss on random bytes is lower than a causal model's can be: a layer then sees the future.
     """
-    asked = asked_model(model, dialect, depth)
+
+    def planned() -> Planned:
+        asked = asked_model(model, dialect, depth)
+        plan = asked.plan(read_environment())
+        require_runtime(plan)
+        return asked, plan, make_receipt(plan, asked.recipe)
+
+    asked, plan, kept = _on_every_rank(planned)
     recipe = asked.recipe
-    plan = asked.plan(read_environment())
     show_notes(asked.notes)
     show_faults(plan.findings, style="yellow")
-    require_runtime(plan)
     # Written before the training, so that a bad path does not cost a run.
-    kept = make_receipt(plan, recipe)
     write_receipt(receipt, plan, recipe, replace=replace)
     # A program reads the document alone, and people the progress.
     out = console(error=as_json)
@@ -122,6 +131,19 @@ def _described(
         "receipt_digest": digest,
         "proof": None if save is None else str(save),
     }
+
+
+def _on_every_rank(planned: Callable[[], Planned]) -> Planned:
+    """Plan; as a rank of a launcher, together with the others (SEAM-B11)."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not _importable("torch"):
+        return planned()
+    # Imported here, since commands that only read must not load the runtime.
+    from megatron_seams.runtime.agreement.alike import made_alike
+
+    def described(made: Planned) -> dict[str, Any]:
+        return {"receipt": json.loads(made[2]), "software": software()}
+
+    return made_alike("smoke", planned, described)
 
 
 def require_runtime(plan: Plan) -> None:

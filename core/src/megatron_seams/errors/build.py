@@ -66,3 +66,9 @@ class BuildDiffers(BuildError):
     """A built model that is not the plan: other layers, slots, numbers or MTP depths."""
 
     code = "SEAM-B10"
+
+
+class RanksDiffer(BuildError):
+    """Ranks that do not run the same, or of which some stay silent before the first step."""
+
+    code = "SEAM-B11"

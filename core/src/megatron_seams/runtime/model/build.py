@@ -9,13 +9,16 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron_seams.errors import BuildDiffers, Refusal
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
+from megatron_seams.records.plan_json import describe_plan
+from megatron_seams.records.software import software
 from megatron_seams.runtime import compat
+from megatron_seams.runtime.agreement.alike import made_alike
 from megatron_seams.runtime.backends.backend import ModelBackend, choose_backend
 from megatron_seams.runtime.model.features import attach_features
 from megatron_seams.runtime.model.inspection import mtp_differences, stack_differences
 from megatron_seams.runtime.model.prepare import PreparedPlan, attempt, prepare
 from megatron_seams.runtime.model.refused import refusal_behind
-from megatron_seams.runtime.model.settings import model_settings, rejected
+from megatron_seams.runtime.model.settings import ModelSettings, model_settings, rejected
 from megatron_seams.runtime.model.stack import BackendStack, SeamHybridStack
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ def build_model(
     pre_process: bool = True,
     post_process: bool = True,
     vp_stage: int | None = None,
+    on_all_ranks: bool = True,
 ) -> compat.HybridModel:
     """Build the model of ``plan``, or one pipeline stage of it.
 
@@ -46,6 +50,8 @@ def build_model(
         pre_process: Whether this stage embeds.
         post_process: Whether this stage computes the loss.
         vp_stage: The model chunk, under virtual pipeline parallelism.
+        on_all_ranks: Whether every rank of torch's process group builds a model of this plan; they
+            then agree before any builds (:mod:`megatron_seams.runtime.agreement`).
 
     Returns:
         The model, not wrapped.
@@ -54,14 +60,23 @@ def build_model(
         Refusal: With every reason: plugins that do not load, families that the machine cannot build
             (:class:`CannotRunHere`), settings that Megatron does not accept
             (:class:`SettingsInvalid`), a model that is not the plan's (:class:`BuildDiffers`).
-        SeamsError: A seam's hook raised it, or returned something else than it must.
+        SeamsError: A seam's hook raised it, or returned something else than it must; as
+            :class:`RanksDiffer`, another rank builds another model, cannot, or is silent.
     """
     given = plan.megatron if settings is None else settings
     here = backend or choose_backend()
-    prepared, unprepared = attempt(lambda: prepare(plan, here))
-    chosen, invalid = attempt(lambda: model_settings(plan, given, here.settings()))
-    if prepared is None or chosen is None:
-        raise Refusal((*unprepared, *invalid))
+
+    def parts() -> tuple[PreparedPlan, ModelSettings]:
+        prepared, unprepared = attempt(lambda: prepare(plan, here))
+        chosen, invalid = attempt(lambda: model_settings(plan, given, here.settings()))
+        if prepared is None or chosen is None:
+            raise Refusal((*unprepared, *invalid))
+        return prepared, chosen
+
+    if on_all_ranks:
+        prepared, chosen = made_alike("plan", parts, lambda _: _description(plan, given, here))
+    else:
+        prepared, chosen = parts()
     groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
     try:
         model = compat.build_hybrid_model(
@@ -86,6 +101,29 @@ def build_model(
         raise Refusal(faults)
     attach_features(model, prepared, vocab_size=chosen.arguments["vocab_size"])
     return model
+
+
+def _description(plan: Plan, settings: Mapping[str, Any], backend: ModelBackend) -> dict[str, Any]:
+    """What this rank is about to build, as JSON values that are the same in every process."""
+    return {
+        "plan": describe_plan(plan),
+        "options": {name: _said(dict(given)) for name, given in plan.options.items()},
+        "settings": _said(dict(settings)),
+        "backend": backend.name,
+        "software": software(),
+    }
+
+
+def _said(value: Any) -> Any:
+    """A setting as a JSON value; functions, types and members by name, without an address."""
+    if isinstance(value, Mapping):
+        return {str(key): _said(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_said(part) for part in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    named = getattr(value, "__qualname__", None)
+    return f"{value.__module__}.{named}" if named else str(value).partition(" at 0x")[0]
 
 
 def stack_spec(prepared: PreparedPlan, config: "TransformerConfig") -> ModuleSpec:

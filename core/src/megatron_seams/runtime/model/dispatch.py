@@ -51,7 +51,7 @@ class Choice:
                 next=KNOWN_STACK,
                 positions=(layer_number,),
             )
-            raise StackRefused(str(differs)) from differs
+            raise StackRefused.of(differs) from differs
         return spec
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Choice":

@@ -13,8 +13,15 @@ class StackRefused(Exception):
 
     ``build_module`` re-raises whatever a constructor raises as ``type(error)(one_string)``. Faults,
     which have several fields, would not survive that; this does, and :func:`refusal_behind` finds
-    the faults behind it.
+    the faults behind it. Its text names their codes alone: a traceback prints them above it.
     """
+
+    @classmethod
+    def of(cls, refusal: SeamsError | Refusal) -> "StackRefused":
+        """The exception to raise from ``refusal``."""
+        reasons = refusal.reasons if isinstance(refusal, Refusal) else (refusal,)
+        codes = ", ".join(dict.fromkeys(reason.code for reason in reasons))
+        return cls(f"refused for the reasons printed above ({codes})")
 
 
 def refusal_behind(error: BaseException) -> SeamsError | Refusal | None:

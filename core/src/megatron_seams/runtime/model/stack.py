@@ -102,7 +102,7 @@ class SeamHybridStack(BackendStack):
             specs = prepared.seam_layers().specs(config, pg_collection)
             refuse_fused_mla(config, specs)
         except (SeamsError, Refusal) as refusal:
-            raise StackRefused(str(refusal)) from refusal
+            raise StackRefused.of(refusal) from refusal
         super().__init__(
             config,
             with_seams(submodules, specs, built),
@@ -114,7 +114,7 @@ class SeamHybridStack(BackendStack):
         layers = prepared.plan.layers[pp_layer_offset : pp_layer_offset + len(layer_type_list)]
         if faults := tuple(stack_differences(self, layers, submodules, built)):
             differing = Refusal(faults)
-            raise StackRefused(str(differing)) from differing
+            raise StackRefused.of(differing) from differing
 
 
 def with_seams(

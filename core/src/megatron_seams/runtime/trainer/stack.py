@@ -16,13 +16,15 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from megatron_seams.errors import LaunchInvalid, Refusal
+from megatron_seams.errors import LaunchInvalid, Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.records.receipt import read_receipt
+from megatron_seams.records.software import software
 from megatron_seams.records.verify import verify
+from megatron_seams.runtime.agreement.alike import made_alike
 from megatron_seams.runtime.backends.backend import choose_backend
 from megatron_seams.runtime.model.features import attach_features
 from megatron_seams.runtime.model.inspection import mtp_differences
@@ -68,11 +70,13 @@ def receipt_stack(variables: Mapping[str, str]) -> ModuleSpec:
         Refusal: With every reason: no receipt is named, this environment does not make its plan,
             a plugin does not load, the machine cannot build a family.
         ReceiptUnreadable: The file is no receipt, or was edited.
+        RanksDiffer: Another rank has another receipt or other software, has none, or is silent.
     """
-    file = variables.get(RECEIPT)
-    if not file:
-        raise Refusal([_no_receipt()])
-    prepared = _prepare(Path(file))
+    file, prepared, _ = made_alike(
+        "receipt",
+        lambda: _prepare(variables.get(RECEIPT)),
+        lambda made: {"receipt": made[2], "software": software()},
+    )
     return ModuleSpec(
         module=ReceiptStack,
         params={
@@ -93,13 +97,17 @@ def _no_receipt() -> LaunchInvalid:
     )
 
 
-def _prepare(receipt: Path) -> PreparedPlan:
+def _prepare(file: str | None) -> tuple[str, PreparedPlan, dict[str, Any]]:
+    """The receipt's file, its plan as this environment makes it, and what the file holds."""
+    if not file:
+        raise Refusal([_no_receipt()])
+    receipt = Path(file)
     environment = read_environment()
-    _, recipe = read_receipt(receipt)
+    body, recipe = read_receipt(receipt)
     differences = verify(receipt, environment)
     if differences:
         raise Refusal(differences)
-    return prepare(resolve(recipe, environment), choose_backend())
+    return file, prepare(resolve(recipe, environment), choose_backend()), body
 
 
 class ReceiptStack(SeamHybridStack):
@@ -116,8 +124,11 @@ class ReceiptStack(SeamHybridStack):
 
     Raises:
         StackRefused: Around a :class:`LaunchInvalid` where the command line spells other layers
-            than the receipt has.
+            than the receipt has; around a :class:`RanksDiffer` where another rank's does.
     """
+
+    #: How many were begun in this process; a virtual pipeline has one for each model chunk.
+    _begun = 0
 
     def __init__(
         self,
@@ -129,10 +140,12 @@ class ReceiptStack(SeamHybridStack):
         pp_layer_offset: int = 0,
         **keywords: Any,
     ) -> None:
+        ReceiptStack._begun += 1
         faults = _differences(receipt, prepared, config, layer_type_list, pp_layer_offset)
-        if faults:
-            refusal = Refusal(faults)
-            raise StackRefused(str(refusal)) from refusal
+        try:
+            made_alike("arguments", lambda: _refuse(faults), lambda _: {"stack": self._begun})
+        except (SeamsError, Refusal) as refusal:
+            raise StackRefused.of(refusal) from refusal
         super().__init__(
             config,
             *args,
@@ -142,6 +155,11 @@ class ReceiptStack(SeamHybridStack):
             **keywords,
         )
         _Completion(self, prepared, receipt)
+
+
+def _refuse(faults: list[LaunchInvalid]) -> None:
+    if faults:
+        raise Refusal(faults)
 
 
 def _differences(

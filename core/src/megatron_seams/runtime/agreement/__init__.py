@@ -1,0 +1,1 @@
+"""Agreement: every rank of a run says what it is about to run, before the first step."""

@@ -1,0 +1,159 @@
+"""The ranks of a run by what they said, and the message about those that differ."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+import attrs
+from torch.distributed import DistError, Store  # type: ignore[attr-defined]  # not in torch's __all__
+
+from megatron_seams.runtime.agreement.statement import Statement
+
+#: Ranks that are read in one request.
+_CHUNK: Final = 1024
+#: Groups, and fields of a group, that a message lists.
+_GROUPS: Final = 6
+_FIELDS: Final = 8
+_HOSTS: Final = 4
+#: How long a statement is waited for whose digest is there.
+_PATIENCE: Final = timedelta(seconds=2)
+
+
+@attrs.frozen(kw_only=True)
+class Group:
+    """Ranks that made one statement.
+
+    Attributes:
+        statement: It.
+        ranks: Their numbers, ascending.
+        hosts: The names of their machines, without repetition.
+    """
+
+    statement: Statement
+    ranks: tuple[int, ...]
+    hosts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """``ranks 0-3, 6 (host a, b)``."""
+        noun = "rank" if len(self.ranks) == 1 else "ranks"
+        more = ", ..." if len(self.hosts) > _HOSTS else ""
+        return f"{noun} {spans(self.ranks)} (on {', '.join(self.hosts[:_HOSTS])}{more})"
+
+
+@attrs.frozen(kw_only=True)
+class Roll:
+    """What all ranks said.
+
+    Attributes:
+        groups: Those with a plan first, then the largest first.
+        silent: The ranks that said nothing, ascending.
+    """
+
+    groups: tuple[Group, ...]
+    silent: tuple[int, ...]
+
+    @classmethod
+    def read(cls, store: Store, world_size: int) -> "Roll":
+        """Read every rank's word from the store; only done where they differ."""
+        silent = tuple(_missing(store, 0, world_size))
+        absent = set(silent)
+        present = [rank for rank in range(world_size) if rank not in absent]
+        members: dict[str, list[int]] = {}
+        hosts: dict[str, dict[str, None]] = {}
+        for start in range(0, len(present), _CHUNK):
+            ranks = present[start : start + _CHUNK]
+            said = store.multi_get([f"rank {rank}" for rank in ranks])
+            for rank, word in zip(ranks, said, strict=True):
+                digest, _, host = bytes(word).decode().partition(" ")
+                members.setdefault(digest, []).append(rank)
+                hosts.setdefault(digest, {})[host] = None
+        groups = [
+            Group(
+                statement=_statement(store, digest),
+                ranks=tuple(ranks),
+                hosts=tuple(hosts[digest]),
+            )
+            for digest, ranks in members.items()
+        ]
+        groups.sort(key=lambda it: (bool(it.statement.error), -len(it.ranks), it.ranks))
+        return cls(groups=tuple(groups), silent=silent)
+
+    def fault(self, seconds: float) -> str:
+        """What is wrong, for a person; empty where every rank has an error of its own to raise.
+
+        Args:
+            seconds: How long the silent ranks were waited for.
+        """
+        if not self.silent and all(group.statement.error for group in self.groups):
+            return ""
+        parts = list(self._parts())
+        if self.silent:
+            noun = "rank" if len(self.silent) == 1 else "ranks"
+            parts.append(f"{noun} {spans(self.silent)}: silent for {seconds:g} s")
+        return "; ".join(parts)
+
+    def _parts(self) -> Iterator[str]:
+        usual, *odd = self.groups
+        if usual.statement.error:
+            odd = list(self.groups)
+        else:
+            yield f"{usual}: as most, with a plan" if odd else f"{usual}: one plan"
+        for group in odd[:_GROUPS]:
+            error = group.statement.error
+            if error:
+                yield f"{group}: no plan, because {error}"
+            else:
+                yield f"{group}: {_differences(usual.statement, group.statement)}"
+        if len(odd) > _GROUPS:
+            rest = sorted(rank for group in odd[_GROUPS:] for rank in group.ranks)
+            yield f"ranks {spans(rest)}: other differences or errors"
+
+
+def _statement(store: Store, digest: str) -> Statement:
+    """The statement of a digest, which the first of its ranks published."""
+    try:
+        store.wait([f"statement {digest}"], _PATIENCE)
+    except DistError:
+        return Statement(error="what it said is lost, since the rank that published it has ended")
+    return Statement(**json.loads(store.get(f"statement {digest}")))
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Ascending numbers as ``0-3, 6``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in found)
+
+
+def _missing(store: Store, start: int, stop: int) -> Iterator[int]:
+    """The ranks from ``start`` to before ``stop`` that have said nothing, by halving."""
+    if store.check([f"rank {rank}" for rank in range(start, stop)]):
+        return
+    if stop - start == 1:
+        yield start
+        return
+    middle = (start + stop) // 2
+    yield from _missing(store, start, middle)
+    yield from _missing(store, middle, stop)
+
+
+def _differences(usual: Statement, odd: Statement) -> str:
+    """The fields in which two plans differ, the odd one's value first."""
+    names = {**usual.fields, **odd.fields}
+    differing = [name for name in names if _of(usual, name) != _of(odd, name)]
+    # A digest differs with whatever it covers, and says nothing that the others do not.
+    differing.sort(key=lambda name: name.endswith("digest"))
+    shown = [f"{name} is {_of(odd, name)}, not {_of(usual, name)}" for name in differing[:_FIELDS]]
+    if len(differing) > _FIELDS:
+        shown.append(f"and {len(differing) - _FIELDS} more fields differ")
+    return ", ".join(shown)
+
+
+def _of(statement: Statement, name: str) -> str:
+    fields: Mapping[str, Any] = statement.fields
+    return json.dumps(fields[name], sort_keys=True) if name in fields else "absent"

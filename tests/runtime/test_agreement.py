@@ -1,0 +1,190 @@
+"""All ranks run the same, or none goes on: one message with the odd ranks and what differs."""
+
+import datetime
+import threading
+import time
+
+import pytest
+from torch.distributed import PrefixStore, TCPStore
+
+import agreement_drill
+from megatron_seams.errors import CannotRunHere, LaunchInvalid, RanksDiffer, Refusal
+from megatron_seams.records.software import software
+from megatron_seams.runtime.agreement.exchange import agree
+from megatron_seams.runtime.agreement.meeting import Meeting, is_launched, timeout_of
+from megatron_seams.runtime.agreement.roll import spans
+from megatron_seams.runtime.agreement.statement import Statement
+from megatron_seams.runtime.cpu.ranks import on_ranks
+
+pytestmark = [pytest.mark.megatron]
+
+PLAN = {"plan": {"seams": {"kda": {"version": "1.0", "code_digest": "aa"}}, "layers": [{}, {}]}}
+OTHER = {"plan": {"seams": {"kda": {"version": "1.1", "code_digest": "bb"}}, "layers": [{}, {}]}}
+SECONDS = 0.4
+
+
+class Ranks:
+    """Ranks as threads, each with a connection of its own to one store."""
+
+    def __init__(self):
+        self.server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.met = 0
+
+    def agree(self, *statements, again=False):
+        """What each rank's ``agree`` raised, with its seconds; a statement of None is silence."""
+        self.met += not again
+        ends = [None] * len(statements)
+
+        def rank(number, statement):
+            store = TCPStore("127.0.0.1", self.server.port, wait_for_workers=False)
+            meeting = Meeting(
+                store=PrefixStore(str(self.met), store),
+                rank=number,
+                world_size=len(statements),
+                timeout=datetime.timedelta(seconds=SECONDS),
+            )
+            started, raised = time.monotonic(), None
+            try:
+                agree(meeting, "plan", statement)
+            except RanksDiffer as error:
+                raised = error
+            ends[number] = raised, time.monotonic() - started
+
+        threads = [
+            threading.Thread(target=rank, args=(number, statement))
+            for number, statement in enumerate(statements)
+            if statement is not None
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return ends
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    return Ranks()
+
+
+ALIKE, ODD = Statement.of(PLAN), Statement.of(OTHER)
+FAILED = Statement.of_error(Refusal([CannotRunHere(asked="D", found="no GPU", next="get one")]))
+
+
+def test_ranks_that_say_the_same_go_on(ranks):
+    assert [raised for raised, _ in ranks.agree(*[ALIKE] * 5)] == [None] * 5
+
+
+def test_what_all_have_said_before_one_rank_may_say_alone(ranks):
+    ranks.agree(*[ALIKE] * 3)
+    ends = ranks.agree(None, ALIKE, None, again=True)
+    assert ends[1][0] is None
+    assert ends[1][1] < SECONDS
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (
+            [ALIKE, ODD, ALIKE, ALIKE],
+            [
+                "ranks 0, 2-3 (",
+                "rank 1 (",
+                'plan.seams.kda.version is "1.1", not "1.0"',
+                'plan.seams.kda.code_digest is "bb", not "aa"',
+            ],
+        ),
+        ([ALIKE, ALIKE, FAILED, ALIKE], ["rank 2 (", "no plan, because [SEAM-B05] D", "no GPU"]),
+        ([ALIKE, ALIKE, ALIKE, None], ["ranks 0-2 (", "rank 3: silent for 0.4 s"]),
+        ([None, None, ALIKE, ALIKE], ["ranks 0-1: silent"]),
+        ([ODD, ALIKE, None, FAILED], ["rank 2: silent", "version", "rank 3 (", "no GPU"]),
+    ],
+    ids=["version", "error", "silent", "silent rank 0", "all at once"],
+)
+def test_odd_ranks_stop_all_with_one_message(ranks, statements, said):
+    ends = [end for end in ranks.agree(*statements) if end is not None]
+    texts = {str(raised) for raised, _ in ends}
+    assert len(texts) == 1, texts
+    (text,) = texts
+    assert [part for part in said if part not in text] == []
+    assert max(seconds for _, seconds in ends) < SECONDS + 3
+
+
+def test_where_every_rank_has_an_error_each_raises_its_own(ranks):
+    other = Statement.of_error(ValueError("out of luck"))
+    assert [raised for raised, _ in ranks.agree(FAILED, other)] == [None, None]
+
+
+def test_fields_of_lists_are_named_by_number():
+    fields = Statement.of({"layers": [{"seam": "a"}, {"seam": "b"}], "sizes": [1, 2]}).fields
+    assert fields == {"layers.1.seam": "a", "layers.2.seam": "b", "sizes": [1, 2]}
+    assert spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+
+
+def test_the_time_to_wait_is_a_number_above_0():
+    assert timeout_of({}, 500) == datetime.timedelta(seconds=21)
+    variable = "MEGATRON_SEAMS_AGREEMENT_TIMEOUT"
+    assert timeout_of({variable: "0.5"}, 4) == datetime.timedelta(seconds=0.5)
+    for wrong in ("0", "-1", "soon", "nan", "1e99"):
+        with pytest.raises(LaunchInvalid, match=variable):
+            timeout_of({variable: wrong}, 4)
+
+
+def test_one_process_has_nobody_to_agree_with():
+    address = {"RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    assert not is_launched({**address, "WORLD_SIZE": "1"})
+    assert not is_launched({"RANK": "0", "WORLD_SIZE": "4"})
+    assert is_launched({**address, "WORLD_SIZE": "4"})
+
+
+def build_on_each(plan):
+    """What ``build_model`` makes or raises on this rank, where rank 1 differs by the case."""
+    from megatron_seams.runtime.cpu.world import cpu_world
+    from megatron_seams.runtime.model.build import build_model
+
+    def built(**changes):
+        settings = {**plan.megatron, **(changes if rank == 1 else {})}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        try:
+            return type(build_model(plan, settings=settings)).__name__
+        except RanksDiffer as error:
+            return str(error)
+
+    with cpu_world() as groups:
+        rank = groups.dp.rank()
+        return {
+            "alone": None if rank else type(build_model(plan, on_all_ranks=False)).__name__,
+            "another setting": built(hidden_size=64),
+            "no setting": built(vocab_size=None),
+            "alike": built(),
+        }
+
+
+def test_build_model_agrees_before_it_builds(plan_of):
+    ranks = on_ranks(build_on_each, plan_of("*-"), world_size=3)
+    for found in ranks:
+        assert "rank 1 (on " in found["another setting"]
+        assert "): settings.hidden_size is 64, not 32" in found["another setting"]
+        assert "no plan, because [SEAM-B07] [megatron] vocab_size" in found["no setting"]
+        assert found["alike"].endswith("Model")
+    # A model that only one rank builds asks nobody.
+    assert ranks[0]["alone"].endswith("Model")
+
+
+def test_ranks_of_a_launcher_stop_and_exit_with_an_error(tmp_path):
+    """Rank 1 has another version, 2 lacks the plugin, 3 sleeps; under torchrun, real processes."""
+    agreement_drill.lay_out(tmp_path)
+    odd = {1: [str(tmp_path / "other")], 2: [], 3: ["sleep"]}
+    waits = {"MEGATRON_SEAMS_AGREEMENT_TIMEOUT": "4"}
+    ended = agreement_drill.drill(tmp_path, agreement_drill.SMOKE, odd, **waits)
+    assert 0 not in ended.codes
+    said = next(filter(None, map(ended.said, range(3))))
+    assert 'receipt.plan.seams.rider.version is "1.1", not "1.0"' in said
+    assert "rank 2 (on " in said
+    assert "no plan, because [SEAM-R01]" in said
+    assert "rank 3: silent for 4 s" in said
+
+
+def test_the_software_that_computes_is_named():
+    assert set(software()) == {"megatron-seams", "torch", "transformer-engine", "mamba-ssm"}
+    assert software()["torch"] is not None
