@@ -1,10 +1,11 @@
-"""Write the generated pages of docs/: command line, error codes, hooks, manifest keys, models.
+"""Write what is generated of docs/: command line, errors, hooks, manifest keys, models, schemas.
 
 ``python scripts/docs.py`` writes them; ``--check`` exits with 1 if a file is not current.
 """
 
 import ast
 import inspect
+import json
 import re
 import sys
 import types
@@ -14,6 +15,7 @@ from typing import Any
 
 import attrs
 import click
+from schemas import descriptions, plain, schemas
 
 import megatron_seams
 from megatron_seams.base.files import replace_text
@@ -145,12 +147,7 @@ def errors() -> str:
 
 
 def _sentence(thing: Any) -> str:
-    return _plain(inspect.cleandoc(thing.__doc__ or ""))
-
-
-def _plain(text: str) -> str:
-    """A docstring's text in one line, without Sphinx's markup."""
-    return re.sub(r":\w+:(?=`)", "", " ".join(text.split()).replace("``", "`"))
+    return plain(inspect.cleandoc(thing.__doc__ or ""))
 
 
 def _advice() -> dict[str, set[str]]:
@@ -216,13 +213,6 @@ def command_line() -> str:
 # --- hooks and manifests ----------------------------------------------------------------------
 
 
-def _attributes(cls: type) -> dict[str, str]:
-    """Attribute -> its description in the class's docstring."""
-    _, _, listed = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
-    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", listed, re.MULTILINE)
-    return {name: _plain(text) for name, text in entries}
-
-
 def hooks() -> str:
     """A section for each hook, and a table for each context."""
     lines = [_HOOKS]
@@ -232,12 +222,12 @@ def hooks() -> str:
         summary, _, rest = inspect.cleandoc(hook.__doc__ or "").partition("\n\n")
         lines += [f"## `{name}(context)`\n", summary + "\n"]
         if rest:
-            lines.append(_plain(rest) + "\n")
+            lines.append(plain(rest) + "\n")
         given = "LayerContext" if name.endswith("_layer") else "FeatureContext"
         lines.append(f"Given a [`{given}`](#{given.lower()}).\n")
     for context in (LayerContext, FeatureContext):
         lines += [f"## {context.__name__}\n", "| field | meaning |\n| --- | --- |"]
-        lines += [f"| `{name}` | {text} |" for name, text in _attributes(context).items()]
+        lines += [f"| `{name}` | {text} |" for name, text in descriptions(context).items()]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -257,7 +247,7 @@ def manifest() -> str:
 
 
 def _table(cls: type, table: str) -> Iterator[str]:
-    meanings = _attributes(cls)
+    meanings = descriptions(cls)
     yield "| key | type | if left out | meaning |\n| --- | --- | --- | --- |"
     for field in attrs.fields(attrs.resolve_types(cls)):
         key = f"{table}.{key_of(field.name)}".removeprefix(".")
@@ -317,6 +307,10 @@ def main() -> int:
         "hooks.md": hooks(),
         "manifest.md": manifest(),
         "models.md": models(),
+    }
+    pages |= {
+        f"schema/{name}": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in schemas().items()
     }
     for name, text in pages.items():
         file = DOCS / name

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "accept": "accept:accept_command",
     "args": "args:args_command",
     "check": "check:check_command",
+    "docs": "docs:docs_command",
     "explain": "explain:explain",
     "graduate": "graduate:graduate_command",
     "list": "list:list_families",

@@ -11,6 +11,7 @@ import click
 
 from megatron_seams.cli.common import json_option, megatron_option, print_json
 from megatron_seams.cli.models import recipe_of, recipe_option
+from megatron_seams.cli.near import refuse_missing_receipt
 from megatron_seams.cli.screen import console
 from megatron_seams.errors import AcceptanceInvalid
 from megatron_seams.planning.environment import read_environment
@@ -50,6 +51,7 @@ def accept_command(
             next="say it: registry accept RECEIPT --reason 'the native layer has the same numbers'",
             file=str(receipt),
         ) from error
+    refuse_missing_receipt(receipt)
     now = None if recipe is None else recipe_of(recipe, None, None)
     accepted = accept(receipt, read_environment(megatron), acceptance, recipe=now)
     if as_json:

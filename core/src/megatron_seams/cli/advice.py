@@ -1,4 +1,4 @@
-"""Advice: the command to type, or the page to read, for what a fault's ``next`` says.
+"""Advice: the command to type for what a fault's ``next`` says.
 
 The library's faults are true without a shell, and so name no command; the command line adds it.
 """
@@ -12,19 +12,19 @@ from megatron_seams.errors import SeamsError
 #: Cause -> what to type, or the page to read.
 ADVICE: Final[Mapping[type[SeamsError], str]] = {
     errors.UnknownToken: "see: registry resolve PATTERN --dialect NAME",
-    errors.RecipeInvalid: "see: docs/recipes.md",
+    errors.RecipeInvalid: "see: registry docs recipes",
     errors.NoArgument: "see: registry args RECIPE --megatron CHECKOUT",
-    errors.EntryPointInvalid: "see: docs/write-a-seam.md",
-    errors.ManifestInvalid: "see: docs/manifest.md",
-    errors.Superseded: "see: docs/delete-a-seam.md",
-    errors.ReviewDue: "see: docs/delete-a-seam.md",
-    errors.WorkspaceInvalid: "see: docs/check.md",
+    errors.EntryPointInvalid: "see: registry docs write-a-seam",
+    errors.ManifestInvalid: "see: registry docs manifest",
+    errors.Superseded: "see: registry docs delete-a-seam",
+    errors.ReviewDue: "see: registry docs delete-a-seam",
+    errors.WorkspaceInvalid: "see: registry docs check",
     errors.CodeownersInvalid: "see: registry check --codeowners FILE",
     errors.MegatronMissing: "see: --megatron WHEEL|PATH",
     errors.SurfaceUnknown: "see: registry surface WHEEL|PATH",
-    errors.NoProvider: "see: docs/write-a-seam.md",
+    errors.NoProvider: "see: registry docs write-a-seam",
     errors.OnlyBroken: "see: registry list",
-    errors.HookMissing: "see: docs/write-a-seam.md",
+    errors.HookMissing: "see: registry docs write-a-seam",
     errors.DataInvalid: "see: registry smoke RECIPE --data FILE",
     errors.LaunchInvalid: "see: registry args RECIPE --receipt FILE",
     errors.ReceiptUnreadable: "see: registry resolve RECIPE --receipt FILE --replace",

@@ -51,7 +51,7 @@ def check_command(
 
     They are checked against the importable Megatron, CODEOWNERS, their review dates, and
     [tool.megatron-seams] in the workspace's pyproject.toml. Exits with 1 on errors; warnings alone
-    pass. No plugin is imported. docs/check.md lists the rules.
+    pass. No plugin is imported. `registry docs check` lists the rules.
     """
     # Imported here, as no other command needs them.
     from megatron_seams.governance.codeowners import find_codeowners, read_codeowners

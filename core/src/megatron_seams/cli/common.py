@@ -42,7 +42,7 @@ def json_option(command: F) -> F:
         "as_json",
         is_flag=True,
         callback=_note_json,
-        help="Print JSON (docs/schema) instead of text.",
+        help="Print JSON instead of text, a refusal too.",
     )(command)
 
 

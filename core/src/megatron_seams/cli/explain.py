@@ -7,12 +7,12 @@ import click
 from rich.console import Console
 
 from megatron_seams.cli.common import json_option, megatron_option, print_json, show_faults
+from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.errors import Refusal, SeamsError, UnknownToken
 from megatron_seams.governance.explanation import Explanation, FamilyStory, SeamStory
 from megatron_seams.governance.explanation import explain as explained
 from megatron_seams.planning.environment import read_environment
-from megatron_seams.recipes.recipe import load_recipe
 from megatron_seams.upstream.surface import NativeSymbol
 
 
@@ -25,20 +25,19 @@ from megatron_seams.upstream.surface import NativeSymbol
 @click.argument("what", metavar="TOKEN|FAMILY|SEAM|CONSTANT")
 @click.option(
     "--recipe",
-    "recipe_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    "model",
     metavar="FILE",
     help="Explain it under this recipe's choices.",
 )
 @json_option
 @megatron_option
-def explain(what: str, recipe_path: Path | None, as_json: bool, megatron: Path | None) -> None:
+def explain(what: str, model: str | None, as_json: bool, megatron: Path | None) -> None:
     """Explain a token in each dialect, a family, an installed seam, or a constant of upstream's.
 
     A constant is a name of upstream's Symbols class, DS_ATTENTION.
     """
     environment = read_environment(megatron)
-    recipe = load_recipe(recipe_path) if recipe_path else None
+    recipe = None if model is None else recipe_of(model, None, None)
     try:
         found = explained(what, environment, recipe)
     except UnknownToken as unknown:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import attrs
 import click
 
+from megatron_seams.cli.near import refuse_missing_model
 from megatron_seams.errors import RecipeInvalid, Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.plan import Plan
@@ -106,6 +107,8 @@ def asked_model(model: str, dialect: str | None, depth: int | None) -> Asked:
     """
     path, kind = Path(model), Path(model).suffix.lower()
     bare = dialect is not None or depth is not None
+    if kind in (".toml", ".json"):
+        refuse_missing_model(path)
     if kind == ".toml":
         _refuse_options(path, bare, "the recipe states both")
         return Asked(recipe=load_recipe(path))

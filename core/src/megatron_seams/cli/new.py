@@ -1,12 +1,15 @@
 """``registry new``: write the package of a new seam, in which only the block is missing."""
 
 import datetime
+import os
+import shlex
 from pathlib import Path
 
 import click
 
 from megatron_seams.cli.screen import console
 from megatron_seams.families import BUILT_IN, Kind
+from megatron_seams.governance.codeowners import find_codeowners
 from megatron_seams.scaffold import NewSeam
 
 
@@ -31,7 +34,7 @@ def new_command(name: str, family: str, owner: str, feature: bool, out: Path) ->
     """Write the package of a new seam NAME: it installs, is listed, and passes the conformance kit.
 
     The seam is an experiment: a model uses it only if its recipe names it. Go on with
-    docs/write-a-seam.md.
+    `registry docs write-a-seam`.
     """
     known = BUILT_IN.get(family)
     kind: Kind = "feature" if feature or (known and known.kind == "feature") else "block"
@@ -52,7 +55,27 @@ def new_command(name: str, family: str, owner: str, feature: bool, out: Path) ->
     block = project / "src" / made.package / ("module.py" if kind == "feature" else "mixer.py")
     for line in (
         f"to write: {block}, and in seam.toml each 'To be written'",
-        f"to add to CODEOWNERS: /{project.as_posix().removeprefix('./')}/ {owner}",
-        f"to try: pip install -e '{project}[test]' && registry list && pytest {project}",
+        _owners_line(project, owner),
+        f"to try: pip install -e {shlex.quote(f'{project}[test]')} && registry list && "
+        f"pytest {shlex.quote(str(project))}",
     ):
         say.print(line, markup=False)
+
+
+def _owners_line(project: Path, owner: str) -> str:
+    """The line of CODEOWNERS for a project; its path begins at the repository's root."""
+    folder = project.resolve()
+    root = next((it for it in folder.parents if (it / ".git").exists()), None)
+    known = None if root is None else find_codeowners(root)
+    file = "CODEOWNERS" if known is None else os.path.relpath(known.file)
+    if root is None:
+        return (
+            f"to add to {file}, with the path from your repository's root: "
+            f"{_owned(Path(project.name))} {owner}"
+        )
+    return f"to add to {file}: {_owned(folder.relative_to(root))} {owner}"
+
+
+def _owned(path: Path) -> str:
+    # What follows a blank is an owner.
+    return f"/{path.as_posix()}/".replace(" ", "\\ ")

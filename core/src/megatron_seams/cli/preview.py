@@ -1,5 +1,6 @@
 """``registry preview``: the changes that an upgrade of Megatron brings."""
 
+import os
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from megatron_seams.cli.rows import Row, draw_rows, ranges
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.governance.preview import Preview, RecipeChange, preview
+from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.planning.environment import read_environment
 
 _STYLES = {
@@ -45,13 +47,18 @@ def preview_command(
 ) -> None:
     """Show what the Megatron at WHEEL|PATH changes: which seams graduate, break or stay.
 
-    For each recipe it lists the layers that would resolve differently. Exits with 1 when something
-    needs a person. The Megatron is read, not installed or imported.
+    For each recipe it lists the layers that would resolve differently; without one, for those of
+    the workspace. Exits with 1 when something needs a person. The Megatron is read, not installed
+    or imported.
     """
     before, after = read_environment(megatron), read_environment(other)
     faults = (*before.faults, *after.faults)
     if faults:
         raise Refusal(faults)
+    if not models:
+        workspace = read_workspace(Path())
+        held = {*workspace.committed("recipes")} - {*workspace.committed("refused")}
+        models = tuple(os.path.relpath(file) for file in sorted(held))
     recipes = [(model, recipe_of(model, None, None)) for model in models]
     found = preview(before, after, recipes)
     if as_json:

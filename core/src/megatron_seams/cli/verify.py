@@ -7,6 +7,7 @@ import click
 
 from megatron_seams.cli.common import json_option, megatron_option, print_json
 from megatron_seams.cli.models import recipe_of, recipe_option
+from megatron_seams.cli.near import refuse_missing_receipt
 from megatron_seams.cli.screen import console
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.planning.environment import read_environment
@@ -29,6 +30,7 @@ def verify_command(
     Every difference is named: the Megatron, each seam's version and code, each layer and its stage;
     with --recipe each key of the recipe that has changed since.
     """
+    refuse_missing_receipt(receipt)
     now = None if recipe is None else recipe_of(recipe, None, None)
     differences = verify(receipt, read_environment(megatron), recipe=now)
     refusal = Refusal(differences) if differences else None

@@ -63,7 +63,7 @@ def sarif(gate: Gate, root: Path) -> dict[str, Any]:
                                 "id": cause.code,
                                 "name": cause.__name__,
                                 "shortDescription": {"text": _sentence(cause)},
-                                "help": {"text": f"docs/errors.md, {cause.code}"},
+                                "help": {"text": f"`registry docs errors`, {cause.code}"},
                             }
                             for cause in causes
                         ],

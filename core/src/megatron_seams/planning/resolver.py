@@ -6,9 +6,12 @@ of all steps are reported together (docs/architecture.md).
 """
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from megatron_seams.errors import Refusal, SeamsError
+import attrs
+
+from megatron_seams.errors import NoProvider, Refusal, SeamsError
+from megatron_seams.families import BUILT_IN
 from megatron_seams.planning.carriers import Carriers, choose_carriers
 from megatron_seams.planning.choice import Chooser
 from megatron_seams.planning.choices import Choices, choose
@@ -57,10 +60,11 @@ def resolve(
     carriers = _carriers(environment, choices)
     features = {feature.seam.name: feature.seam for feature in placed.features}
     chosen = {**choices.seams, **features}
+    missing, others = _without_megatron(environment, choices.faults)
     reasons: list[SeamsError] = [
-        *environment.faults,
+        *missing,
         *requests.faults,
-        *choices.faults,
+        *others,
         *placed.faults,
         *carriers.faults,
         *violations(recipe, pattern, environment, carriers, chosen.values()),
@@ -73,8 +77,10 @@ def resolve(
         reasons += unused.reasons
         findings += unused.findings
     if reasons:
-        ordered = sorted(reasons, key=_first_layer)
-        raise Refusal(ordered, environment.findings, tokens=pattern.tokens)
+        # The environment's own come first whatever layers they concern.
+        ordered = [*missing, *sorted(reasons[len(missing) :], key=_first_layer)]
+        beside = [it for it in environment.findings if it not in environment.faults]
+        raise Refusal(ordered, beside, tokens=pattern.tokens)
     plan = Plan(
         name=recipe.model.name,
         pattern=pattern,
@@ -95,6 +101,27 @@ def resolve(
         if refused:
             raise Refusal(refused, environment.findings, tokens=pattern.tokens)
     return plan
+
+
+def _without_megatron(
+    environment: Environment, faults: Sequence[SeamsError]
+) -> tuple[tuple[SeamsError, ...], list[SeamsError]]:
+    """The environment's faults with the layers that only lack a Megatron, and the other faults.
+
+    A family that Megatron builds has one cause then, and no plugin to install.
+    """
+    if not environment.faults:
+        return (), [*faults]
+    native = {name for name, family in BUILT_IN.items() if family.constant}
+    lacking = [
+        fault
+        for fault in faults
+        if isinstance(fault, NoProvider) and fault.subject in native and fault.key is None
+    ]
+    first, *rest = environment.faults
+    positions = tuple(sorted({at for fault in lacking for at in fault.positions}))
+    others = [fault for fault in faults if fault not in lacking]
+    return (attrs.evolve(first, positions=positions), *rest), others
 
 
 def _carriers(environment: Environment, choices: Choices) -> Carriers:

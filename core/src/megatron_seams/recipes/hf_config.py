@@ -156,7 +156,7 @@ def _layers(values: Values, architecture: Architecture | None) -> Layers | None:
         values.fault(
             f"architecture {kind or '(unnamed)'} is none whose layers are known; its blocks are "
             f"{blocks}",
-            advice="write its layers and sizes as a recipe; docs/models.md lists what is known",
+            advice="write its layers and sizes as a recipe; the page `models` lists what is known",
         )
     elif kind:
         values.fault(

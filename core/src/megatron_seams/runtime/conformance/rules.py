@@ -48,8 +48,8 @@ HOOKS = Rule(
     name="hooks",
     says="plugin.py implements the hook that the manifest declares and no other, and takes the "
     "options that it is given",
-    next="make plugin.py and seam.toml say the same (docs/write-a-seam.md, The plugin); give "
-    "options that the seam needs with --seam-options, or as `options` of the test class",
+    next="make plugin.py and seam.toml say the same (`registry docs write-a-seam`, The plugin); "
+    "give options that the seam needs with --seam-options, or as `options` of the test class",
 )
 BUILDS = Rule(
     name="builds",
@@ -61,7 +61,7 @@ FORWARD = Rule(
     name="forward",
     says="a mixer maps [s, b, h] to ([s, b, h], bias [h] or None), a layer [s, b, h] to "
     "[s, b, h], a feature at the embedding [b, s] to [b, s, h], in the dtype that they get",
-    next="return what docs/write-a-seam.md says",
+    next="return what `registry docs write-a-seam` says",
 )
 GRADIENTS = Rule(
     name="gradients",

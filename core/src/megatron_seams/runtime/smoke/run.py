@@ -217,7 +217,7 @@ def show_report(report: SmokeReport, plan: Plan, console: Console) -> None:
         names = sorted(seam.name for seam in plan.seams)
         kits = " and ".join(f"`pytest --seam {name}`" for name in names)
         console.print(
-            f"next: {kits}, whose rule 'causal' finds the seam (docs/conformance.md)"
+            f"next: {kits}, whose rule 'causal' finds the seam (registry docs conformance)"
             if names
             else "next: compare with another Megatron; the plan has native layers alone",
             markup=False,
