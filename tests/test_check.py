@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import attrs
 import jsonschema
 import pytest
 
@@ -14,6 +15,7 @@ from megatron_seams.errors import (
     Refusal,
     SeamsError,
     Superseded,
+    Unwritten,
     WorkspaceInvalid,
     WrongMegatron,
 )
@@ -108,6 +110,29 @@ def test_a_claim_is_a_release(since: object) -> None:
     ]
 
 
+@pytest.mark.parametrize("requires", ["", " ", " , ", ">=0.20,<0.18", "==0.17,==0.18"])
+def test_a_range_names_a_release(requires: str) -> None:
+    table = manifest_table(requires=requires)
+    manifest, faults = parse_manifest(toml(table).encode(), file="seam.toml")
+    assert manifest is None
+    assert [(type(fault), fault.key) for fault in faults] == [
+        (ManifestInvalid, "requires.megatron-core")
+    ]
+
+
+def test_a_text_that_is_still_to_be_written_is_a_warning() -> None:
+    table = manifest_table("kda", meaning="To be written: what these layers are")
+    table["seam"]["summary"] = " to be written"
+    table["options"] = {"heads": {"type": "int", "default": 1, "summary": "To be written."}}
+    manifest, faults = parse_manifest(toml(table).encode(), file="seam.toml")
+    assert manifest is not None, faults
+    found = check(environment(attrs.evolve(make_seam(), manifest=manifest)), Workspace())
+    assert {(one.severity, type(one.finding), one.finding.key) for one in found.verdicts} == {
+        ("warning", Unwritten, key)
+        for key in ("seam.summary", "family.summary", "options.heads.summary")
+    }
+
+
 def test_a_seam_that_accepts_nothing_claims_nothing() -> None:
     table = manifest_table("x", "mla", fallback="refuse", accepts={"native-since": "0.19"})
     manifest, faults = parse_manifest(toml(table).encode(), file="seam.toml")
@@ -126,7 +151,8 @@ def test_the_nearest_table_is_the_workspaces(tmp_path: Path) -> None:
     )
     (inner / "pyproject.toml").write_text('[project]\nname = "kda"\n')
     assert read_workspace(inner).policy.megatron_core == ">=0.18"
-    assert read_workspace(tmp_path.parent) == Workspace()
+    outside = read_workspace(tmp_path.parent)
+    assert (outside.policy, outside.file) == (WorkspacePolicy(), None)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +160,8 @@ def test_the_nearest_table_is_the_workspaces(tmp_path: Path) -> None:
     [
         ("[tool.megatron-seams.policy]\nmegatron-core = 19\n", "policy.megatron-core"),
         ('[tool.megatron-seams.policy]\nmegatron-core = "new"\n', "policy.megatron-core"),
+        ('[tool.megatron-seams.policy]\nmegatron-core = ""\n', "policy.megatron-core"),
+        ('[tool.megatron-seams.policy]\nexternal = "kda"\n', "policy.external"),
         ("[tool.megatron-seams.policy]\nmegatron = 1\n", "policy.megatron"),
         ("[tool.megatron-seams]\npolicies = 1\n", "policies"),
         ("[tool.megatron-seams\n", None),
@@ -165,6 +193,7 @@ def test_the_command_prints_what_is_published(repository: Path, tmp_path: Path) 
         found = json.loads(done.stdout)
         jsonschema.validate(found, schema)
         assert found["passed"]
+        assert found["looked_at"]["recipes"] == len([*(repository / "recipes").glob("*.toml")])
     text = registry("check", cwd=repository)
     assert "check: 0 errors" in text.stdout
 

@@ -13,6 +13,7 @@ from megatron_seams.base.toml import lines_of, with_lines
 from megatron_seams.errors import ManifestInvalid, SeamsError, causes
 from megatron_seams.governance.formats import SARIF_SCHEMA, github, sarif
 from megatron_seams.governance.gate import Gate, Verdict
+from megatron_seams.governance.scope import Scope
 from megatron_seams.seams.manifest import parse_manifest
 from seam_support import install_plugin, manifest_table, registry, source_plugin, toml
 
@@ -31,9 +32,14 @@ VALIDATOR = jsonschema.Draft7Validator(
     sarif_schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
 )
 
+SCOPE = Scope(
+    root=None, seams=1, external=0, recipes=None, receipts=None, codeowners=None, policy=None
+)
+
 
 def gate(*faults: SeamsError, severity: str = "error") -> Gate:
-    return Gate(verdicts=tuple(Verdict(severity=severity, finding=fault) for fault in faults))  # type: ignore[arg-type]
+    verdicts = (Verdict(severity=severity, finding=fault) for fault in faults)  # type: ignore[arg-type]
+    return Gate(scope=SCOPE, verdicts=tuple(verdicts))
 
 
 def fault(**fields: Any) -> ManifestInvalid:
@@ -91,7 +97,7 @@ def test_every_cause_makes_a_valid_log(tmp_path: Path) -> None:
 
 
 def test_no_finding_is_a_valid_log_too(tmp_path: Path) -> None:
-    VALIDATOR.validate(sarif(Gate(verdicts=()), tmp_path))
+    VALIDATOR.validate(sarif(gate(), tmp_path))
 
 
 # --- GitHub -----------------------------------------------------------------------------------

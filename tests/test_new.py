@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_seams.errors import Refusal
+from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.governance.gate import check
 from megatron_seams.governance.workspace import Workspace
 from megatron_seams.planning.resolver import resolve
@@ -49,7 +49,9 @@ def test_what_it_writes_is_a_seam_on_trial_without_a_finding(
     # Where this Megatron builds the family itself the new seam is superseded from the start.
     gate = check(environment(seam), Workspace())
     codes = [verdict.finding.code for verdict in gate.verdicts]
-    assert codes == (["SEAM-D09"] if family == "mla" else [])
+    unwritten = 1 if manifest.family is None else 2
+    assert codes == [*(["SEAM-D09"] if family == "mla" else []), *["SEAM-D11"] * unwritten]
+    assert gate.exit_code == (ExitCode.FINDINGS if family == "mla" else ExitCode.OK)
 
 
 @pytest.mark.parametrize(("name", "family", "kind"), CASES)

@@ -185,6 +185,15 @@ def test_the_command_writes_the_workspace_s_recipes(repository: Path, tmp_path: 
     assert "--out" in registry("report", "--out", "no/x.html", cwd=tmp_path, code=2).stderr
 
 
+def test_the_command_without_a_megatron_says_so_and_exits_as_the_others(tmp_path: Path) -> None:
+    (tmp_path / "megatron").mkdir()
+    (tmp_path / "megatron" / "core").mkdir()
+    (tmp_path / "megatron" / "core" / "__init__.py").touch()
+    done = registry("report", "M*", cwd=tmp_path, path=[tmp_path], code=3)
+    assert "[SEAM-S0" in done.stderr
+    assert "no Megatron can be read" in (tmp_path / "seams.html").read_text(encoding="utf-8")
+
+
 # --- in a browser -----------------------------------------------------------------------------
 
 FLAGS = [

@@ -11,6 +11,8 @@ from megatron_seams.planning.environment import read_environment
 
 if TYPE_CHECKING:
     from megatron_seams.governance.gate import Gate
+    from megatron_seams.seams.discovery import Discovery
+    from megatron_seams.seams.seam import Seam
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
@@ -26,8 +28,8 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 @click.option(
     "--workspace",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    default=Path(),
-    help="The workspace whose policy applies (default: the working directory's).",
+    help="The workspace whose policy applies (default: that of the folders named, else the working "
+    "directory's).",
 )
 @click.option(
     "--format",
@@ -43,7 +45,7 @@ def check_command(
     context: click.Context,
     paths: tuple[Path, ...],
     codeowners: Path | None,
-    workspace: Path,
+    workspace: Path | None,
     form: str,
     megatron: Path | None,
 ) -> None:
@@ -51,22 +53,33 @@ def check_command(
 
     They are checked against the importable Megatron, CODEOWNERS, their review dates, and
     [tool.megatron-seams] in the workspace's pyproject.toml. Exits with 1 on errors; warnings alone
-    pass. No plugin is imported. `registry docs check` lists the rules.
+    pass. The last line says what was looked at. No plugin is imported. `registry docs check` lists
+    the rules.
     """
     # Imported here, as no other command needs them.
     from megatron_seams.governance.codeowners import find_codeowners, read_codeowners
     from megatron_seams.governance.gate import check
-    from megatron_seams.governance.workspace import read_workspace
+    from megatron_seams.governance.workspace import read_workspace, workspace_of
+    from megatron_seams.seams.discovery import gather, read_installed
     from megatron_seams.seams.source_trees import discover_in
 
-    policy = read_workspace(workspace)
-    root = policy.root or workspace.resolve()
+    policy = read_workspace(workspace) if workspace else workspace_of(paths)
+    root = policy.root or Path.cwd()
     owners = read_codeowners(codeowners) if codeowners else find_codeowners(root)
+    whole = not paths or root in {path.resolve() for path in paths}
+    discovery: Discovery | None = None
+    beside: tuple[Seam, ...] = ()
+    if paths:
+        installed = tuple(read_installed()) if whole else ()
+        external = [seam for seam in installed if seam.name in policy.policy.external]
+        discovery = discover_in(paths, workspace=root, installed=external)
+        beside = gather(seam for seam in installed if seam not in external).seams
     gate = check(
-        read_environment(megatron, discovery=discover_in(paths) if paths else None),
+        read_environment(megatron, discovery=discovery),
         policy,
         codeowners=owners,
-        whole=not paths or policy.root in {path.resolve() for path in paths},
+        whole=whole,
+        beside=beside,
     )
     # Annotations name a file by its path from the repository's root, where CODEOWNERS is.
     _print(gate, form, owners.root if owners else root)
@@ -82,9 +95,11 @@ def _print(gate: "Gate", form: str, root: Path) -> None:
         print_json(sarif(gate, root))
     elif form == "github":
         click.echo(github(gate, root), nl=False)
+        click.echo(f"looked at: {gate.scope}", err=True)  # standard output is commands alone
     else:
         for verdict in gate.verdicts:
             show_faults([verdict.finding], style=_STYLES[verdict.severity])
         errors = sum(verdict.severity == "error" for verdict in gate.verdicts)
         warnings = len(gate.verdicts) - errors
         console().print(f"check: {errors} errors, {warnings} warnings", markup=False)
+        console().print(f"looked at: {gate.scope}", markup=False)

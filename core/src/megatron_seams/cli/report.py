@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from megatron_seams.base.files import replace_text
-from megatron_seams.cli.common import megatron_option
+from megatron_seams.cli.common import megatron_option, show_faults
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.screen import console
+from megatron_seams.errors import ExitCode
 from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.report import render
@@ -28,20 +29,27 @@ from megatron_seams.report import render
     help="Where to write the page.",
 )
 @megatron_option
-def report_command(models: tuple[str, ...], out: Path, megatron: Path | None) -> None:
+@click.pass_context
+def report_command(
+    context: click.Context, models: tuple[str, ...], out: Path, megatron: Path | None
+) -> None:
     """Write the audit as one HTML page: families, seams, and the layer strip of each model.
 
     Without a model it shows the workspace's recipes. The page loads nothing from the network, and
-    no plugin is imported to make it.
+    no plugin is imported to make it. Exits with 3 where no Megatron can be read, so that nothing on
+    the page is native.
     """
     if not models:
         workspace = read_workspace(Path())
         committed = {*workspace.committed("recipes"), *workspace.committed("refused")}
         models = tuple(str(file) for file in sorted(committed))
     recipes = [(Path(model).name, recipe_of(model, None, None)) for model in models]
-    page = render(read_environment(megatron), recipes)
+    environment = read_environment(megatron)
+    page = render(environment, recipes)
     try:
         replace_text(out, page)
     except OSError as error:
         raise click.BadParameter(str(error), param_hint="--out") from error
+    show_faults(environment.faults, style="bold red")
     console().print(f"report: {out}", markup=False)
+    context.exit(max((it.exit_code for it in environment.faults), default=ExitCode.OK))

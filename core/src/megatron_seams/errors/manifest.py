@@ -107,6 +107,18 @@ class CodeownersInvalid(ManifestError):
     code = "SEAM-O05"
 
 
+class NothingChecked(ManifestError):
+    """A gate that found no seam, no recipe and no receipt, so that it proves nothing."""
+
+    code = "SEAM-W02"
+
+
+class Unwritten(ManifestError):
+    """A text of a manifest that is still the scaffold's *To be written*."""
+
+    code = "SEAM-D11"
+
+
 class ReviewDue(ManifestError):
     """A seam whose review date has passed, or will within 60 days."""
 

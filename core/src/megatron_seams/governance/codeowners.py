@@ -16,6 +16,7 @@ from pathspec.patterns.gitignore.basic import GitIgnoreBasicPattern
 
 from megatron_seams.base.files import read_at_most
 from megatron_seams.errors import CodeownersInvalid, Refusal
+from megatron_seams.governance.workspace import repository_root
 
 #: The places where GitHub looks, in its order; it reads the first file that exists, and no other.
 LOCATIONS = (".github/CODEOWNERS", "CODEOWNERS", "docs/CODEOWNERS")
@@ -77,8 +78,7 @@ def find_codeowners(folder: Path) -> Codeowners | None:
 
     Where ``folder`` is in no repository, ``folder`` itself is taken for the root.
     """
-    folder = folder.resolve()
-    root = next((it for it in (folder, *folder.parents) if (it / ".git").exists()), folder)
+    root = repository_root(folder)
     for place in LOCATIONS:
         if (root / place).is_file():
             return read_codeowners(root / place, root=root)

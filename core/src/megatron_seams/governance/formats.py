@@ -69,6 +69,7 @@ def sarif(gate: Gate, root: Path) -> dict[str, Any]:
                         ],
                     }
                 },
+                "properties": {"lookedAt": gate.scope.to_dict()},
                 "originalUriBaseIds": {_ROOT: {"uri": f"{root.resolve().as_uri()}/"}},
                 "results": [
                     _result(verdict, indices[type(verdict.finding)], root)

@@ -12,17 +12,25 @@ from megatron_seams.errors import ExitCode, SeamsError
 from megatron_seams.governance.codeowners import Codeowners
 from megatron_seams.governance.ownership import seam_folders, source_of
 from megatron_seams.governance.rules import RULES, Case, Verdict
+from megatron_seams.governance.scope import Scope
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.manifest import MANIFEST, MAX_BYTES
+from megatron_seams.seams.seam import Seam
 
 SCHEMA: Final = 1
 
 
 @attrs.frozen(kw_only=True)
 class Gate:
-    """All verdicts, errors first."""
+    """All verdicts, errors first.
 
+    Attributes:
+        scope: What was looked at.
+        verdicts: The findings, each with its severity.
+    """
+
+    scope: Scope
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -38,6 +46,7 @@ class Gate:
         return {
             "schema": SCHEMA,
             "passed": self.exit_code is ExitCode.OK,
+            "looked_at": self.scope.to_dict(),
             "verdicts": [
                 {"severity": one.severity, **one.finding.to_dict()} for one in self.verdicts
             ],
@@ -51,6 +60,7 @@ def check(
     codeowners: Codeowners | None = None,
     today: datetime.date | None = None,
     whole: bool = True,
+    beside: tuple[Seam, ...] = (),
 ) -> Gate:
     """Apply every rule of the gate.
 
@@ -60,12 +70,16 @@ def check(
         codeowners: The file that owners are checked against.
         today: The day that decides which dates have passed; the system's by default.
         whole: Whether the workspace's recipes and receipts are to be checked with these seams.
+        beside: Installed seams that are not checked, and that a recipe may miss.
     """
     root = codeowners.root if codeowners else workspace.root
     allowlist = environment.allowlist.narrowed(
         f"[tool.{TABLE}.policy] allow", workspace.policy.allow
     )
+    scope = Scope.of(environment, workspace, codeowners, whole=whole)
     case = Case(
+        scope=scope,
+        beside=beside,
         environment=attrs.evolve(environment, allowlist=allowlist),
         workspace=workspace,
         codeowners=codeowners,
@@ -79,7 +93,9 @@ def check(
         attrs.evolve(verdict, finding=finding)
         for verdict, finding in zip(judged, findings, strict=True)
     ]
-    return Gate(verdicts=tuple(sorted(verdicts, key=lambda one: one.severity != "error")))
+    return Gate(
+        scope=scope, verdicts=tuple(sorted(verdicts, key=lambda one: one.severity != "error"))
+    )
 
 
 def _at_source(finding: SeamsError, case: Case) -> SeamsError:

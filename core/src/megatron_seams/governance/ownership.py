@@ -16,6 +16,7 @@ from megatron_seams.errors import (
     SeamsError,
 )
 from megatron_seams.governance.codeowners import Codeowners, Rule
+from megatron_seams.governance.workspace import TABLE
 from megatron_seams.seams.manifest import MANIFEST, MAX_BYTES
 from megatron_seams.seams.seam import Seam
 
@@ -60,7 +61,7 @@ def ownership_faults(
         yield OwnedElsewhere(
             asked=f"the source of {seam.claim}, for {codeowners.file}",
             found=f"no {MANIFEST} below {codeowners.root} says name = {seam.name!r}",
-            next="check it where its source is; or keep its source in this tree",
+            next=f"name it in [tool.{TABLE}.policy] external, or keep its source in this tree",
             subject=seam.name,
             file=str(seam.directory / MANIFEST),
             key="seam.owner",

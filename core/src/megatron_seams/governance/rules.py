@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import attrs
 from packaging.specifiers import SpecifierSet
@@ -12,16 +12,20 @@ from packaging.version import Version
 from megatron_seams.errors import (
     ClaimDiffers,
     CodeownersInvalid,
+    NoProvider,
     NotAllowed,
+    NothingChecked,
     OwnedElsewhere,
     Refusal,
     SeamsError,
     Superseded,
+    Unwritten,
     WorkspaceInvalid,
 )
 from megatron_seams.governance.codeowners import LOCATIONS, Codeowners
 from megatron_seams.governance.justified import committed_recipes, unjustified
 from megatron_seams.governance.ownership import ownership_faults, review_due, skipped_lines
+from megatron_seams.governance.scope import Scope
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
@@ -59,6 +63,8 @@ class Case:
         folders: Seam name -> the folders of its source, in the tree of CODEOWNERS.
         today: The day that decides which dates have passed.
         whole: Whether the seams are all that the workspace's recipes may use.
+        scope: What is looked at.
+        beside: Installed seams that are not checked.
     """
 
     environment: Environment
@@ -67,6 +73,28 @@ class Case:
     folders: Mapping[str, tuple[Path, ...]]
     today: datetime.date
     whole: bool
+    scope: Scope
+    beside: tuple[Seam, ...]
+
+    @property
+    def own(self) -> tuple[Seam, ...]:
+        """The seams that this workspace answers for: all but the external ones."""
+        external = self.workspace.policy.external
+        return tuple(seam for seam in self.environment.discovery.seams if seam.name not in external)
+
+
+def _nothing(case: Case) -> Iterator[Verdict]:
+    """A gate that has nothing to look at."""
+    if case.scope.empty:
+        where = case.workspace.root or Path.cwd()
+        finding = NothingChecked(
+            asked=f"something to check in {where}",
+            found="no seam, no recipe and no receipt",
+            next="run this in the workspace or name its folder, in an environment that has its "
+            f"seams; recipes and receipts elsewhere are listed in [tool.{TABLE}.holds]",
+            subject=where.name,
+        )
+        yield Verdict(severity="warning", finding=finding)
 
 
 def _findings(case: Case) -> Iterator[Verdict]:
@@ -149,12 +177,67 @@ def _reviews(case: Case) -> Iterator[Verdict]:
             yield Verdict(severity="error" if passed else "warning", finding=finding)
 
 
+def _external(case: Case) -> Iterator[Verdict]:
+    """An external seam that is not installed, or whose source is here."""
+    if not case.whole:
+        return
+    known = case.environment.discovery.names
+    for name in case.workspace.policy.external:
+        if name in case.folders:
+            wrong = f"its source is {case.folders[name][0]}"
+            advice = "take it out, so that its owner is checked"
+        elif name not in known:
+            wrong = "no such seam is installed here"
+            advice = "install the distribution that provides it, or take it out"
+        else:
+            continue
+        finding = WorkspaceInvalid(
+            asked=f"{name!r} as a seam of another workspace",
+            found=wrong,
+            next=advice,
+            subject=name,
+            file=str(case.workspace.file),
+            key=f"tool.{TABLE}.policy.external",
+        )
+        yield Verdict(severity="error", finding=finding)
+
+
+def _unwritten(case: Case) -> Iterator[Verdict]:
+    """Texts of a manifest that its author has still to write."""
+    for seam in case.own:
+        for key, text in _texts(attrs.asdict(seam.manifest)):
+            if text.strip().casefold().startswith(_PLACEHOLDER):
+                finding = Unwritten(
+                    asked=f"{key} of {seam.claim}",
+                    found=repr(text),
+                    next=f"{seam.owner} writes it",
+                    subject=seam.name,
+                    file=str(seam.directory / MANIFEST),
+                    key=key,
+                )
+                yield Verdict(severity="warning", finding=finding)
+
+
+#: How the scaffold's texts begin.
+_PLACEHOLDER: Final = "to be written"
+
+
+def _texts(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a manifest with its key, ``seam.summary``."""
+    for name, value in table.items():
+        key = f"{prefix}{name.replace('_', '-')}"
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, Mapping):
+            yield from _texts(value, f"{key}.")
+
+
 def _owners(case: Case) -> Iterator[Verdict]:
     """Files of a seam that CODEOWNERS does not give to the manifest's owner."""
     required = case.workspace.policy.require_codeowners
     strict: Severity = "error" if required else "warning"
     if case.codeowners is None:
-        if required or (case.workspace.root and case.environment.discovery.seams):
+        if required or (case.workspace.root and case.own):
             finding = CodeownersInvalid(
                 asked="the file that says who owns which seam",
                 found=f"there is no {', '.join(LOCATIONS[:-1])} or {LOCATIONS[-1]}",
@@ -166,7 +249,7 @@ def _owners(case: Case) -> Iterator[Verdict]:
         return
     for skipped in skipped_lines(case.codeowners):
         yield Verdict(severity="warning", finding=skipped)
-    for seam in case.environment.discovery.seams:
+    for seam in case.own:
         for fault in ownership_faults(seam, case.codeowners, case.folders):
             elsewhere = isinstance(fault, OwnedElsewhere)
             yield Verdict(severity=strict if elsewhere else "error", finding=fault)
@@ -194,7 +277,21 @@ def _committed(case: Case) -> Iterator[Verdict]:
         return  # without a readable Megatron, which is a finding of its own, there is no plan
     for find in (_recipe_faults, _receipt_faults):
         for finding in find(case.environment, case.workspace, case.today):
-            yield Verdict(severity="error", finding=finding)
+            yield Verdict(severity="error", finding=_with_external(finding, case.beside))
+
+
+def _with_external(finding: SeamsError, beside: tuple[Seam, ...]) -> SeamsError:
+    """A missing provider that is installed, and not named as external, with that next step."""
+    missing = isinstance(finding, NoProvider)
+    names = [seam.name for seam in beside if missing and seam.family == finding.subject]
+    if not names:
+        return finding
+    listed = ", ".join(f'"{name}"' for name in names)
+    return attrs.evolve(
+        finding,
+        found=f"{finding.found}; installed, and of another workspace: {listed}",
+        next=f"add {listed} to [tool.{TABLE}.policy] external",
+    )
 
 
 def _recipe_faults(
@@ -275,10 +372,13 @@ def _recipe_now(file: Path, kept: Recipe, recipes: list[tuple[str, Recipe]]) -> 
 
 
 RULES: Final[tuple[Callable[[Case], Iterator[Verdict]], ...]] = (
+    _nothing,
     _findings,
     _superseded,
     _claims,
     _reviews,
+    _unwritten,
+    _external,
     _owners,
     _allowed,
     _committed,

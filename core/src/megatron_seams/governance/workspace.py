@@ -1,6 +1,6 @@
 """A workspace's settings: ``[tool.megatron-seams]`` in its root ``pyproject.toml``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ class WorkspacePolicy:
     Attributes:
         megatron_core: The releases that are still trained on here, ``>=0.17,<0.20``.
         allow: The seams that may be used here; None allows every one.
-        require_codeowners: Whether every seam's source lies in the tree of CODEOWNERS.
+        external: The seams of other workspaces that are used here: CODEOWNERS says nothing about
+            them, and a source tree is checked beside them.
+        require_codeowners: Whether the source of every other seam lies in the tree of CODEOWNERS.
     """
 
     megatron_core: str | None = field(default=None, validator=validators.optional(specifier))
     allow: tuple[str, ...] | None = None
+    external: tuple[str, ...] = ()
     require_codeowners: bool = False
 
     @property
@@ -65,17 +68,14 @@ class Workspace:
     Attributes:
         policy: The table ``policy``.
         holds: The table ``holds``.
-        root: The folder of the ``pyproject.toml`` that has them; None without one.
+        root: The folder whose committed files are held: that of ``file``, or the repository's.
+        file: The ``pyproject.toml`` that has the tables; None without one.
     """
 
     policy: WorkspacePolicy = field(factory=WorkspacePolicy)
     holds: Holds = field(factory=Holds)
     root: Path | None = None
-
-    @property
-    def file(self) -> Path | None:
-        """The ``pyproject.toml`` that has the table."""
-        return None if self.root is None else self.root / _PROJECT
+    file: Path | None = None
 
     def committed(self, key: str) -> Iterator[Path]:
         """The files that the globs of ``holds.KEY`` match, sorted; ``KEY/*`` where it is not set.
@@ -85,7 +85,7 @@ class Workspace:
         """
         globs: tuple[str, ...] | None = getattr(self.holds, key)
         suffix = "json" if key == "receipts" else "toml"
-        if self.root is None or self.file is None:
+        if self.root is None:
             return
         found: set[Path] = set()
         for glob in (f"{key}/*.{suffix}",) if globs is None else globs:
@@ -94,7 +94,11 @@ class Workspace:
             except (ValueError, NotImplementedError):  # empty, or from the root of the machine
                 files = set()
             if globs is not None and not files:
-                raise _invalid(self.file, f"{glob!r} names no file", f"tool.{TABLE}.holds.{key}")
+                raise _invalid(
+                    self.file or self.root / _PROJECT,
+                    f"{glob!r} names no file",
+                    f"tool.{TABLE}.holds.{key}",
+                )
             found |= files
         yield from sorted(found)
 
@@ -103,7 +107,8 @@ def read_workspace(folder: Path) -> Workspace:
     """The workspace of ``folder``, from the nearest ``pyproject.toml`` above that has the table.
 
     Returns:
-        The workspace; one with default settings where there is none.
+        The workspace; where no file has the table, one with default settings at the root of the
+        repository, or at ``folder`` outside of one.
 
     Raises:
         Refusal: The table has a wrong key or value, or the file cannot be read.
@@ -114,7 +119,43 @@ def read_workspace(folder: Path) -> Workspace:
             table = _table(file)
             if table is not None:
                 return _structured(table, file)
-    return Workspace()
+    return Workspace(root=repository_root(folder))
+
+
+def workspace_of(paths: Iterable[Path]) -> Workspace:
+    """The workspace of folders that are checked; without one, the working directory's.
+
+    Raises:
+        Refusal: The folders are of several workspaces, one of which has a policy; or as for
+            :func:`read_workspace`.
+    """
+    read = {path.resolve(): _workspace_of(path.resolve()) for path in paths if path.is_dir()}
+    found = {workspace.root: workspace for workspace in read.values()}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    policies = sorted(str(it.file) for it in found.values() if it.file)
+    if policies:
+        fault = WorkspaceInvalid(
+            asked=f"one workspace for {', '.join(map(str, sorted(read)))}",
+            found=f"they are of {len(found)}: the policies are {', '.join(policies)}",
+            next="check each by itself, or name one with --workspace",
+            file=policies[0],
+        )
+        raise Refusal([fault])
+    return read_workspace(Path())
+
+
+def _workspace_of(folder: Path) -> Workspace:
+    found = read_workspace(folder)
+    # Outside of a repository nothing says where a tree begins: where the user stands, if around it.
+    rootless = found.file is None and not (repository_root(folder) / ".git").exists()
+    return read_workspace(Path()) if rootless and Path.cwd() in folder.parents else found
+
+
+def repository_root(folder: Path) -> Path:
+    """The root of the git repository that a folder is in; the folder itself outside of one."""
+    folder = folder.resolve()
+    return next((it for it in (folder, *folder.parents) if (it / ".git").exists()), folder)
 
 
 def _table(file: Path) -> dict[str, Any] | None:
@@ -134,7 +175,7 @@ def _structured(table: dict[str, Any], file: Path) -> Workspace:
             _invalid(file, fault.message, f"tool.{TABLE}.{fault.key}".rstrip("."))
             for fault in faults
         )
-    return Workspace(policy=found.policy, holds=found.holds, root=file.parent)
+    return Workspace(policy=found.policy, holds=found.holds, root=file.parent, file=file)
 
 
 def _invalid(file: Path, found: str, key: str | None) -> WorkspaceInvalid:

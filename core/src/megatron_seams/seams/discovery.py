@@ -1,7 +1,7 @@
 """Discovery: every seam that is installed, judged against the others."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import attrs
@@ -36,6 +36,11 @@ class Discovery:
         return _grouped((seam.family, seam) for seam in self.seams)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The name of every seam, usable or broken."""
+        return (*(seam.name for seam in self.seams), *(seam.name for seam in self.broken))
+
+    @property
     def findings(self) -> tuple[SeamsError, ...]:
         """Every fault of every broken seam; one that several share is given once."""
         return tuple(dict.fromkeys(fault for seam in self.broken for fault in seam.faults))
@@ -47,6 +52,11 @@ def discover(projects: Iterable[Installed] | None = None) -> Discovery:
     Args:
         projects: The installed distributions, where the caller has listed them.
     """
+    return gather(read_installed(projects))
+
+
+def read_installed(projects: Iterable[Installed] | None = None) -> Iterator[Seam | BrokenSeam]:
+    """Every installed seam, read by itself; ``projects`` as for :func:`discover`."""
     claims = [
         (claim, project)
         for project in (installed() if projects is None else projects)
@@ -57,7 +67,7 @@ def discover(projects: Iterable[Installed] | None = None) -> Discovery:
         open_installed(claim, project) if isinstance(claim, Claim) else claim
         for claim, project in claims
     ]
-    return gather(read_seam(it) if isinstance(it, ManifestFile) else it for it in files)
+    yield from (read_seam(it) if isinstance(it, ManifestFile) else it for it in files)
 
 
 def gather(found: Iterable[Seam | BrokenSeam]) -> Discovery:

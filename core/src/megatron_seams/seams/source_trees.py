@@ -43,21 +43,32 @@ _OLDER = {
 }
 
 
-def discover_in(paths: Iterable[Path]) -> Discovery:
+def discover_in(
+    paths: Iterable[Path],
+    *,
+    workspace: Path | None = None,
+    installed: Iterable[Seam | BrokenSeam] = (),
+) -> Discovery:
     """Find the seams of source trees and wheels, in an order that the arguments do not change.
 
     Args:
         paths: A folder is searched for projects, at any depth; a file is a wheel.
+        workspace: The one of these folders that may have no seam of its own.
+        installed: Installed seams to judge together with those found; one of a name that is found
+            here too is left out.
     """
     named = {path.resolve() for path in paths}
     # A folder inside another one that is named is searched with it.
     inner = {path for path in named if path.is_dir() and not named.isdisjoint(path.parents)}
-    return gather(seam for path in sorted(named - inner) for seam in _seams_in(path))
+    own = None if workspace is None else workspace.resolve()
+    found = [seam for path in sorted(named - inner) for seam in _seams_in(path, own)]
+    names = {seam.name for seam in found}
+    return gather([*found, *(seam for seam in installed if seam.name not in names)])
 
 
-def _seams_in(path: Path) -> tuple[Seam | BrokenSeam, ...]:
+def _seams_in(path: Path, workspace: Path | None) -> tuple[Seam | BrokenSeam, ...]:
     found = tuple(_wheel(path) if path.is_file() else _tree(path))
-    if found:
+    if found or path == workspace:
         return found
     fault = ManifestMissing(
         asked=f"the seams of {path}",
