@@ -10,7 +10,13 @@ import attrs
 import jsonschema
 import pytest
 
-from megatron_seams.errors import NoArgument, Refusal, SpecialisationInvalid, UpstreamForbids
+from megatron_seams.errors import (
+    NoArgument,
+    RecipeInvalid,
+    Refusal,
+    SpecialisationInvalid,
+    UpstreamForbids,
+)
 from megatron_seams.planning.arguments import native_arguments
 from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.upstream.locate import importable_megatron
@@ -216,6 +222,29 @@ def test_a_gate_without_its_activation_is_refused_with_what_to_set(
     fault = only(list(refused.value.reasons), NoArgument)
     assert fault.key == "megatron.gated_linear_unit"
     assert 'activation_func = "silu" with gated_linear_unit = true' in fault.next
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("hidden_size", "four", "expected a whole number"),
+        ("hidden_size", True, "expected a whole number"),
+        ("hidden_size", 64.0, "expected a whole number"),
+        ("moe_aux_loss_coeff", "1e-4", "it is text; expected a number or a list"),
+        ("add_bias_linear", 1, "expected true or false"),
+        ("position_embedding_type", "alibi", "one of learned_absolute, rope"),
+        ("activation_func", "mish", "one of gelu, quick_gelu"),
+        ("activation_func", ["gelu"], "it is a list; expected one of gelu"),
+        ("params_dtype", "int3", "expected"),
+        ("window_size", [1, 2, 3], "expected"),
+    ],
+)
+def test_a_value_of_another_type_than_upstreams_is_refused(
+    key: str, value: Any, says: str, here: tuple[Environment, NativeSettings]
+) -> None:
+    fault = only(reasons(recipe("*-", megatron=SIZES | {key: value}), here[0]), RecipeInvalid)
+    assert fault.key == f"megatron.{key}"
+    assert says in fault.found
 
 
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [

@@ -111,6 +111,22 @@ def test_a_pattern_of_another_type_is_called_that(value: Any, tmp_path: Path) ->
     assert found.startswith(f"hybrid_override_pattern is {value!r}")
 
 
+@pytest.mark.parametrize("value", ["", []])
+def test_a_pattern_without_layers_is_called_that(value: Any, tmp_path: Path) -> None:
+    config = {"model_type": "nemotron_h", "hybrid_override_pattern": value, "num_hidden_layers": 0}
+    assert "hybrid_override_pattern spells no layer" in refused(tmp_path, config)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"hybrid_override_pattern": "M*", "hybrid_override_pattern": "MM"}')
+    with pytest.raises(Refusal) as found:
+        read_hf_config(path)
+    assert [reason.found for reason in found.value.reasons] == [
+        "key 'hybrid_override_pattern' is there twice"
+    ]
+
+
 def test_layers_of_different_sizes_are_refused(tmp_path: Path) -> None:
     config = {"model_type": "nemotron_h_puzzle", "hybrid_override_pattern": "ME"}
     (found,) = refused(tmp_path, config | {"block_configs": [{"n_routed_experts": 8}]})
@@ -589,7 +605,7 @@ def test_a_size_of_another_type_is_refused_by_its_key(key: str, value: Any, tmp_
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_value_of_any_key_is_more_than_a_refusal(name: str, tmp_path: Path) -> None:
     config = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
-    wrong = (None, True, 0, -1, 10**30, 0.5, "", "x", [], [1], ["x"], {}, {"x": 1})
+    wrong = (None, True, 0, -1, 10**400, 1e300, "9" * 5000, "", "x", [], [1], ["x"], {}, {"x": 1})
     read_ones, places = 0, set()
     for key in (*config, "rope_parameters", "mlp_layer_types", "moe_layer_freq", "mlp_only_layers"):
         for value in wrong:
@@ -597,7 +613,7 @@ def test_no_value_of_any_key_is_more_than_a_refusal(name: str, tmp_path: Path) -
                 read_hf_config(written(tmp_path, config | {key: value}))
                 read_ones += 1
             except Refusal as refusal:  # and nothing else
-                places |= {reason.file for reason in refusal.reasons}
+                places |= {reason.file for reason in refusal.reasons} or {f"{key} = {value}"}
     assert read_ones > len(config)
     assert places == {str(tmp_path / "config.json")}
 

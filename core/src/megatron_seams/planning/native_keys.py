@@ -67,7 +67,7 @@ def _mistyped(path: str, key: str, value: Any, known: NativeSettings) -> Iterato
     for each in known.types(key):
         expected = each.expected
         if key == activations.KEYS[0]:
-            if value in activations.ACTIVATIONS:
+            if isinstance(value, str) and value in activations.ACTIVATIONS:
                 continue
             expected = f"one of {', '.join(activations.ACTIVATIONS)}"
         elif each.accepts(value):

@@ -104,7 +104,8 @@ FAMILIES: Final = MEGATRON.tokens
 def _json(path: Path) -> Mapping[str, Any]:
     """The object that a JSON file spells; a byte-order mark is passed over."""
     try:
-        found = json.loads(read_file(path, _MAX_BYTES).decode("utf-8-sig"))
+        text = read_file(path, _MAX_BYTES).decode("utf-8-sig")
+        found = json.loads(text, object_pairs_hook=_each_key_once)
     except (OSError, ValueError, RecursionError) as error:
         raise Refusal(
             [_fault(path, str(error), "correct the file; it is JSON in UTF-8")]
@@ -113,6 +114,19 @@ def _json(path: Path) -> Mapping[str, Any]:
         kind = "a list" if isinstance(found, list) else f"{found!r:.40}"
         advice = "name a model's configuration, whose top level is an object"
         raise Refusal([_fault(path, f"its top level is {kind}, not an object", advice)])
+    return found
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file.
+
+    Raises:
+        ValueError: A key is there twice, and which one is meant is anybody's guess.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
     return found
 
 

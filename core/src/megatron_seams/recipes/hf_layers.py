@@ -345,10 +345,13 @@ def _spelled(values: Values, key: str) -> str | None:
     """A pattern that is text, a list of symbols, or a list of names of blocks."""
     found = values.value(key)
     if isinstance(found, list) and all(isinstance(part, str) for part in found):
-        return "".join(_SPELLED.get(str(part), str(part)) for part in found)
-    if found is None or isinstance(found, str):
+        found = "".join(_SPELLED.get(str(part), str(part)) for part in found)
+    if isinstance(found, str):
+        if not found and key == PATTERN:
+            values.fault(f"{key} spells no layer", key=key)
         return found or None
-    values.fault(f"{key} is {found!r:.60}, neither text nor a list of symbols", key=key)
+    if found is not None:
+        values.fault(f"{key} is {found!r:.60}, neither text nor a list of symbols", key=key)
     return None
 
 

@@ -1,9 +1,12 @@
 """The values of a configuration: read by key, with their types checked and their use remembered."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from megatron_seams.errors import RecipeInvalid, SeamsError
+
+#: Sizes are far below; a whole number above does not become a float.
+_LARGEST = 2**63
 
 
 class Values:
@@ -39,11 +42,11 @@ class Values:
     def whole(self, *keys: str) -> int | None:
         """A whole number, also where it is written as text or as a float."""
         found = self.value(*keys)
-        if isinstance(found, str) and found.strip().isdecimal():
+        if isinstance(found, str) and found.strip().isdecimal() and len(found) < 20:
             return int(found)
-        if isinstance(found, float) and found.is_integer():
+        if isinstance(found, float) and found.is_integer() and abs(found) < _LARGEST:
             return int(found)
-        if found is None or (isinstance(found, int) and not isinstance(found, bool)):
+        if found is None or _is_whole(found):
             return found
         self._wrong(keys, found, "a whole number")
         return None
@@ -51,7 +54,7 @@ class Values:
     def number(self, *keys: str) -> int | float | None:
         """A number."""
         found = self.value(*keys)
-        if found is None or (isinstance(found, int | float) and not isinstance(found, bool)):
+        if found is None or isinstance(found, float) or _is_whole(found):
             return found
         self._wrong(keys, found, "a number")
         return None
@@ -87,7 +90,7 @@ class Values:
         found = self.value(*keys)
         if found is None:
             return None
-        if isinstance(found, list) and all(type(part) is int for part in found):
+        if isinstance(found, list) and all(_is_whole(part) for part in found):
             return found
         self._wrong(keys, found, "a list of whole numbers")
         return None
@@ -133,3 +136,7 @@ class Values:
     def _wrong(self, keys: tuple[str, ...], found: Any, wanted: str) -> None:
         key = self.key_of(*keys)
         self.fault(f"{key} is {found!r:.60}, not {wanted}", key=key)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return type(value) is int and abs(value) < _LARGEST
