@@ -11,6 +11,7 @@ from megatron_seams.cli.near import refuse_missing_receipt
 from megatron_seams.cli.screen import console
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.planning.environment import read_environment
+from megatron_seams.records.software import software_since
 from megatron_seams.records.verify import verify
 
 SCHEMA: Final = 1
@@ -28,12 +29,14 @@ def verify_command(
     """Check that this environment still makes exactly the plan of RECEIPT.
 
     Every difference is named: the Megatron, each seam's version and code, each layer and its stage;
-    with --recipe each key of the recipe that has changed since.
+    with --recipe each key of the recipe that has changed since. Other versions of megatron-seams,
+    torch, Transformer Engine and mamba-ssm are shown as information and refuse nothing.
     """
     refuse_missing_receipt(receipt)
     now = None if recipe is None else recipe_of(recipe, None, None)
     differences = verify(receipt, read_environment(megatron), recipe=now)
     refusal = Refusal(differences) if differences else None
+    changed = software_since(receipt)
     if as_json:
         print_json(
             {
@@ -41,9 +44,13 @@ def verify_command(
                 "outcome": "differs" if differences else "same",
                 "receipt": str(receipt),
                 "differences": [difference.to_dict() for difference in differences],
+                "software": changed,
             }
         )
         context.exit(refusal.exit_code if refusal else ExitCode.OK)
+    for name, (was, here) in changed.items():
+        shown = f"{name}: {was or 'none'} when the receipt was written, {here or 'none'} here"
+        console().print(f"{shown} (information)", markup=False)
     if refusal is not None:
         raise refusal
     console().print(f"{receipt}: this environment makes the same plan", markup=False)

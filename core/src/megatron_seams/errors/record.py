@@ -31,6 +31,12 @@ class ReceiptKept(RecordError):
     code = "SEAM-V04"
 
 
+class CheckpointHeld(RecordError):
+    """A checkpoint whose receipt is that of another model than the run's; nothing was loaded."""
+
+    code = "SEAM-V05"
+
+
 class ProofUnreadable(RecordError):
     """A folder that is no proof of a smoke run, or a proof with a file that was changed since."""
 

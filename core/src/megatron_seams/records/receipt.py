@@ -6,7 +6,7 @@ A receipt contains its recipe, so that :mod:`megatron_seams.records.verify` can 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from megatron_seams._version import __version__
 from megatron_seams.base.canonical_json import json_digest, json_text
@@ -16,12 +16,14 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan, layer_line
 from megatron_seams.records.request_json import recipe_of, request_of
+from megatron_seams.records.software import software
 
 SCHEMA = 3
 #: The schemas that are read. Digests of schema 1 were taken in another way, and say nothing now.
 #: Schema 2 has no placement table, and is otherwise the same.
 READ = (1, 2, SCHEMA)
 KIND = "megatron-seams receipt"
+_ANEW: Final = "write it anew from its recipe"
 #: A thousand layers and as many acceptances take a few.
 _MAX_BYTES = 32 * 1024 * 1024
 
@@ -49,6 +51,7 @@ def receipt_text(
         "schema": SCHEMA,
         "kind": KIND,
         "planner": __version__,
+        "software": software(),
         "request": request,
         "plan": plan,
     }
@@ -84,17 +87,31 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
     Raises:
         ReceiptUnreadable: The file is no receipt, one of another schema, or a byte was changed.
     """
-
-    def unreadable(found: str, advice: str) -> ReceiptUnreadable:
-        return ReceiptUnreadable(
-            asked="a receipt that can be read", found=found, next=advice, file=str(path)
-        )
-
-    advice = "write it anew from its recipe"
     try:
         text = read_file(path, _MAX_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(path), str(error), _ANEW) from error
+    return parse_receipt(text, str(path))
+
+
+def parse_receipt(text: str, where: str) -> tuple[dict[str, Any], Recipe]:
+    """Read the text of a receipt, and the recipe in it.
+
+    Args:
+        text: The text.
+        where: The file or checkpoint that it comes from, for messages.
+
+    Raises:
+        ReceiptUnreadable: The text is no receipt, one of another schema, or was edited.
+    """
+
+    def unreadable(found: str, advice: str) -> ReceiptUnreadable:
+        return _unreadable(where, found, advice)
+
+    advice = _ANEW
+    try:
         body = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise unreadable(str(error), advice) from error
     if not isinstance(body, dict) or body.get("kind") != KIND:
         raise unreadable(f"it is not a {KIND}", advice)
@@ -124,6 +141,12 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         listed = "; ".join(f"{fault.key}: {fault.message}" for fault in faults)
         raise unreadable(f"the recipe in it is not valid: {listed}", advice)
     return body, recipe
+
+
+def _unreadable(where: str, found: str, advice: str) -> ReceiptUnreadable:
+    return ReceiptUnreadable(
+        asked="a receipt that can be read", found=found, next=advice, file=where
+    )
 
 
 def _is_whole(plan: dict[str, Any]) -> bool:

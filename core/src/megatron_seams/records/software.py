@@ -1,6 +1,9 @@
 """The versions of what else decides a run's numbers: information, which no plan depends on."""
 
 import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from megatron_seams._version import __version__
@@ -12,6 +15,23 @@ COMPUTING: Final = ("torch", "transformer-engine", "mamba-ssm")
 def software() -> dict[str, str | None]:
     """Distribution -> its installed version, None where it is not installed."""
     return {"megatron-seams": __version__, **{name: _version(name) for name in COMPUTING}}
+
+
+def software_since(receipt: Path) -> dict[str, tuple[str | None, str | None]]:
+    """Distribution -> its version in a receipt that can be read, and here, where they differ."""
+    written = json.loads(receipt.read_text(encoding="utf-8")).get("software", {})
+    return differing(written, {**dict.fromkeys(written), **software()} if written else {})
+
+
+def differing(
+    before: Mapping[str, str | None], now: Mapping[str, str | None]
+) -> dict[str, tuple[str | None, str | None]]:
+    """Distribution -> both versions, where they differ."""
+    return {
+        name: (before.get(name), now.get(name))
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    }
 
 
 def _version(name: str) -> str | None:

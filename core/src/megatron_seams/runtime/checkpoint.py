@@ -1,5 +1,6 @@
 """Checkpoints through upstream's distributed checkpointing: save, load, and list their keys."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +16,13 @@ from megatron.core.dist_checkpointing.mapping import (
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from megatron_seams.errors import ReceiptUnreadable, Refusal
+from megatron_seams.records.held import held, software_differences
+
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel
 
+_LOG: Final = logging.getLogger(__name__)
 #: The key of the receipt: common state beside the sharded tensors, never a key of the model.
 RECEIPT: Final = "megatron_seams_receipt"
 
@@ -50,23 +55,60 @@ def save_checkpoint(model: "HybridModel", receipt: str, folder: Path) -> None:
     dist_checkpointing.save({**model.sharded_state_dict(), RECEIPT: receipt}, str(folder))
 
 
-def load_checkpoint(model: "HybridModel", folder: Path) -> None:
+def load_checkpoint(model: "HybridModel", folder: Path, receipt: str | None = None) -> None:
     """Load a checkpoint strictly: every key of the model from the file, none left over.
 
+    Args:
+        model: Not wrapped; all its ranks call this.
+        folder: The checkpoint.
+        receipt: The text of the run's receipt, which the checkpoint's is compared with before
+            anything is loaded; None compares nothing.
+
     Raises:
+        Refusal: With every difference between the two receipts (:func:`hold_checkpoint`).
         RuntimeError: The loaded keys are not the model's (torch's own message).
         megatron.core.dist_checkpointing.core.CheckpointingException: A key is not in the file, or
             has another shape there.
     """
+    if receipt is not None:
+        hold_checkpoint(folder, receipt)
     loaded = dist_checkpointing.load(model.sharded_state_dict(), str(folder))
     # Common state comes back whole; what is not the model's would fail the strict load.
     loaded.pop(RECEIPT, None)
     model.load_state_dict(loaded, strict=True)
 
 
+def hold_checkpoint(folder: Path, receipt: str) -> None:
+    """Compare the receipt in a checkpoint with a run's; warn of a checkpoint without one.
+
+    Raises:
+        Refusal: With every difference, unless the run's receipt accepts them on the record; with a
+            :class:`ReceiptUnreadable` for a receipt that was edited.
+    """
+    saved = saved_receipt(folder)
+    if saved is None:
+        _LOG.warning(
+            "checkpoint %s has no receipt: what built its layers is not known, and is not checked",
+            folder,
+        )
+        return
+    try:
+        faults = held(saved, receipt, str(folder))
+    except ReceiptUnreadable as unreadable:
+        faults = (unreadable,)
+    if faults:
+        raise Refusal(faults)
+    for name, (was, now) in software_differences(saved, receipt).items():
+        _LOG.warning("checkpoint %s was written with %s %s; here it is %s", folder, name, was, now)
+
+
 def saved_receipt(folder: Path) -> str | None:
-    """The text of the receipt in a checkpoint; None if there is none."""
-    receipt = dist_checkpointing.load_common_state_dict(str(folder)).get(RECEIPT)
+    """The text of the receipt in a checkpoint; None if there is none.
+
+    It stands beside the model's state, or on the arguments that upstream's trainer saves.
+    """
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    receipt = common.get(RECEIPT, getattr(common.get("args"), RECEIPT, None))
     return receipt if isinstance(receipt, str) else None
 
 

@@ -33,6 +33,7 @@ from megatron_seams.runtime.model.refused import StackRefused
 from megatron_seams.runtime.model.spelled import spelled
 from megatron_seams.runtime.model.stack import SeamHybridStack
 from megatron_seams.runtime.trainer.model_arguments import argument_differences
+from megatron_seams.runtime.trainer.remember import remember
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -107,6 +108,7 @@ def _prepare(file: str | None) -> tuple[str, PreparedPlan, dict[str, Any]]:
     differences = verify(receipt, environment)
     if differences:
         raise Refusal(differences)
+    remember(receipt.read_text(encoding="utf-8"))
     return file, prepare(resolve(recipe, environment), choose_backend()), body
 
 
