@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 
 from megatron_seams._version import __version__
+from megatron_seams.cli.seen import make_output_seen
 from megatron_seams.errors import ExitCode, Refusal, SeamsError
 
 #: The exit code after Control-C, as a shell has it.
@@ -120,6 +121,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    make_output_seen()
     sys.exit(_run())
 
 

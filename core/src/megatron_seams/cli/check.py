@@ -7,6 +7,7 @@ import click
 
 from megatron_seams.cli.common import megatron_option, print_json, show_faults
 from megatron_seams.cli.screen import console
+from megatron_seams.cli.seen import write_commands
 from megatron_seams.planning.environment import read_environment
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _print(gate: "Gate", form: str, root: Path) -> None:
     elif form == "sarif":
         print_json(sarif(gate, root))
     elif form == "github":
-        click.echo(github(gate, root), nl=False)
+        write_commands(github(gate, root))
         click.echo(f"looked at: {gate.scope}", err=True)  # standard output is commands alone
     else:
         for verdict in gate.verdicts:

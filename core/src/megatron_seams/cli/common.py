@@ -10,6 +10,7 @@ import click
 from megatron_seams.base.canonical_json import json_text
 from megatron_seams.cli.advice import advice_on
 from megatron_seams.cli.screen import console, draw_wrapped, has_width
+from megatron_seams.cli.seen import seen_json
 from megatron_seams.errors import Refusal, SeamsError
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def print_json(value: Any) -> None:
     """Print a JSON document, with its keys in their own order."""
     # What a stream of another encoding would replace is no JSON any more.
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    sys.stdout.write(json_text(value, sort_keys=False, escaped=encoding != "utf8"))
+    text = json_text(value, sort_keys=False, escaped=encoding != "utf8")
+    sys.stdout.write(seen_json(text))
 
 
 def show_faults(faults: Iterable[SeamsError], *, style: str) -> None:

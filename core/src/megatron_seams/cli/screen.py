@@ -23,13 +23,13 @@ def console(*, error: bool = False) -> "Console":
 
     A line that is printed as it is stays one line: paths and commands can be copied.
     """
-    from rich.console import Console
+    from megatron_seams.cli.seen_console import made_seen
 
-    made = Console(stderr=error, highlight=False, soft_wrap=True)
+    made = made_seen(error=error, highlight=False, soft_wrap=True)
     if not made.is_terminal and not has_width(made):
-        made = Console(stderr=error, highlight=False, soft_wrap=True, width=_PIPE)
+        made = made_seen(error=error, highlight=False, soft_wrap=True, width=_PIPE)
     if made.width < _LEAST:
-        made = Console(stderr=error, highlight=False, soft_wrap=True, width=_LEAST)
+        made = made_seen(error=error, highlight=False, soft_wrap=True, width=_LEAST)
     # rich's own ends the program with 1, the code of findings.
     made.on_broken_pipe = _raise_again  # type: ignore[method-assign]
     return made
