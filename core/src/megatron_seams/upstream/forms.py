@@ -6,8 +6,9 @@ of ``self.pre_process = pre_process``, and not of ``self.pre_process = post_proc
 """
 
 import ast
+import copy
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -89,23 +90,21 @@ def digest(node: ast.stmt, without: Collection[ast.stmt] = ()) -> str:
         node: The function or class.
         without: Statements in it that are read by themselves and are no part of its form.
     """
-    left_out = tuple(ast.unparse(statement) for statement in without)
-    (copied,) = ast.parse(ast.unparse(node)).body
-    text = ast.unparse(_Plain(left_out).visit(copied))
+    copied = copy.deepcopy(node, {id(statement): _LEFT_OUT for statement in without})
+    text = ast.unparse(_Plain().visit(copied))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+#: Stands for a statement that is no part of a form.
+_LEFT_OUT: Final = ast.Pass()
 
 
 class _Plain(ast.NodeTransformer):
     """Takes docstrings, annotations, messages and the words of log entries out of a tree."""
 
-    def __init__(self, left_out: Iterable[str]) -> None:
-        self._left_out = frozenset(left_out)
-
-    def visit(self, node: ast.AST) -> Any:
-        """Visit a node, or take it out."""
-        if isinstance(node, ast.stmt) and self._left_out and ast.unparse(node) in self._left_out:
-            return None
-        return super().visit(node)
+    def visit_Pass(self, node: ast.Pass) -> ast.AST | None:
+        """A statement that is left out, or one that does nothing."""
+        return None if node is _LEFT_OUT else node
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """Visit what a node consists of; a body that is emptied becomes ``pass``."""
