@@ -26,8 +26,10 @@ here = functools.cache(read_environment)
 
 LENGTH, BATCH, VOCABULARY, EOD = 16, 2, 64, 3
 ROWS = {"heads": 2, "table-rows": 100, "width": 4, "end-of-document-id": EOD}
+#: What the released form of the memory has beside the paper's.
+RELEASED = {"gate": "signed-sqrt", "bias": True, "table-rows": [100, 150]}
 #: Weights that are zero at first, and what the tests fill them with instead.
-ZERO = ("projection", "value", "taps")
+ZERO = ("projection", "value", "taps", "key_bias", "value_bias")
 
 #: What divides the tensors -> the position embedding, which decides where upstream scatters.
 CASES = {
@@ -49,7 +51,7 @@ def plan_of(
         "model": {"name": "tiny", "pattern": pattern},
         "features": [{"family": "ngram"}, {"family": "engram", "layers": list(layers)}],
         "policy": {"pin": {"ngram": "ngram_hash", "engram": "engram"}},
-        "seams": {"ngram_hash": ROWS, "engram": ROWS},
+        "seams": {"ngram_hash": ROWS, "engram": {**ROWS, **RELEASED}},
         "megatron": {
             "vocab_size": VOCABULARY,
             "max_sequence_length": LENGTH,
@@ -228,7 +230,7 @@ def test_what_enters_the_decoder_is_the_same_bitwise(single: dict[str, Any], cas
 def test_two_tensor_ranks_have_the_gradients_of_one(single: dict[str, Any], case: str) -> None:
     expected = single[CASES[case]]["gradients"]
     first, second = (rank[case]["gradients"] for rank in single["ranks"])
-    assert len(expected) == 2 + 2 * 7
+    assert len(expected) == 2 + 2 * 9
     for name, gradient in expected.items():
         assert gradient.abs().sum() > 0, name
         if name.endswith("tables.weight"):

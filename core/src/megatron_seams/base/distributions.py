@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
@@ -218,30 +219,29 @@ def _project(distribution: Distribution) -> Installed | None:
     named = dot and kind.lower() in ("dist-info", "egg-info")
     if named and not _NAME.fullmatch(stem.partition("-")[0]):
         return None
-    return Installed(record=path.name, root=root, distribution=Metadata(_reader_below(path), root))
+    return Installed(
+        record=path.name, root=root, distribution=Metadata(partial(_read_below, path), root)
+    )
 
 
-def _reader_below(record: Any) -> Callable[[str], bytes | None]:
-    """The reader of a record's files.
+def _read_below(record: Any, name: str) -> bytes | None:
+    """A record's file; a function of the module, so that ranks can be sent a plan with its seams.
 
     Args:
         record: The path of the record, on disk or in an archive.
+        name: The file's.
     """
-
-    def read(name: str) -> bytes | None:
-        file = record.joinpath(name)
-        try:
-            if isinstance(file, Path):
-                return read_file(file, MAX_BYTES)
-            with file.open("rb") as stream:
-                data: bytes = stream.read(MAX_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError):
-            return None
-        if len(data) > MAX_BYTES:
-            raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES:,} bytes", str(file))
-        return data
-
-    return read
+    file = record.joinpath(name)
+    try:
+        if isinstance(file, Path):
+            return read_file(file, MAX_BYTES)
+        with file.open("rb") as stream:
+            data: bytes = stream.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError):
+        return None
+    if len(data) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES:,} bytes", str(file))
+    return data
 
 
 def _resolved(root: str) -> Path:

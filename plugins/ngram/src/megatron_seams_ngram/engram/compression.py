@@ -27,7 +27,7 @@ from megatron_seams.errors import FeatureInvalid
 
 KIND = "megatron-seams n-gram token compression"
 SCHEMA = 1
-_SPACES = re.compile(r"\s+")
+_SPACES = re.compile(r"[ \t\r\n]+")
 #: The mark of bytes that are no character: such a token is a piece, without a text to compare.
 _PIECE = "\N{REPLACEMENT CHARACTER}"
 
@@ -52,7 +52,8 @@ def compress(texts: Sequence[str | None]) -> tuple[int, ...]:
     new: dict[object, int] = {}
     return tuple(
         new.setdefault(
-            token if text is None or not text or _PIECE in text else canonical(text), len(new)
+            token if text is None or not text or _PIECE in text else canonical(text) or text,
+            len(new),
         )
         for token, text in enumerate(texts)
     )

@@ -2,20 +2,24 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from megatron_seams.errors import FeatureInvalid
 from megatron_seams.runtime.collectives import summed, summed_and_scattered
 from megatron_seams.runtime.documents import DocumentBoundaries
 from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_ngram.engram.compression import read_table
 from megatron_seams_ngram.engram.convolution import causal_convolution
-from megatron_seams_ngram.engram.options import Options
+from megatron_seams_ngram.engram.gate import gate_of
+from megatron_seams_ngram.engram.options import Gate, Options
+from megatron_seams_ngram.engram.streams import StreamNorm, by_stream
 from megatron_seams_ngram.ngram_tables import NgramTables
-from megatron_seams_ngram.tables.hash_tables import make_layer_tables
+from megatron_seams_ngram.tables.hash_tables import HashTables, make_layer_tables
+from megatron_seams_ngram.tables.released import released_multipliers
 from megatron_seams_ngram.tables.splitmix64 import nth
 
 if TYPE_CHECKING:
@@ -29,13 +33,16 @@ class Engram(ShardedModule):
     After arXiv:2601.07372. With h(t) the hidden state that enters the layer, of d elements, and
     e(t) the concatenation of row idx_j(t) of every table j of the layer,
 
-        α = σ(RMSNorm(h) · RMSNorm(W_k e) / √d)
-        v = α W_v e
+        s = RMSNorm(h) · RMSNorm(W_k e + b_k) / √d
+        α = gate(s), which is σ(s) in the paper and σ(sign(s) √max(|s|, 1e-6)) as released
+        v = α (W_v e + b_v)
         y = v + SiLU(conv(RMSNorm(v)))
 
     is added to h; conv is causal and has taps of its own for each channel, as far apart as the
-    longest n-gram. W_v and the taps start at zero: at step 0 the model is the one without the
-    memory. The tables learn from the second step on.
+    longest n-gram. The paper has no biases. With several residual streams each has an h, a W_k, a
+    b_k, norms and taps of its own, and W_v and b_v are of all. W_v, the biases and the taps start
+    at zero: at step 0 the model is the one without the memory. The tables learn from the second
+    step on.
 
     Tensor-parallel ranks have a part of the tables' rows each and the whole of everything else.
     Under sequence parallelism each works on its own piece of the sequence, and gets from the ranks
@@ -52,16 +59,23 @@ class Engram(ShardedModule):
 
     Attributes:
         tables: The rows, with constants of this layer's own.
-        key: W_k, [h, tables * width].
+        key: W_k, [streams * h, tables * width].
         value: W_v, [h, tables * width].
-        taps: [h, kernel].
+        key_bias: b_k, [streams * h]; None without biases.
+        value_bias: b_v, [h]; None without biases.
+        taps: [streams * h, kernel].
 
     Raises:
-        FeatureInvalid: An end-of-document id that no token of the model can have, or a compression
-            that is not the one of the recipe.
+        FeatureInvalid: An end-of-document or pad id that no token of the model can have, a
+            compression that is not the one of the recipe, or not one layer id for each layer.
     """
 
     compression: Tensor | None
+    key_bias: nn.Parameter | None
+    value_bias: nn.Parameter | None
+    key_norm: StreamNorm
+    hidden_norm: StreamNorm
+    value_norm: StreamNorm
 
     def __init__(
         self,
@@ -84,22 +98,18 @@ class Engram(ShardedModule):
         self.tp_group = tp_group
         self.sequence_parallel: bool = config.sequence_parallel
         self.dilation = max(options.orders)
-        tables = make_layer_tables(
-            orders=options.orders,
-            heads=options.heads,
-            table_rows=options.table_rows,
-            seed=options.seed,
-            layer=layer_number,
-            layers=layer_numbers,
-        )
+        self.streams = options.streams
+        self.gate: Gate = options.gate or "paper"
         seed = nth(options.seed, layer_number)
         device = torch.device("cpu" if config.use_cpu_initialization else "cuda")
-        compression = _compression(options, vocab_size)
+        ids = _compressed_ids(options, vocab_size)
+        compression = _compression(ids, vocab_size)
         self.register_buffer("compression", None if compression is None else compression.to(device))
+        tables = _hash_tables(options, ids, layer_number, layer_numbers)
         self.tables = NgramTables(
             tables,
             width=options.width,
-            pad_id=vocab_size if compression is None else int(compression.max()) + 1,
+            pad_id=_pad_id(options, compression, vocab_size),
             seed=seed,
             init_std=config.embedding_init_method_std,
             dtype=config.params_dtype,
@@ -108,19 +118,28 @@ class Engram(ShardedModule):
             backend=options.backend,
         )
         hidden, columns = config.hidden_size, tables.number * options.width
-        placed = {"dtype": config.params_dtype, "device": device}
+        channels = options.streams * hidden
+        placed: dict[str, Any] = {"dtype": config.params_dtype, "device": device}
         # A generator of its own: the native modules' weights stay what they were.
-        key = torch.empty(hidden, columns, dtype=torch.float32, device="cpu")
+        key = torch.empty(channels, columns, dtype=torch.float32, device="cpu")
         key.normal_(
             std=config.init_method_std, generator=torch.Generator("cpu").manual_seed(nth(seed, 0))
         )
         self.key = nn.Parameter(key.to(**placed))
         self.value = nn.Parameter(torch.zeros(hidden, columns, **placed))
-        self.taps = nn.Parameter(torch.zeros(hidden, options.kernel, **placed))
+        for name, size in (("key_bias", channels), ("value_bias", hidden)):
+            bias = nn.Parameter(torch.zeros(size, **placed)) if options.bias else None
+            self.register_parameter(name, bias)
+        self.taps = nn.Parameter(torch.zeros(channels, options.kernel, **placed))
         eps = config.layernorm_epsilon
-        self.hidden_norm = nn.RMSNorm(hidden, eps=eps, **placed)
-        self.key_norm = nn.RMSNorm(hidden, eps=eps, **placed)
-        self.value_norm = nn.RMSNorm(hidden, eps=eps, **placed)
+        norms = {
+            "hidden_norm": options.norm_eps,
+            "key_norm": options.norm_eps,
+            "value_norm": options.convolution_eps,
+        }
+        for name, own in norms.items():
+            norm = StreamNorm(options.streams, hidden, eps=eps if own is None else own, **placed)
+            self.add_module(name, norm)
         for name, parameter in self.named_parameters():
             if not name.startswith("tables."):
                 # A rank that sees a piece of the sequence has a part of the gradient; upstream adds
@@ -133,7 +152,7 @@ class Engram(ShardedModule):
         """Compute what is added to the hidden state at each position.
 
         Args:
-            hidden_states: [s, b, h]; with sequence parallelism [s / ranks, b, h].
+            hidden_states: [s, b, streams * h]; with sequence parallelism [s / ranks, b, ...].
             input_ids: [b, s] int64, the whole row; [1, T] with ``cu_seqlens``.
             cu_seqlens: [documents + 1] int32, the boundaries of packed documents, or None.
 
@@ -141,18 +160,22 @@ class Engram(ShardedModule):
             As ``hidden_states``, to be added to them.
 
         Raises:
-            FeatureInvalid: As :meth:`DocumentBoundaries.starts`.
+            FeatureInvalid: As :meth:`DocumentBoundaries.starts`; or hidden states of another number
+                of streams.
         """
+        self._check(hidden_states)
         starts = self.boundaries.starts(input_ids, cu_seqlens)
         rows = self.tables(self._compressed(input_ids), starts).transpose(0, 1).contiguous()
         if self.sequence_parallel:
             rows = summed_and_scattered(rows, self.tp_group)
         else:
             rows = summed(rows, self.tp_group)
-        keys = self.key_norm(linear(rows, self.key))
-        queries = self.hidden_norm(hidden_states.to(keys.dtype))
+        streams = self.streams
+        keys = by_stream(self.key_norm(linear(rows, self.key, self.key_bias)), streams)
+        queries = by_stream(self.hidden_norm(hidden_states.to(keys.dtype)), streams)
         scores = (queries * keys).sum(dim=-1, keepdim=True) / math.sqrt(keys.shape[-1])
-        values = scores.sigmoid() * linear(rows, self.value)
+        recalls = by_stream(linear(rows, self.value, self.value_bias), 1)
+        values = (gate_of(scores, self.gate) * recalls).flatten(start_dim=-2)
         mixed = causal_convolution(
             self.value_norm(values),
             self.taps,
@@ -172,15 +195,79 @@ class Engram(ShardedModule):
         starts = self.boundaries.starts(input_ids, cu_seqlens)
         return self.tables.indices(self._compressed(input_ids), starts)
 
+    def _check(self, hidden_states: Tensor) -> None:
+        """Hold the hidden states to the streams that the memory was built for."""
+        found, channels = hidden_states.shape[-1], len(self.taps)
+        if found != channels:
+            raise FeatureInvalid(
+                asked=f"hidden states of {self.streams} residual streams, {channels} elements",
+                found=f"they have {found}",
+                next="say how many streams the model has",
+                subject="engram",
+                key="seams.engram.streams",
+            )
+
     def _compressed(self, input_ids: Tensor) -> Tensor:
         return input_ids if self.compression is None else self.compression[input_ids]
 
 
-def _compression(options: Options, vocab_size: int) -> Tensor | None:
-    """Token id -> new id for every row of the word embedding; None without a compression."""
+def _compressed_ids(options: Options, vocab_size: int) -> tuple[int, ...] | None:
+    """Token id -> new id for every token; None without a compression."""
     if options.compression_file is None or options.compression_sha256 is None:
         return None
     path, digest = Path(options.compression_file), options.compression_sha256
-    ids = read_table(path, sha256=digest, vocab_size=vocab_size)
+    return read_table(path, sha256=digest, vocab_size=vocab_size)
+
+
+def _compression(ids: tuple[int, ...] | None, vocab_size: int) -> Tensor | None:
+    """Token id -> new id for every row of the word embedding; None without a compression."""
+    if ids is None:
+        return None
     # A vocabulary is padded with rows that stand for no token.
     return torch.tensor([*ids, *[max(ids) + 1] * (vocab_size - len(ids))])
+
+
+def _pad_id(options: Options, compression: Tensor | None, vocab_size: int) -> int:
+    """What stands for missing history: a token, compressed as every other; or none of them."""
+    if options.pad_id is None:
+        return vocab_size if compression is None else int(compression.max()) + 1
+    if options.pad_id >= vocab_size:
+        raise FeatureInvalid(
+            asked=f"the pad id {options.pad_id}",
+            found=f"the model has tokens 0 to {vocab_size - 1}",
+            next="name one of them, or leave it out for an id that no token has",
+            subject="engram",
+            key="seams.engram.pad-id",
+        )
+    return options.pad_id if compression is None else int(compression[options.pad_id])
+
+
+def _hash_tables(
+    options: Options, ids: tuple[int, ...] | None, layer: int, layers: tuple[int, ...]
+) -> HashTables:
+    """The constants of a layer's tables, with multipliers of ours or the released ones."""
+    multipliers = None
+    if options.layer_ids is not None and len(options.layer_ids) != len(layers):
+        raise FeatureInvalid(
+            asked=f"layer-ids {list(options.layer_ids)}, one for each layer",
+            found=f"the recipe has the memory at layers {', '.join(map(str, layers))}",
+            next="give one for each of them, in their order",
+            subject="engram",
+            key="seams.engram.layer-ids",
+        )
+    if options.hashing == "released" and options.layer_ids is not None and ids is not None:
+        multipliers = released_multipliers(
+            seed=options.seed,
+            layer_id=options.layer_ids[layers.index(layer)],
+            ids=max(ids) + 1,
+            positions=max(options.orders),
+        )
+    return make_layer_tables(
+        orders=options.orders,
+        heads=options.heads,
+        table_rows=options.table_rows,
+        seed=options.seed,
+        layer=layer,
+        layers=layers,
+        multipliers=multipliers,
+    )

@@ -1,13 +1,34 @@
 """The options of the seam: a recipe's ``[seams.engram]``."""
 
 import re
+from typing import Literal, get_args
 
 import attrs
 from attrs import field, validators
 
 from megatron_seams_ngram.shared_options import BACKENDS, Backend, ascending_orders
 
+#: How multipliers are derived.
+Hashing = Literal["splitmix64", "released"]
+HASHINGS: tuple[Hashing, ...] = get_args(Hashing)
+#: ``paper``: σ(s), as arXiv:2601.07372 writes it. ``signed-sqrt``: σ(sign(s) √max(|s|, 1e-6)), as
+#: the official demonstration and the models that ship the memory compute it.
+Gate = Literal["paper", "signed-sqrt"]
+GATES: tuple[Gate, ...] = get_args(Gate)
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def _sizes(_: object, __: object, value: int | tuple[int, ...]) -> None:
+    for size in (value,) if isinstance(value, int) else value:
+        if size < 2:
+            message = f"table_rows: expected at least 2, found {size}"
+            raise ValueError(message)
+
+
+def _layer_ids(_: object, __: object, value: tuple[int, ...]) -> None:
+    if min(value, default=0) < 0 or len(set(value)) < len(value):
+        message = f"layer_ids: expected numbers from 0, none twice; found {list(value)}"
+        raise ValueError(message)
 
 
 def _digest(_: object, __: object, value: str | None) -> None:
@@ -23,11 +44,24 @@ class Options:
     Attributes:
         orders: How many tokens an n-gram has; ascending, each 2 or more.
         heads: Tables for each order.
-        table_rows: The least size of a table; the sizes are the primes from there on, over all
-            layers.
+        table_rows: The least size of a table, or one for each order; the sizes are the primes from
+            there on, over all layers.
         width: Columns of a table.
         kernel: Taps of the causal convolution; its dilation is the highest order.
         seed: What multipliers and the tables' initial weights are derived from.
+        gate: ``paper`` or ``signed-sqrt``, as in :func:`megatron_seams_ngram.engram.gate.gate_of`.
+            Left out, the paper's; with released hashing it must be said.
+        hashing: How multipliers are derived: ``splitmix64``, this project's, or ``released``, as
+            the official demonstration does. A checkpoint decides it, and with ``released`` also
+            gate, compression, pad id and layer ids, which must then be said.
+        layer_ids: The released model's own numbers of the layers, for the recipe's in their order.
+        pad_id: The token that stands for missing history, before compression; left out, an id
+            that no token has.
+        streams: Residual streams that the hidden states are made of, each with a key of its own;
+            1 without hyper-connections.
+        bias: Whether the projections to keys and values have biases.
+        norm_eps: Epsilon of the norms of key and query; left out, the model's.
+        convolution_eps: Epsilon of the norm before the convolution; left out, the model's.
         end_of_document_id: The token that ends a document; windows and convolution stop behind it.
             Left out, they stop at ``cu_seqlens`` alone.
         compression_file: A table from token ids to fewer ids, which the n-grams are made of
@@ -38,16 +72,28 @@ class Options:
             out, the device's own.
 
     Raises:
-        ValueError: A size, id or seed out of range, orders that do not ascend from 2, or only one
-            of file and digest.
+        ValueError: A size, id or seed out of range, orders that do not ascend from 2, only one of
+            file and digest, sizes for other orders, or released hashing without what it needs.
     """
 
     orders: tuple[int, ...] = field(default=(2, 3), validator=ascending_orders)
     heads: int = field(default=8, validator=validators.ge(1))
-    table_rows: int = field(default=500_000, validator=validators.ge(2))
+    table_rows: int | tuple[int, ...] = field(default=500_000, validator=_sizes)
     width: int = field(default=16, validator=validators.ge(1))
     kernel: int = field(default=4, validator=validators.ge(1))
     seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**63)])
+    gate: Gate | None = field(default=None, validator=validators.optional(validators.in_(GATES)))
+    hashing: Hashing = field(default="splitmix64", validator=validators.in_(HASHINGS))
+    layer_ids: tuple[int, ...] | None = field(
+        default=None, validator=validators.optional(_layer_ids)
+    )
+    pad_id: int | None = field(default=None, validator=validators.optional(validators.ge(0)))
+    streams: int = field(default=1, validator=validators.ge(1))
+    bias: bool = False
+    norm_eps: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
+    convolution_eps: float | None = field(
+        default=None, validator=validators.optional(validators.gt(0))
+    )
     end_of_document_id: int | None = field(
         default=None, validator=validators.optional(validators.ge(0))
     )
@@ -61,4 +107,18 @@ class Options:
         """Check that file and digest come together, so that no rank reads another file."""
         if (self.compression_file is None) != (self.compression_sha256 is None):
             message = "compression_file and compression_sha256: expected both or neither"
+            raise ValueError(message)
+        if isinstance(self.table_rows, tuple) and len(self.table_rows) != len(self.orders):
+            message = (
+                f"table_rows: expected one size or one for each of {len(self.orders)} orders, "
+                f"found {len(self.table_rows)}"
+            )
+            raise ValueError(message)
+        decided = ("gate", "layer_ids", "pad_id", "compression_file")
+        unsaid = [name for name in decided if getattr(self, name) is None]
+        if self.hashing == "released" and unsaid:
+            message = (
+                f"hashing = 'released' is for a checkpoint, which decides {', '.join(unsaid)} too: "
+                "expected each to be said"
+            )
             raise ValueError(message)

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import attrs
 
-from megatron_seams_ngram.tables.primes import primes_from
+from megatron_seams_ngram.tables.primes import distinct_primes, primes_from
 from megatron_seams_ngram.tables.splitmix64 import nth, splitmix64
 
 
@@ -78,10 +78,11 @@ def make_layer_tables(
     *,
     orders: Sequence[int],
     heads: int,
-    table_rows: int,
+    table_rows: int | Sequence[int],
     seed: int,
     layer: int,
     layers: Sequence[int],
+    multipliers: Sequence[int] | None = None,
 ) -> HashTables:
     """Derive the constants of one layer's tables, which hash once for each order.
 
@@ -92,19 +93,20 @@ def make_layer_tables(
     Args:
         orders: The orders, each with ``heads`` tables; the tables of the first order come first.
         heads: Tables for each order.
-        table_rows: The least size of a table; the sizes are the smallest primes from there on,
-            those of the first layer first.
+        table_rows: The least size of a table, or one for each order; the sizes are the smallest
+            primes from there on that are free, those of the first layer first.
         seed: 0 <= seed < 2**64.
         layer: The layer's number, one of ``layers``.
         layers: The numbers of all layers that have tables, ascending.
+        multipliers: One for each position of the longest n-gram; derived from ``seed`` if None.
     """
-    number = len(orders) * heads
-    before = layers.index(layer) * number
+    sizes = [table_rows] * len(orders) if isinstance(table_rows, int) else table_rows
     draw = splitmix64(nth(seed, layer))
-    multipliers = [next(draw) | 1 for _ in range(max(orders))]
+    if multipliers is None:
+        multipliers = [next(draw) | 1 for _ in range(max(orders))]
     return HashTables(
         multipliers=tuple(tuple(multipliers[:order]) for order in orders),
         biases=(0,) * len(orders),
         hash_of=tuple(i for i in range(len(orders)) for _ in range(heads)),
-        primes=primes_from(table_rows, number * len(layers))[before : before + number],
+        primes=distinct_primes(sizes, heads=heads, layers=len(layers))[layers.index(layer)],
     )

@@ -4,6 +4,7 @@ Tables of one prime size each, all different: two n-grams that collide in one ta
 never collide in the next one, which is what several heads are for.
 """
 
+from collections.abc import Sequence
 from itertools import count, islice
 
 # Miller-Rabin with these bases decides every n below 3317044064679887385961981: Sorenson and
@@ -57,3 +58,31 @@ def primes_from(size: int, number: int) -> tuple[int, ...]:
         number: How many primes.
     """
     return tuple(islice(filter(is_prime, count(size)), number))
+
+
+def distinct_primes(
+    sizes: Sequence[int], *, heads: int, layers: int
+) -> tuple[tuple[int, ...], ...]:
+    """List the sizes of all tables, no two alike: for each layer, order and head the next prime.
+
+    A head takes the smallest prime that is at least its order's size and that no earlier layer,
+    order or head has.
+
+    Args:
+        sizes: The least size of a table, for each order.
+        heads: Tables for each order.
+        layers: How many layers have tables.
+
+    Returns:
+        For each layer the sizes of its tables, those of the first order first.
+    """
+    taken: set[int] = set()
+    found = []
+    for _ in range(layers):
+        primes: list[int] = []
+        for size in sizes:
+            free = (n for n in count(size) if n not in taken and is_prime(n))
+            primes += (own := list(islice(free, heads)))
+            taken.update(own)
+        found.append(tuple(primes))
+    return tuple(found)
