@@ -4,6 +4,7 @@ import datetime
 import os
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -24,25 +25,43 @@ from megatron_seams.scaffold import NewSeam
 )
 @click.option("--feature", is_flag=True, help="F is a feature, which attaches beside the layers.")
 @click.option(
+    "--placement",
+    type=click.Choice(["embedding", "residual"]),
+    help="Where the feature attaches: the word embedding (default), or layers that a recipe names.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
     metavar="DIRECTORY",
     help="Where to put the package's folder (default: the working directory).",
 )
-def new_command(name: str, family: str, owner: str, feature: bool, out: Path) -> None:
+def new_command(
+    name: str,
+    family: str,
+    owner: str,
+    feature: bool,
+    placement: Literal["embedding", "residual"] | None,
+    out: Path,
+) -> None:
     """Write the package of a new seam NAME: it installs, is listed, and passes the conformance kit.
 
     The seam is an experiment: a model uses it only if its recipe names it. Go on with
     `registry docs write-a-seam`.
     """
     known = BUILT_IN.get(family)
+    feature = feature or placement is not None
     kind: Kind = "feature" if feature or (known and known.kind == "feature") else "block"
     if known is not None and known.kind != kind:
         message = f"{family} is a {known.kind}: {known.summary}"
-        raise click.BadParameter(message, param_hint="--feature")
+        raise click.BadParameter(message, param_hint="--placement" if placement else "--feature")
     made = NewSeam(
-        name=name, family=family, owner=owner, kind=kind, introduced=datetime.date.today()
+        name=name,
+        family=family,
+        owner=owner,
+        kind=kind,
+        placement=placement or "embedding",
+        introduced=datetime.date.today(),
     )
     try:
         project = made.write(out)

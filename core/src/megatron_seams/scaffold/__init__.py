@@ -7,11 +7,12 @@ import datetime
 import importlib.metadata
 import json
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 import jinja2
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from megatron_seams._version import __version__
 from megatron_seams.base.files import replace_text
@@ -24,6 +25,10 @@ _HERE = Path(__file__).parent
 _REVIEW: Final = datetime.timedelta(days=182)
 _COMMON: Final = {
     "pyproject.toml": "pyproject.toml.jinja",
+    "README.md": "README.md.jinja",
+    "LICENSE": "LICENSE.jinja",
+    ".gitignore": "gitignore.jinja",
+    "src/{package}/py.typed": "py.typed.jinja",
     "src/{package}/__init__.py": "init.py.jinja",
     "src/{package}/seam.toml": "seam.toml.jinja",
 }
@@ -34,12 +39,14 @@ _FILES: Final[dict[Kind, dict[str, str]]] = {
         "src/{package}/plugin.py": "layer_plugin.py.jinja",
         "src/{package}/mixer.py": "mixer.py.jinja",
         "tests/test_conformance.py": "layer_test.py.jinja",
+        "tests/test_values.py": "layer_values.py.jinja",
     },
     "feature": _COMMON
     | {
         "src/{package}/plugin.py": "feature_plugin.py.jinja",
         "src/{package}/module.py": "module.py.jinja",
         "tests/test_conformance.py": "feature_test.py.jinja",
+        "tests/test_values.py": "feature_values.py.jinja",
     },
 }
 
@@ -53,6 +60,7 @@ class NewSeam:
         family: The family that it builds.
         owner: The team that answers for it.
         kind: Whether it builds layers or a feature.
+        placement: Where a feature attaches.
         introduced: Its first day.
     """
 
@@ -60,6 +68,7 @@ class NewSeam:
     family: str
     owner: str
     kind: Kind
+    placement: Literal["embedding", "residual"] = "embedding"
     introduced: datetime.date
 
     @property
@@ -94,7 +103,8 @@ class NewSeam:
                 camel="".join(part.capitalize() for part in self.name.split("_")),
                 review_by=self.introduced + _REVIEW,
                 megatron=_megatron(),
-                core=".".join(__version__.split(".")[:2]),
+                core=_compatible(),
+                python=importlib.metadata.metadata("megatron-seams")["Requires-Python"],
             )
             for path, template in _FILES[self.kind].items()
         }
@@ -126,6 +136,13 @@ class NewSeam:
             (project / path).parent.mkdir(parents=True, exist_ok=True)
             replace_text(project / path, text)
         return project
+
+
+def _compatible() -> str:
+    """The releases of core that keep what this one promises."""
+    major, minor, *_ = Version(__version__).release
+    least, below = f"{major}.{minor}", f"{major + 1}" if major else f"0.{minor + 1}"
+    return f">={least},<{below}"
 
 
 def _megatron() -> str:
