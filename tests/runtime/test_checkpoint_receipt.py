@@ -167,7 +167,9 @@ def test_outside_the_trainer_nothing_is_remembered(saved, monkeypatch):
 def test_a_save_killed_at_any_moment_leaves_the_earlier_checkpoint_and_its_receipt(saved, tmp_path):
     import random
 
-    from killed_saves import kill_saves
+    from killed_saves import FIRST, SECOND, kill_saves
 
-    ends = kill_saves(saved.model, saved.text, tmp_path, 4, random.Random(1))  # noqa: S311
-    assert [end.loaded and end.receipt == saved.text for end in ends] == [True] * 4
+    ends = kill_saves(saved.plan, saved.model, saved.text, tmp_path, 4, random.Random(1))  # noqa: S311
+    assert [end.loaded and end.receipt == saved.text for end in ends] == [True] * 5
+    assert ends[0].named == SECOND  # left to its end, a save replaces the first
+    assert {end.named for end in ends} <= {FIRST, SECOND}
