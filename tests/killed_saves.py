@@ -4,6 +4,7 @@ As upstream's trainer does, a save writes a folder of its own, and the tracker f
 is whole. Each save runs in a process of its own, with its own process group.
 """
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -78,7 +79,8 @@ def kill_saves(
         child = _begin(of, receipt, folder)
         after = chance.uniform(0.0, 4 / 3 * seconds)
         time.sleep(after)
-        os.kill(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended before
+            os.kill(child.pid, signal.SIGKILL)
         child.join()
         ends.append(_found(model, receipt, folder, first, after))
     return ends

@@ -8,11 +8,12 @@ from megatron.core import __version__ as megatron_version
 from packaging.version import Version
 from torch import Tensor, nn
 
-from megatron_seams.errors import FeatureInvalid, HookMissing
+from megatron_seams.errors import FeatureInvalid, HookMissing, Refusal
 from megatron_seams.hookspecs import FeatureContext
 from megatron_seams.planning.features import EMBEDDING
 from megatron_seams.planning.plan import PlannedFeature
 from megatron_seams.runtime.model.batch import Batch
+from megatron_seams.runtime.model.fp8 import fp8_faults
 from megatron_seams.runtime.model.prepare import PreparedPlan
 from megatron_seams.runtime.plugins import LoadedSeams
 
@@ -97,6 +98,7 @@ def attach_features(
     Raises:
         HookMissing: A hook returned something else than a torch ``Module``.
         FeatureInvalid: As :func:`attach_to_embedding` and :func:`attach_to_layer`.
+        Refusal: A linear of a feature has widths that fp8 does not take.
     """
     plan, loaded = prepared.plan, prepared.loaded
     layers: Any = (model.decoder if decoder is None else decoder).layers
@@ -139,6 +141,8 @@ def _module(loaded: LoadedSeams, feature: PlannedFeature, context: FeatureContex
             next=f"ask {feature.seam.owner}: the hook returns a torch module",
             subject=feature.seam.name,
         )
+    if unfit := tuple(fp8_faults(context.config, dict.fromkeys(context.layer_numbers, module))):
+        raise Refusal(unfit)
     return module
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from megatron_seams.errors import Refusal, SeamsError, UpstreamForbids
 from megatron_seams.runtime.compat import HybridStack, HybridStackSubmodules
 from megatron_seams.runtime.model.dispatch import Choice, dispatching_spec
+from megatron_seams.runtime.model.fp8 import fp8_faults
 from megatron_seams.runtime.model.inspection import stack_differences
 from megatron_seams.runtime.model.refused import StackRefused
 
@@ -83,7 +84,8 @@ class SeamHybridStack(BackendStack):
     Raises:
         StackRefused: Around the refusal of a seam's hook; of ``mla_down_proj_fusion`` with a seam
             in ``mla_layer`` (upstream's fusion edits the submodules of that slot's spec, and a
-            dispatching spec has none); or of a stage that was built otherwise than planned.
+            dispatching spec has none); of a linear whose widths fp8 does not take; or of a stage
+            that was built otherwise than planned.
     """
 
     def __init__(
@@ -111,6 +113,11 @@ class SeamHybridStack(BackendStack):
             pp_layer_offset=pp_layer_offset,
             **keywords,
         )
+        custom = prepared.plan.custom_layers()
+        seams = {number: layer for number, layer in built.items() if number in custom}
+        if unfit := tuple(fp8_faults(config, seams)):
+            too_odd = Refusal(unfit)
+            raise StackRefused.of(too_odd) from too_odd
         layers = prepared.plan.layers[pp_layer_offset : pp_layer_offset + len(layer_type_list)]
         if faults := tuple(stack_differences(self, layers, submodules, built)):
             differing = Refusal(faults)

@@ -1,0 +1,56 @@
+"""Widths that fp8 takes: Transformer Engine's products want multiples of 16 on every rank."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch import nn
+
+from megatron_seams.errors import UpstreamForbids
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+#: What cuBLAS asks of the rows and columns of an fp8 matrix. Transformer Engine checks it in the
+#: first backward pass, by an assertion that names no layer.
+MULTIPLE: Final = 16
+_ENGINE: Final = "transformer_engine"
+
+
+def fp8_faults(
+    config: "TransformerConfig", built: Mapping[int, nn.Module]
+) -> Iterator[UpstreamForbids]:
+    """A fault for each linear of a seam's layers, on this rank, that fp8 cannot multiply.
+
+    Args:
+        config: The model's configuration; without ``fp8`` there is no fault.
+        built: Global layer number -> the layer that a seam built.
+    """
+    if not getattr(config, "fp8", None):
+        return
+    odd: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for number, layer in built.items():
+        for name, module in layer.named_modules():
+            shape = _shape(module)
+            if any(width % MULTIPLE for width in shape):
+                odd.setdefault((name, shape), []).append(number)
+    for (name, shape), numbers in odd.items():
+        rows, columns = shape
+        yield UpstreamForbids(
+            asked=f"fp8 = {config.fp8!r} for linear {name} of a seam's layers",
+            found=f"its weight on this rank has {rows} outputs and {columns} inputs, and both must "
+            f"be multiples of {MULTIPLE}",
+            next="choose the seam's sizes, or the number of tensor-parallel ranks, so that they "
+            "are; or turn fp8 off",
+            subject="fp8",
+            positions=tuple(numbers),
+        )
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    """The outputs and inputs of a linear that fp8 would run; empty for any other module."""
+    engine = any(each.__module__.partition(".")[0] == _ENGINE for each in type(module).__mro__)
+    if not engine and not isinstance(module, ColumnParallelLinear | RowParallelLinear):
+        return ()
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if weight is not None and weight.dim() == 2 else ()

@@ -1,0 +1,41 @@
+"""fp8 wants multiples of 16 on every rank; a linear of a seam with other widths is refused."""
+
+import types
+
+import pytest
+
+pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
+
+
+@pytest.fixture(scope="module")
+def layer():
+    import torch
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    config = TransformerConfig(
+        num_layers=1, hidden_size=32, num_attention_heads=4, use_cpu_initialization=True
+    )
+
+    def linear(outputs):
+        return ColumnParallelLinear(
+            32, outputs, config=config, init_method=config.init_method, bias=False
+        )
+
+    return torch.nn.ModuleDict({"in_proj": linear(44), "out_proj": linear(48)})
+
+
+def test_a_linear_whose_width_does_not_fit_is_named_with_its_layers(layer):
+    from megatron_seams.runtime.model.fp8 import fp8_faults
+
+    fp8 = types.SimpleNamespace(fp8="hybrid")
+    (fault,) = fp8_faults(fp8, {3: layer, 5: layer})
+    assert fault.positions == (3, 5)
+    assert "in_proj" in fault.asked
+    assert "44 outputs and 32 inputs" in fault.found
+
+
+def test_without_fp8_any_width_is_taken(layer):
+    from megatron_seams.runtime.model.fp8 import fp8_faults
+
+    assert list(fp8_faults(types.SimpleNamespace(fp8=None), {3: layer})) == []
