@@ -9,15 +9,32 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from megatron_seams.errors import ManifestMissing
+from megatron_seams.governance.codeowners import find_codeowners
+from megatron_seams.governance.workspace import read_workspace
+from megatron_seams.records.accept import Acceptance, accept
+from megatron_seams.records.proof import Proof, write_index
+from megatron_seams.records.receipt import make_receipt
 from megatron_seams.report import render
+from megatron_seams.seams.manifest import parse_manifest
 from megatron_seams.seams.seam import BrokenSeam
 from megatron_seams.upstream.locate import megatron_missing
 from megatron_seams.upstream.surface import NativeSurface
-from seam_support import TODAY, environment, make_seam, recipe, registry
+from seam_support import (
+    TODAY,
+    environment,
+    make_seam,
+    manifest_table,
+    plan,
+    recipe,
+    registry,
+    source_plugin,
+    toml,
+)
 
 MODEL = {"tokens": {"K": "kda", "N": "gla"}, "policy": {"experiments": ["gla"]}}
 EVIL = "</style><script>document.title='taken'</script><img src=x onerror=alert(1)>\"' {{ 7*7 }}"
@@ -70,7 +87,8 @@ def test_every_family_and_every_seam_is_on_the_page_with_what_it_waits_for() -> 
     text = said(page_of())
     for part in (
         "megatron-core 0.19.2",
-        "Owner @acme/layers Review by 2027-05-01 Fallback native Waits for upstream's KDA",
+        "Owner @acme/layers Review by 2027-05-01, in 151 days Introduced 2026-11-01, 30 days ago "
+        "Fallback native Waits for upstream's KDA",
         "Tracked PR 7",
         "Fallback refuse Waits for nothing upstream is accepted in its place",
         "lost broken",
@@ -130,7 +148,7 @@ def test_a_page_without_seams_and_models_says_so() -> None:
 )
 def test_a_review_that_is_near_or_past_stands_out(today: datetime.date, says: str | None) -> None:
     text = said(page_of(today=today))
-    assert (says in text) if says else "Review by 2027-05-01 Fallback" in text
+    assert (says in text) if says else "Review by 2027-05-01, in 151 days" in text
 
 
 def test_the_page_is_the_same_whenever_it_is_made_of_the_same() -> None:
@@ -168,6 +186,133 @@ def test_a_reference_to_upstream_s_work_is_a_link_and_plain_words_are_none() -> 
     words = _Text(render(environment(make_seam("kda", accepts={"tracking": "PR 7"})), []))
     assert "PR 7" in words.text
     assert all(value[0] == "#" for _, _, value in words.links)
+
+
+# --- the verdict ------------------------------------------------------------------------------
+
+
+def test_the_verdict_says_the_worst_first_and_counts_the_rest() -> None:
+    good = render(environment(make_seam()), [("m", recipe("MK", **MODEL_K))], today=TODAY)
+    assert "All is in order refused 0 of 1 superseded 0 reviews due 0 experiments 0 " in said(good)
+    late = page_of("MXKX", today=datetime.date(2027, 5, 3))
+    assert (
+        "Refused 1 of 1; broken 1; reviews due 2, 2 overdue refused 1 of 1 broken 1 superseded 0 "
+        "reviews due 2, 2 overdue experiments 1 "
+    ) in said(late)
+    gone = make_seam("latent", "mla", fallback="native", accepts={"symbol-name": "MLA"})
+    assert "Superseded 1 refused" not in said(render(environment(gone), today=TODAY))
+    assert "Superseded 1 superseded 1 reviews due 0" in said(render(environment(gone), today=TODAY))
+
+
+MODEL_K = {"tokens": {"K": "kda"}}
+
+
+def test_refused_models_come_first_and_an_unreadable_recipe_is_one(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "b.toml").write_text("schema = 1\n[model]\nname = 3\n")
+    (tmp_path / "recipes" / "a.toml").write_text(
+        'schema = 1\n[model]\nname = "good"\npattern = "M*"\n'
+    )
+    registry("report", cwd=tmp_path, code=0)
+    text = said((tmp_path / "seams.html").read_text(encoding="utf-8"))
+    assert text.index("b.toml refused") < text.index("good a.toml")
+    assert "SEAM-C01" in text
+    assert "Refused 1 of 2" in text
+
+
+def test_each_seam_names_the_models_that_use_it() -> None:
+    text = said(page_of())
+    assert "Used by test model (2 layers)" in text
+    assert "Used by test model (1 layer)" in text
+    unused = said(render(environment(make_seam()), today=TODAY))
+    assert "Used by no model on this page" in unused
+
+
+def test_a_cell_has_the_colour_of_its_family_and_the_mark_of_its_provider() -> None:
+    cells = re.findall(r'class="(cell \w+ k\d)" tabindex="[^"]+" aria-label="Layer (\d)', page_of())
+    classes = {number: kind for kind, number in cells}
+    assert classes == {
+        "1": "cell native k3",  # mamba: attention, gla, kda, mamba, moe have the colours 0 to 4
+        "2": "cell seam k2",
+        "3": "cell native k0",
+        "4": "cell experiment k1",
+        "5": "cell seam k2",
+        "6": "cell native k4",
+    }
+    legend = re.findall(r'<span class="cell native (k\d)"[^>]*>&nbsp;</span> (\w+)', page_of())
+    assert ("k2", "kda") in legend
+
+
+def test_each_pipeline_stage_is_a_box_with_its_name() -> None:
+    assert re.findall(r'data-stage="([^"]+)"', page_of()) == ["stage 0", "stage 1"]
+    assert 'data-stage="' not in page_of("MK*")
+    virtual = recipe("M|K|*|M", parallelism={"pipeline-parallel": 2}, **MODEL_K)
+    page = render(environment(make_seam()), [("v", virtual)], today=TODAY)
+    found = re.findall(r'data-stage="([^"]+)"', page)
+    assert found == ["stage 0, rank 0", "stage 1, rank 1", "stage 2, rank 0", "stage 3, rank 1"]
+
+
+# --- a workspace ------------------------------------------------------------------------------
+
+
+def test_a_workspace_s_checks_owners_receipts_acceptances_and_proofs_are_linked(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.megatron-seams]\n")
+    (tmp_path / "CODEOWNERS").write_text("* @acme/core\n/our kda/ @acme/x\n/kda/ @acme/layers\n")
+    source_plugin(tmp_path / "kda", "acme-kda", {"acme_kda": manifest_table("kda")})
+    old, new = environment(make_seam(version="0.9")), environment(make_seam())
+    asked = recipe("MK", **MODEL_K)
+    (tmp_path / "receipts").mkdir()
+    receipts = [tmp_path / "receipts" / name for name in ("taken.json", "old #1.json")]
+    for file in receipts:
+        file.write_text(make_receipt(plan(asked, old), asked))
+    accept(receipts[0], new, Acceptance(by="Ada", reason="Same kernel.", when=TODAY))
+    proof = Proof(folder=tmp_path / "proof", megatron_core="0.18.2", settings={})
+    proof.folder.mkdir()
+    proof.receipt.write_text(make_receipt(plan(asked, new), asked))
+    write_index(proof)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "proof.json").write_text("{}")
+    page = tmp_path / "site" / "seams.html"
+    text = render(
+        new,
+        [("kda.toml", asked)],
+        today=TODAY,
+        workspace=read_workspace(tmp_path),
+        codeowners=find_codeowners(tmp_path),
+        page=page,
+    )
+    found = _Text(text)
+    links = [value for _, name, value in found.links if name == "href" and value[0] != "#"]
+    assert links == [
+        "../CODEOWNERS#L3",
+        "../receipts/old%20%231.json",
+        "../cut",
+        "../receipts/taken.json",
+        "../proof",
+    ]
+    read = " ".join(found.text.split())
+    for part in (
+        "Looked at: 1 seam, 0 recipes, 2 receipts; owners: CODEOWNERS; policy: pyproject.toml.",
+        "Owner @acme/layers ( CODEOWNERS line 3)",
+        "receipt receipts/old #1.json differs seams.kda.version: 0.9: 1.0 test model 0.19.2 -",
+        "receipt receipts/taken.json verifies test model 0.19.2 2026-12-01 by Ada: Same kernel.",
+        "proof cut unreadable",
+        "proof proof whole test model 0.18.2 -",
+        "Checks 1 error, 1 warning",
+    ):
+        assert part in read, part
+
+
+def test_a_paper_that_a_summary_names_is_a_link() -> None:
+    table = manifest_table("kda")
+    table["seam"]["summary"] = "A delta rule (arXiv:2603.14360, and again arXiv:2603.14360)"
+    manifest, _ = parse_manifest(toml(table).encode(), file="seam.toml")
+    assert manifest is not None
+    page = render(environment(attrs.evolve(make_seam(), manifest=manifest)), today=TODAY)
+    outside = [value for _, _, value in _Text(page).links if value[0] != "#"]
+    assert outside == ["https://arxiv.org/abs/2603.14360"]
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -310,6 +455,39 @@ def test_a_layer_that_is_tapped_says_the_same(opened: tuple[Page, list[str]]) ->
     assert page.locator(".note").inner_text().startswith("Layer 31, N: gla: seam gla (experiment)")
 
 
+@pytest.mark.parametrize("opened", [{**PHONE, "offline": True}], indirect=True)
+def test_a_search_leaves_what_has_every_word(opened: tuple[Page, list[str]]) -> None:
+    page, _ = opened
+    search = page.get_by_role("searchbox")
+    items = page.locator("[data-find]")
+    search.fill("EXPERIMENT gla")
+    assert [it.split("\n")[0] for it in items.filter(visible=True).all_inner_texts()] != []
+    shown = " ".join(items.filter(visible=True).all_inner_texts())
+    assert "gla" in shown
+    assert "lost" not in shown
+    assert page.locator("#findings").is_hidden()
+    total = items.count()
+    assert page.locator("output").inner_text().endswith(f" of {total}")
+    search.fill("mamba_layer")  # a layer's own text, which is shown when it is pointed at
+    assert page.locator(".model").is_visible()
+    search.fill("nothing has this")
+    assert items.filter(visible=True).count() == 0
+    search.fill("")
+    assert items.filter(visible=True).count() == total
+    assert page.locator("#findings").is_visible()
+
+
+@pytest.mark.parametrize("opened", [PHONE], indirect=True)
+def test_on_a_phone_the_page_is_not_much_longer_than_on_a_desk(
+    opened: tuple[Page, list[str]],
+) -> None:
+    page, _ = opened
+    height = "document.documentElement.scrollHeight"
+    phone = page.evaluate(height)
+    page.set_viewport_size({"width": 1200, "height": 900})
+    assert phone < 1.4 * page.evaluate(height)
+
+
 @pytest.mark.parametrize("opened", [WIDE], indirect=True)
 def test_a_keyboard_reaches_every_layer_and_a_strip_is_one_stop(
     opened: tuple[Page, list[str]],
@@ -322,14 +500,15 @@ def test_a_keyboard_reaches_every_layer_and_a_strip_is_one_stop(
         answer: str = page.evaluate(focused)
         return answer
 
-    stops = [press("Tab") for _ in range(7)]
-    assert stops[0] == "To the content"
-    assert [" ".join(stop.split()) for stop in stops[1:5]] == [
+    stops = [press("Tab") for _ in range(8)]
+    assert stops.pop(0) == "To the content"
+    assert [" ".join(stop.split()) for stop in stops[:4]] == [
+        "Models 1",
         "Findings 1",
         "Seams 3",
-        "Models 1",
         "Families 12",
     ]
+    assert stops[4] == ""  # the search
     assert stops[5] == "Layer 1, M: mamba: native M (mamba_layer)"
     assert stops[6] == "The same as a table"
     assert press("Shift+Tab") == stops[5]

@@ -8,9 +8,11 @@ from megatron_seams.base.files import replace_text
 from megatron_seams.cli.common import megatron_option, show_faults
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.screen import console
-from megatron_seams.errors import ExitCode
+from megatron_seams.errors import ExitCode, Refusal
+from megatron_seams.governance.codeowners import find_codeowners
 from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.planning.environment import read_environment
+from megatron_seams.recipes.recipe import Recipe, load_recipe
 from megatron_seams.report import render
 
 
@@ -33,19 +35,27 @@ from megatron_seams.report import render
 def report_command(
     context: click.Context, models: tuple[str, ...], out: Path, megatron: Path | None
 ) -> None:
-    """Write the audit as one HTML page: families, seams, and the layer strip of each model.
+    """Write the audit as one HTML page: a verdict, each model's layers, seams, families, records.
 
     Without a model it shows the workspace's recipes. The page loads nothing from the network, and
     no plugin is imported to make it. Exits with 3 where no Megatron can be read, so that nothing on
     the page is native.
     """
-    if not models:
-        workspace = read_workspace(Path())
+    workspace = read_workspace(Path())
+    recipes: list[tuple[str, Recipe | Refusal]]
+    if models:
+        recipes = [(Path(model).name, recipe_of(model, None, None)) for model in models]
+    else:
         committed = {*workspace.committed("recipes"), *workspace.committed("refused")}
-        models = tuple(str(file) for file in sorted(committed))
-    recipes = [(Path(model).name, recipe_of(model, None, None)) for model in models]
+        recipes = [(file.name, _recipe(file)) for file in sorted(committed)]
     environment = read_environment(megatron)
-    page = render(environment, recipes)
+    page = render(
+        environment,
+        recipes,
+        workspace=workspace,
+        codeowners=find_codeowners(workspace.root or Path()),
+        page=out,
+    )
     try:
         replace_text(out, page)
     except OSError as error:
@@ -53,3 +63,11 @@ def report_command(
     show_faults(environment.faults, style="bold red")
     console().print(f"report: {out}", markup=False)
     context.exit(max((it.exit_code for it in environment.faults), default=ExitCode.OK))
+
+
+def _recipe(file: Path) -> Recipe | Refusal:
+    """A recipe of the workspace; where it cannot be read, why: the page shows it as refused."""
+    try:
+        return load_recipe(file)
+    except Refusal as refusal:
+        return refusal

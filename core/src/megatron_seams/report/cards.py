@@ -1,6 +1,7 @@
 """Cards: a seam with its owner, its review date, and what retires it."""
 
 import datetime
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -8,6 +9,7 @@ from megatron_seams.errors import SeamsError
 from megatron_seams.governance.audit import Audit
 from megatron_seams.governance.ownership import review_due
 from megatron_seams.planning.environment import Environment
+from megatron_seams.report.links import Link, papers_of
 from megatron_seams.seams.manifest import CAPABILITIES, Manifest
 from megatron_seams.seams.removal import how_to_remove
 from megatron_seams.seams.seam import Seam
@@ -26,6 +28,9 @@ class Card:
         overdue: Whether that date has passed.
         goes: How to remove it, where it is superseded.
         faults: Its faults.
+        used_by: The models that use it, each with the number of its layers.
+        papers: The papers that its summary names.
+        owner_line: The line of CODEOWNERS that decides on its owner.
     """
 
     name: str
@@ -36,6 +41,9 @@ class Card:
     overdue: bool = False
     goes: str = ""
     faults: tuple[SeamsError, ...] = ()
+    used_by: tuple[tuple[Link, int], ...] = ()
+    papers: tuple[Link, ...] = ()
+    owner_line: Link | None = None
 
     @property
     def waits_for(self) -> str:
@@ -56,12 +64,30 @@ class Card:
         return tuple(name for name in CAPABILITIES if self.manifest.supports[name])
 
 
-def cards_of(found: Audit, today: datetime.date) -> tuple[Card, ...]:
-    """A card for each installed seam, by name; broken and overdue ones first."""
+def cards_of(
+    found: Audit,
+    today: datetime.date,
+    *,
+    used_by: Mapping[str, Sequence[tuple[Link, int]]],
+    owner_lines: Mapping[str, Link],
+) -> tuple[Card, ...]:
+    """A card for each installed seam, by name; broken and overdue ones first.
+
+    Args:
+        found: The audit.
+        today: The day that decides which dates have passed.
+        used_by: Seam name -> the models that use it, each with the number of its layers.
+        owner_lines: Seam name -> the line of CODEOWNERS that decides on its owner.
+    """
     environment = found.environment
     states = {row.seam.name: row.state for family in found.families for row in family.seams}
     cards = [
-        _sound(seam, states[seam.name], environment, today) for seam in environment.discovery.seams
+        attrs.evolve(
+            _sound(seam, states[seam.name], environment, today),
+            used_by=tuple(used_by.get(seam.name, ())),
+            owner_line=owner_lines.get(seam.name),
+        )
+        for seam in environment.discovery.seams
     ]
     cards += [
         Card(
@@ -88,4 +114,5 @@ def _sound(seam: Seam, state: str, environment: Environment, today: datetime.dat
         overdue=seam.manifest.seam.review_by < today,
         goes=how_to_remove(seam, environment.projects) if environment.superseded_by(seam) else "",
         faults=(range_fault,) if range_fault else (),
+        papers=papers_of(seam.manifest.seam.summary),
     )

@@ -28,3 +28,21 @@ for (const strip of document.querySelectorAll(".strip")) {
     });
   });
 }
+
+// Without scripts there is no search; the browser's own finds closed details too.
+const find = document.querySelector(".find");
+const items = [...document.querySelectorAll("[data-find]")];
+const texts = items.map((item) => {
+  const told = [...item.querySelectorAll("[data-head]")].map((it) => `${it.dataset.head} ${it.dataset.why}`);
+  return [item.textContent, ...told].join(" ").toLowerCase();
+});
+find.hidden = false;
+find.querySelector("input").addEventListener("input", (event) => {
+  const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+  items.forEach((item, index) => { item.hidden = !words.every((word) => texts[index].includes(word)); });
+  for (const section of document.querySelectorAll("main > section")) {
+    section.hidden = words.length > 0 && !section.querySelector("[data-find]:not([hidden])");
+  }
+  const left = items.filter((item) => !item.hidden).length;
+  find.querySelector("output").textContent = words.length ? `${left} of ${items.length}` : "";
+});

@@ -1,7 +1,7 @@
 """Strips: a model's layers as cells, each with the text that it shows when pointed at."""
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import attrs
@@ -33,6 +33,8 @@ class Cell:
         head: Its family, provider and owner.
         why: The reason for that provider.
         begins: Whether it is the first layer of a pipeline stage other than the first.
+        family: Its family; empty where it has no provider.
+        stage: The 0-based pipeline stage that it is on.
     """
 
     number: int
@@ -41,6 +43,16 @@ class Cell:
     head: str
     why: str
     begins: bool = False
+    family: str = ""
+    stage: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Stage:
+    """The layers of one pipeline stage, which may be none."""
+
+    label: str
+    cells: tuple[Cell, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -67,6 +79,8 @@ class Strip:
         rows: The decoder's layers in groups, and those of one MTP depth.
         beside: The features.
         reasons: The reasons why it has no plan; empty if it has one.
+        seams: Name of each seam that it uses -> the number of layers that the seam builds.
+        ranks: The pipeline rank of each stage.
     """
 
     name: str
@@ -75,6 +89,21 @@ class Strip:
     rows: tuple[Row, ...] = ()
     beside: tuple[Row, ...] = ()
     reasons: tuple[SeamsError, ...] = ()
+    seams: Mapping[str, int] = attrs.field(factory=dict)
+    ranks: tuple[int, ...] = (0,)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The layers by pipeline stage."""
+        return tuple(self._stages())
+
+    def _stages(self) -> Iterator[Stage]:
+        # Where each rank has one stage, both have the same number.
+        several = len(set(self.ranks)) < len(self.ranks)
+        for stage, rank in enumerate(self.ranks):
+            cells = tuple(cell for cell in self.cells if cell.stage == stage)
+            where = f", rank {rank}" if several else ""
+            yield Stage(label=f"stage {stage}{where}{'' if cells else ', no layers'}", cells=cells)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -83,8 +112,12 @@ class Strip:
         return {state: count for state, count in counted.items() if count}
 
 
-def strip_of(source: str, recipe: Recipe, environment: Environment, today: datetime.date) -> Strip:
-    """The strip of a recipe, or of its refusal."""
+def strip_of(
+    source: str, recipe: Recipe | Refusal, environment: Environment, today: datetime.date
+) -> Strip:
+    """The strip of a recipe, or of its refusal; a recipe that cannot be read is one already."""
+    if isinstance(recipe, Refusal):
+        return Strip(name=source, source="", reasons=recipe.reasons)
     try:
         plan = resolve(recipe, environment, today=today)
     except Refusal as refusal:
@@ -100,7 +133,15 @@ def strip_of(source: str, recipe: Recipe, environment: Environment, today: datet
         cells=tuple(_cells(plan)),
         rows=(*_rows(plan.layers), *_mtp(plan)),
         beside=tuple(_features(plan)),
+        seams=_used(plan),
+        ranks=tuple(map(plan.pipeline.rank_of, range(len(plan.pipeline.sizes)))),
     )
+
+
+def _used(plan: Plan) -> dict[str, int]:
+    """Name of each seam that the plan uses -> the number of layers that it builds."""
+    custom = [provider.seam.name for provider in plan.custom_layers().values()]
+    return {seam.name: custom.count(seam.name) for seam in plan.seams}
 
 
 def _refused(refusal: Refusal) -> Iterable[Cell]:
@@ -130,6 +171,8 @@ def _cells(plan: Plan) -> Iterable[Cell]:
             head=f"{layer.family}: {_provider(layer)}, {provider.owner}".removesuffix(", -"),
             why=layer.why,
             begins=layer.stage != stage,
+            family=layer.family,
+            stage=layer.stage,
         )
         stage = layer.stage
 
