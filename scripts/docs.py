@@ -52,6 +52,15 @@ With `--json` the answer is one document, of a schema in [schema](schema); a ref
 What is drawn fits the terminal: columns that find no room go below their row, and nothing is cut.
 Paths and next steps stay one line, to be copied. A pipe has 100 columns, and `COLUMNS` sets
 another width; messages on a pipe are not wrapped.
+
+A shell completes commands, options, families, seams, upstream's constants, pages and files, once
+its start-up file has the line
+
+```
+eval "$(_REGISTRY_COMPLETE=bash_source registry)"      # ~/.bashrc
+eval "$(_REGISTRY_COMPLETE=zsh_source registry)"       # ~/.zshrc
+_REGISTRY_COMPLETE=fish_source registry | source       # ~/.config/fish/config.fish
+```
 """
 
 _HOOKS = """\

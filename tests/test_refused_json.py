@@ -74,7 +74,7 @@ def test_every_command_that_answers_programs_was_refused_above() -> None:
         for name, command in commands().items()
         if any(parameter.name == "as_json" for parameter in command.params)
     }
-    assert tried == answering
+    assert tried == answering - {"doctor"}  # which refuses nothing: it lists what it finds
 
 
 def test_verify_and_accept_answer_programs(

@@ -10,13 +10,16 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from megatron_seams._version import __version__
 from megatron_seams.cli.seen import make_output_seen
 from megatron_seams.errors import ExitCode, Refusal, SeamsError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 #: The exit code after Control-C, as a shell has it.
 INTERRUPTED: Final = 130
@@ -27,6 +30,7 @@ _COMMANDS: Final = {
     "args": "args:args_command",
     "check": "check:check_command",
     "docs": "docs:docs_command",
+    "doctor": "doctor:doctor_command",
     "explain": "explain:explain",
     "graduate": "graduate:graduate_command",
     "list": "list:list_families",
@@ -86,6 +90,13 @@ class _Registry(click.Group):
         )
         return found
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """The commands' names; click's own would import every command for its help."""
+        from click.shell_completion import CompletionItem
+
+        named = [CompletionItem(name) for name in _COMMANDS if name.startswith(incomplete)]
+        return [*named, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -121,7 +132,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    make_output_seen()
+    # What a shell completes is names of ours, and click writes them as bytes.
+    if "_REGISTRY_COMPLETE" not in os.environ:
+        make_output_seen()
     sys.exit(_run())
 
 

@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from megatron_seams.cli.common import json_option, megatron_option, print_json, show_faults
+from megatron_seams.cli.complete import files, names
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.errors import Refusal, SeamsError, UnknownToken
@@ -22,11 +23,12 @@ from megatron_seams.upstream.surface import NativeSymbol
     short_help="Why a token, family or seam resolves so.",
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("what", metavar="TOKEN|FAMILY|SEAM|CONSTANT")
+@click.argument("what", metavar="TOKEN|FAMILY|SEAM|CONSTANT", shell_complete=names)
 @click.option(
     "--recipe",
     "model",
     metavar="FILE",
+    shell_complete=files,
     help="Explain it under this recipe's choices.",
 )
 @json_option

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from megatron_seams.cli.common import json_option, print_json
+from megatron_seams.cli.complete import seams
 from megatron_seams.cli.screen import console
 from megatron_seams.cli.smoke import require_runtime
 from megatron_seams.errors import ExitCode, Refusal
@@ -24,7 +25,7 @@ from megatron_seams.seams.removal import how_to_remove
 
 
 @click.command("graduate", short_help="Prove that native can replace a seam.")
-@click.argument("name")
+@click.argument("name", shell_complete=seams)
 @click.option(
     "--from",
     "folder",

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import attrs
 import click
 
+from megatron_seams.cli.complete import files
 from megatron_seams.cli.near import refuse_missing_model
 from megatron_seams.errors import RecipeInvalid, Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
@@ -80,7 +81,7 @@ def model_arguments(command: F) -> F:
             type=click.Choice(sorted(BUILT_IN)),
             help=f"The dialect of a bare pattern (default: {MEGATRON.name}).",
         ),
-        click.argument("model", metavar="PATTERN|RECIPE|config.json"),
+        click.argument("model", metavar="PATTERN|RECIPE|config.json", shell_complete=files),
     ):
         command = decorate(command)
     return command
@@ -91,6 +92,7 @@ def recipe_option(command: F) -> F:
     return click.option(
         "--recipe",
         metavar="FILE",
+        shell_complete=files,
         help="The recipe as it is now; without it, the one in the receipt stands.",
     )(command)
 

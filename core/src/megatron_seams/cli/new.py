@@ -8,6 +8,7 @@ from typing import Literal
 
 import click
 
+from megatron_seams.cli.complete import families
 from megatron_seams.cli.screen import console
 from megatron_seams.families import BUILT_IN, Kind
 from megatron_seams.governance.codeowners import find_codeowners
@@ -16,7 +17,13 @@ from megatron_seams.scaffold import NewSeam
 
 @click.command("new", short_help="Write the package of a new seam.")
 @click.argument("name")
-@click.option("--family", required=True, metavar="F", help="The family that it builds.")
+@click.option(
+    "--family",
+    required=True,
+    metavar="F",
+    shell_complete=families,
+    help="The family that it builds.",
+)
 @click.option(
     "--owner",
     required=True,

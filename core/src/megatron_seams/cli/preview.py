@@ -11,6 +11,7 @@ from megatron_seams.cli.common import (
     print_json,
     show_faults,
 )
+from megatron_seams.cli.complete import files
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.rows import Row, draw_rows, ranges
 from megatron_seams.cli.screen import console, draw_wrapped
@@ -34,7 +35,7 @@ _STYLES = {
     context_settings={"ignore_unknown_options": True},
 )
 @click.argument("other", metavar="WHEEL|PATH", type=click.Path(path_type=Path))
-@click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1)
+@click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1, shell_complete=files)
 @json_option
 @megatron_option
 @click.pass_context

@@ -6,6 +6,7 @@ import click
 
 from megatron_seams.base.files import replace_text
 from megatron_seams.cli.common import megatron_option, show_faults
+from megatron_seams.cli.complete import files
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.screen import console
 from megatron_seams.errors import ExitCode, Refusal
@@ -21,7 +22,7 @@ from megatron_seams.report import render
     short_help="Write the audit as one HTML page.",
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1)
+@click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1, shell_complete=files)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),

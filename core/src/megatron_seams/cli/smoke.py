@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from megatron_seams.cli.common import (
     json_option,
@@ -152,6 +153,13 @@ def require_runtime(plan: Plan) -> None:
     Raises:
         Refusal: A package is missing, or the runtime does not support this release.
     """
+    missing = missing_runtime(plan.surface.version)
+    if missing:
+        raise Refusal(missing)
+
+
+def missing_runtime(version: Version | None) -> list[SeamsError]:
+    """What is missing to build a model, beside the Megatron of that version."""
     missing: list[SeamsError] = [
         RuntimeMissing(
             asked=f"{module}, to build a model",
@@ -165,7 +173,6 @@ def require_runtime(plan: Plan) -> None:
     # Imported here, since commands that only read must not load the runtime.
     from megatron_seams.runtime import MEGATRON_CORE
 
-    version = plan.surface.version
     if version and not SpecifierSet(MEGATRON_CORE).contains(version, prereleases=True):
         missing.append(
             RuntimeMissing(
@@ -175,8 +182,7 @@ def require_runtime(plan: Plan) -> None:
                 subject="megatron-core",
             )
         )
-    if missing:
-        raise Refusal(missing)
+    return missing
 
 
 def _importable(module: str) -> bool:
