@@ -1,6 +1,6 @@
 # Two commands on a bare machine: `make demo` and `make test`. Each sets up everything it needs.
 
-.PHONY: demo test test-fast lint rooms setup wheels clean
+.PHONY: demo test test-fast lint rooms docs setup wheels clean
 
 demo: setup  ## The tour: audit, resolution, a refusal, a small hybrid learning text
 	@bash scripts/demo.sh
@@ -28,6 +28,9 @@ lint: setup
 rooms: setup  ## The rooms of the source, the arrows between them, and any circle
 	@.venv/bin/python scripts/rooms.py
 
+docs: setup  ## The documentation as a site, in site/; fails on a link that leads nowhere
+	@.venv/bin/uv tool run --quiet --with 'mkdocstrings[python]>=1.0,<2' --with 'ruff>=0.17,<0.18' --from 'mkdocs>=1.6,<2' mkdocs build --strict --quiet
+
 setup:
 	@bash scripts/setup.sh
 
@@ -35,4 +38,4 @@ wheels: setup  ## Build the wheel of every distribution into dist/
 	@for package in core plugins/*; do .venv/bin/python -m build --no-isolation --wheel --outdir dist $$package; done
 
 clean:
-	rm -rf .venv .tools dist
+	rm -rf .venv .tools dist site

@@ -46,7 +46,7 @@ lets nothing go on: the output cannot be written (a full disk), whoever reads it
 (`registry list | head -1`, with `set -o pipefail`), the working directory is gone. 130 is that of
 an interruption.
 
-With `--json` the answer is one document, of a schema in [schema](schema); a refusal too, of
+With `--json` the answer is one document, of a schema that `registry docs` lists; a refusal too, of
 [refused.schema.json](schema/refused.schema.json).
 
 What is drawn fits the terminal: columns that find no room go below their row, and nothing is cut.
