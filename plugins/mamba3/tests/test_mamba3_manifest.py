@@ -63,6 +63,7 @@ def test_sizes_that_do_not_divide_are_refused(
         ({"rope-fraction": 0.25}, "'rope_fraction' must be in"),
         ({"decay": "relu"}, "softplus"),
         ({"decay-floor": 0.0}, "must be > 0"),
+        ({"dt-max": 1e-4}, "dt-max is not below dt-min"),
         ({"head": 8}, "unknown key"),
         ({"head-dim": "8"}, "expected a whole number"),
     ],

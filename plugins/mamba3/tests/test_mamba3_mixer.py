@@ -1,11 +1,12 @@
 """The mixer on one rank: the authors' parameters, and its forward written once more from them."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from megatron_seams.planning.environment import read_environment
@@ -13,14 +14,17 @@ from megatron_seams.runtime.cpu.world import cpu_world
 from megatron_seams.runtime.model.build import build_model
 from megatron_seams_mamba3.layer.published import from_published
 from megatron_seams_mamba3.layer.step import heavy_tail, initial_dt_bias
-from megatron_seams_mamba3.ops.contract import Mimo
-from megatron_seams_mamba3.ops.operator import mamba3
 from seam_support import plan, recipe
+
+sys.path.append(str(Path(__file__).parent))
+
+from authors_block import forward, published  # beside this file, which is on no path
 
 pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 WIDTH = 16
 SIZES = {"state-size": 8, "head-dim": 8, "groups": 2}
+SQUARE = {"N": 8, "P": 8}
 FORMS: dict[str, dict[str, Any]] = {
     "SISO": {},
     "SISO, normalised": {"out-norm": True, "decay": "heavy-tail", "rope-fraction": 1.0},
@@ -55,82 +59,19 @@ def built(**options: Any) -> Any:
     return mixer
 
 
-def published(heads: int, ranks: int, **options: Any) -> dict[str, tuple[int, ...]]:
-    """The parameters of ``mamba_ssm`` 2.3.2's ``Mamba3``, as its source has them."""
-    N, P, groups = 8, 8, 2
-    angles = 4 if options.get("rope-fraction") == 1.0 else 2
-    projected = 2 * heads * P + 2 * N * groups * ranks + 3 * heads + angles
-    found: dict[str, tuple[int, ...]] = {
-        "in_proj.weight": (projected, WIDTH),
-        "dt_bias": (heads,),
-        "B_bias": (heads, ranks, N),
-        "C_bias": (heads, ranks, N),
-        "B_norm.weight": (N,),
-        "C_norm.weight": (N,),
-        "D": (heads,),
-        "out_proj.weight": (WIDTH, heads * P),
-    }
-    if "mimo-rank" in options:
-        found |= dict.fromkeys(("mimo_x", "mimo_z", "mimo_o"), (heads, ranks, P))
-    if options.get("out-norm"):
-        found["norm.weight"] = (heads * P,)
-    return found
-
-
-def forward(u: Tensor, w: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
-    """The authors' block over [b, s, width], from their parameters."""
-    ranks, heads, P, N = options.get("mimo-rank", 1), len(w["D"]), 8, 8
-    inner, group = heads * P, 2 * N * ranks
-    angles = w["in_proj.weight"].shape[0] - 2 * inner - 2 * group - 3 * heads
-    parts = [inner, inner, group, group, heads, heads, heads, angles]
-    z, x, B, C, dt, A, trap, angle = torch.split(u @ w["in_proj.weight"].T, parts, -1)
-    dt = functional.softplus(dt + w["dt_bias"])
-    positive = heavy_tail(A) if options.get("decay") == "heavy-tail" else functional.softplus(A)
-
-    def normal(x: Tensor, weight: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight
-
-    B, C = (y.reshape(*u.shape[:2], ranks, 2, N) for y in (B, C))
-    z, x = (y.reshape(*u.shape[:2], heads, P) for y in (z, x))
-    many = "mimo-rank" in options
-    gated = not options.get("out-norm")
-    y, _ = mamba3(
-        x,
-        normal(B, w["B_norm.weight"]),
-        normal(C, w["C_norm.weight"]),
-        log_decay=-positive.clamp(min=1e-4) * dt,
-        dt=dt,
-        trap=trap,
-        angle=angle,
-        B_bias=w["B_bias"],
-        C_bias=w["C_bias"],
-        D=w["D"],
-        z=z if gated else None,
-        mimo=Mimo(x=w["mimo_x"], z=w["mimo_z"], o=w["mimo_o"]) if many else None,
-        backend="reference",
-    )
-    if not gated:
-        weight = w["norm.weight"].reshape(heads, P)
-        if many:
-            gate = functional.silu(torch.einsum("bshp,hrp->bsrhp", z, w["mimo_z"]))
-            y = torch.einsum("bsrhp,hrp->bshp", normal(y, weight) * gate, w["mimo_o"])
-        else:
-            y = normal(y, weight) * functional.silu(z)
-    return y.flatten(2) @ w["out_proj.weight"].T
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_the_parameters_are_the_authors_and_so_is_the_output(form: str) -> None:
     options = FORMS[form]
     mixer = built(**options)
     weights = dict(mixer.named_parameters())
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    assert shapes == published(4, options.get("mimo-rank", 1), **options)
+    assert shapes == published(WIDTH, **SQUARE, groups=2, **options)
     u = torch.randn(7, 2, WIDTH)
     out, bias = mixer(u)
     assert bias is None
-    expected = forward(u.transpose(0, 1), weights, options).transpose(0, 1)
-    torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)
+    given = u.transpose(0, 1)
+    expected = forward(given, weights, P=8, backend="reference", groups=2, **options)
+    torch.testing.assert_close(out, expected.transpose(0, 1), atol=2e-5, rtol=1e-5)
 
 
 def test_published_weights_load_on_one_rank_and_are_cut_for_two() -> None:
@@ -158,7 +99,9 @@ def test_published_weights_load_on_one_rank_and_are_cut_for_two() -> None:
 
 def test_weights_of_another_mixer_are_refused_by_name_and_shape() -> None:
     layout = built().layout
-    weights = {name: torch.zeros(shape) for name, shape in published(4, 1).items()}
+    weights = {
+        name: torch.zeros(shape) for name, shape in published(WIDTH, **SQUARE, groups=2).items()
+    }
     weights["conv1d.weight"], weights["D"] = torch.zeros(4), torch.zeros(5)
     del weights["dt_bias"]
     with pytest.raises(ValueError, match=r"D: found \(5,\).*conv1d.*dt_bias: found None"):
@@ -166,7 +109,7 @@ def test_weights_of_another_mixer_are_refused_by_name_and_shape() -> None:
 
 
 def test_the_first_steps_are_those_that_were_asked_for() -> None:
-    steps = functional.softplus(initial_dt_bias(1000, "cpu"))
+    steps = functional.softplus(initial_dt_bias(1000, "cpu", smallest=1e-3, largest=0.1))
     assert steps.min() >= 0.999e-3
     assert steps.max() <= 0.1001
     assert torch.allclose(heavy_tail(torch.tensor([-1.0, 0.0, 2.0])), torch.tensor([0.5, 1.0, 3.0]))

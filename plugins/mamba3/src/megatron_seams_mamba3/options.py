@@ -37,12 +37,14 @@ class Options:
             ``mamba_ssm`` 2.3.2, ``heavy-tail`` (1 + x above 0, 1 / (1 - x) below) in its source
             since June 2026.
         decay_floor: Least size of A.
+        dt_min: Smallest step Δ of a head at its beginning; drawn log-uniformly up to dt_max.
+        dt_max: Largest step of a head at its beginning.
         out_norm: Whether each head's output is normalised before its gate (``is_outproj_norm``).
         chunk_size: Steps that the fast backends take at once; left out, the authors' for the ranks.
         backend: What computes the recurrence, one of :data:`BACKENDS`; left out, the device's own.
 
     Raises:
-        ValueError: A size below 1, an odd state, or another share of channels.
+        ValueError: A size below 1, an odd state, another share of channels, or steps that fall.
     """
 
     state_size: int = field(default=128, validator=[_positive, _even])
@@ -53,11 +55,19 @@ class Options:
     rope_fraction: float = field(default=0.5, validator=validators.in_((0.5, 1.0)))
     decay: Decay = field(default="softplus", validator=validators.in_(get_args(Decay)))
     decay_floor: float = field(default=1e-4, validator=validators.gt(0.0))
+    dt_min: float = field(default=1e-3, validator=validators.gt(0.0))
+    dt_max: float = field(default=0.1, validator=validators.gt(0.0))
     out_norm: bool = False
     chunk_size: int | None = field(default=None, validator=validators.optional(_positive))
     backend: Backend | None = field(
         default=None, validator=validators.optional(validators.in_(BACKENDS))
     )
+
+    def __attrs_post_init__(self) -> None:
+        """Check the steps against one another."""
+        if self.dt_max < self.dt_min:
+            message = f"dt-max is not below dt-min; found {self.dt_max} and {self.dt_min}"
+            raise ValueError(message)
 
     def layout(self, hidden_size: int, *, tp: int = 1) -> Layout:
         """Spread the mixer of a model over ranks.

@@ -107,7 +107,8 @@ class Mamba3Mixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megat
 
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         norm = {"tp_group": self.tp_group, "device": device, "dtype": config.params_dtype}
-        self.dt_bias = self._split(initial_dt_bias(H, device))
+        dt_bias = initial_dt_bias(H, device, smallest=options.dt_min, largest=options.dt_max)
+        self.dt_bias = self._split(dt_bias)
         self.B_bias = self._split(torch.ones(H, R, N, device=device))
         self.C_bias = self._split(torch.ones(H, R, N, device=device))
         self.B_norm, self.C_norm = StateNorm(N, **norm), StateNorm(N, **norm)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Δ is drawn log-uniformly between these (arXiv:2603.15569, after Mamba-2), and not below the last.
-DT_RANGE = (1e-3, 0.1)
+#: No head begins with a smaller step.
 DT_FLOOR = 1e-4
 
 
@@ -38,8 +37,10 @@ def heavy_tail(x: Tensor) -> Tensor:
     return x.clamp(min=0) + 1 / (1 - x.clamp(max=0))
 
 
-def initial_dt_bias(heads: int, device: torch.device | int | str) -> Tensor:
-    """Draw softplus⁻¹(Δ), Δ log-uniform in [1e-3, 0.1], as [H] float32."""
-    low, high = map(math.log, DT_RANGE)
+def initial_dt_bias(
+    heads: int, device: torch.device | int | str, *, smallest: float, largest: float
+) -> Tensor:
+    """Draw softplus⁻¹(Δ), Δ log-uniform between the two, as [H] float32."""
+    low, high = math.log(smallest), math.log(largest)
     dt = torch.empty(heads, device=device).uniform_(low, high).exp_().clamp_(min=DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))
