@@ -22,6 +22,6 @@ show 0 "A real Nemotron: every layer is Megatron's own" \
 show 0 "NAM56R whole: native but for its Mamba-3 and M2RNN blocks, each with its seam and owner" \
     registry resolve recipes/nam56r.toml
 show 2 "The same without the seam for Mamba-3: refused, and never Mamba-2 in its place" \
-    MEGATRON_SEAMS_ALLOW=m2rnn registry resolve recipes/nam56r.toml
+    MEGATRON_SEAMS_ALLOW="m2rnn ngram_hash" registry resolve recipes/nam56r.toml
 show 0 "The layers of NAM56R at laptop size, learning real text" \
     registry smoke recipes/nam-mini.toml

@@ -130,6 +130,7 @@ def test_nam56r_as_published_is_planned_whole(here: Environment) -> None:
     assert tuple(made.custom_layers()) == tuple(sorted((*MAMBA, *RECURRENT)))
     assert [layer.family for layer in made.mtp] == ["mla", "mlp"]
     assert made.pattern.mtp_depths == 2
+    assert [(it.family, it.placement) for it in made.features] == [("ngram", "embedding")]
     wanted = set(named("nam56r").install.values())
     assert {seam.distribution for seam in made.seams} == wanted
 
@@ -139,6 +140,7 @@ def test_nam56r_as_published_takes_no_mamba_2_where_there_is_no_seam_for_mamba_3
 ) -> None:
     found = refusal(named("nam56r"), without_seams).reasons
     assert [(fault.subject, fault.positions) for fault in found] == [
+        ("ngram", ()),
         ("mamba3", MAMBA),
         ("recurrent", RECURRENT),
     ]

@@ -59,12 +59,14 @@ def test_a_feature_is_planned_beside_the_layers() -> None:
     )
     assert made.seams == (feature.seam,)
     assert lowered_pattern(made) == "M"
+    beside_mtp = plan(recipe("M/M", **features("ngram")), environment(memory()))
+    assert [it.family for it in beside_mtp.features] == ["ngram"]
 
 
 @pytest.mark.parametrize(
     ("asked", "kind", "says"),
     [
-        (recipe("M/M", **features("ngram")), FeatureInvalid, "MTP suffix"),
+        (recipe("M|M/M", **features("ngram")), FeatureInvalid, "MTP suffix and several stages"),
         (recipe("M", **features("ngram", "ngram")), FeatureInvalid, "twice"),
         (recipe("M", **features("mamba")), FeatureInvalid, "mamba is a block"),
         (

@@ -103,7 +103,8 @@ def test_a_copied_embedding_calls_the_copied_feature():
     embedding = torch.nn.Embedding(8, 4)
     embedding.feature = Ones()
     embedding.feature.value = 1
-    attached = EmbeddingFeature(feature=embedding.feature, batch=Batch(features=("feature",)))
+    batch = Batch(features=("feature",))
+    attached = EmbeddingFeature(name="feature", feature=embedding.feature, batch=batch)
     embedding.register_forward_hook(attached.add)
     other = copy.deepcopy(embedding)
     other.feature.value = 3
@@ -126,8 +127,47 @@ def test_a_feature_at_the_embedding_is_refused_where_the_hook_cannot_serve_it(pl
     feature, batch = torch.nn.Identity(), Batch(features=("bonus",))
     with pytest.raises(FeatureInvalid, match="already"):
         attach_to_embedding(plain, "word_embeddings", feature, batch)
+    first = build_model(plan_of("*-/*"))
+    first.post_process = False
     with pytest.raises(FeatureInvalid, match="rolled"):
-        attach_to_embedding(build_model(plan_of("*-/*")), "bonus", feature, batch)
+        attach_to_embedding(first, "bonus", feature, batch)
+    scattered = build_model(plan_of("*-/*"))
+    scattered.embedding.reduce_scatter_embeddings = True
+    with pytest.raises(FeatureInvalid, match="sequence parallelism"):
+        attach_to_embedding(scattered, "bonus", feature, batch)
+
+
+@pytest.mark.parametrize("bounds", [None, [0, 3, 8], [0, 0, 3, 3, 8]])
+def test_mtp_gets_what_the_feature_said_of_each_token(plan_of, bounds):
+    from megatron_seams.runtime.model.build import build_model
+
+    model = build_model(plan_of("*-/*/*", seams=("bonus",), features=("ngram",)))
+    embedding, added = model.embedding, []
+    words = embedding.word_embeddings
+    words.register_forward_hook(
+        lambda _, args, out: added.append(
+            (args[0], out - torch.nn.functional.embedding(args[0], words.weight))
+        )
+    )
+    given = inputs()
+    packing = {} if bounds is None else {"packed_seq_params": packed(bounds)}
+    labels = given["input_ids"]
+    for _ in range(2):  # the second forward begins anew
+        added.clear()
+        embedding.bonus.seen.clear()
+        mask = torch.ones(labels.shape)
+        model(**given, labels=labels, loss_mask=mask, **packing)
+        assert len(embedding.bonus.seen) == 1
+        assert len(added) == 3
+        said = added[0][1]
+        ends = [8] if bounds is None else bounds[1:]
+        for depth, (ids, found) in enumerate(added):
+            for at in range(8):
+                end = next(end for end in ends if end > at)
+                token = said[0, at + depth] if at + depth < end else torch.zeros_like(said[0, 0])
+                torch.testing.assert_close(found[0, at], token)
+                if at + depth < end:
+                    assert ids[0, at] == labels[0, at + depth]
 
 
 def test_a_forward_of_inference_is_refused(featured, remembering):

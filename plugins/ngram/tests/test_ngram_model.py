@@ -89,14 +89,18 @@ def test_at_step_0_the_model_computes_bitwise_what_it_computes_without(
     assert {name.split(".")[-2] for name in moved} == {SEAMS[one["family"]] for one in features}
 
 
-@pytest.mark.parametrize("pattern", ["*-/*-", "*-|*-/*-", "*-/*-/*-"])
-def test_rolled_ids_of_mtp_are_refused_at_the_embedding_on_one_stage_and_on_two(
-    pattern: str,
-) -> None:
-    stages = {"parallelism": {"pipeline-parallel": pattern.count("|") + 1}}
-    with pytest.raises(Refusal, match="rolled by one") as caught:
-        plan_of(NGRAM, pattern=pattern, **stages)
+def test_mtp_over_several_stages_is_refused_at_the_embedding() -> None:
+    stages = {"parallelism": {"pipeline-parallel": 2}}
+    with pytest.raises(Refusal, match="several stages") as caught:
+        plan_of(NGRAM, pattern="*-|*-/*-", **stages)
     assert [type(reason) for reason in caught.value.reasons] == [FeatureInvalid]
+
+
+def test_on_one_stage_mtp_trains_the_tables_too() -> None:
+    plain, model = built(plan_of(pattern="*-/*-")), built(plan_of(NGRAM, pattern="*-/*-"))
+    assert torch.equal(losses(plain), losses(model))
+    losses(model).sum().backward()
+    assert any(one.grad.any() for one in model.embedding.ngram_hash.parameters())
 
 
 def test_the_memory_of_a_layer_has_nothing_to_do_with_mtp_and_trains_beside_it() -> None:

@@ -79,12 +79,12 @@ def _placed(
     if placement == EMBEDDING and layers:
         problem = f"{seam.claim} attaches at {placement!r}, which no layer is"
         advice = "leave out layers"
-    elif placement == EMBEDDING and pattern.mtp_depths:
+    elif placement == EMBEDDING and pattern.mtp_depths and len(pipeline.sizes) > 1:
         problem = (
-            "the pattern has an MTP suffix: MTP calls the same embedding with token ids that are "
-            "rolled by one, which no feature takes yet"
+            "the pattern has an MTP suffix and several stages: MTP calls an embedding of its own "
+            "on the last one, and the feature is on the first alone"
         )
-        advice = "leave out the suffix or the feature"
+        advice = "leave out the suffix or the feature, or have one stage"
     elif placement == RESIDUAL and not layers:
         problem = f"{seam.claim} attaches to named layers, and the entry names none"
         advice = "name them: layers = [2, 15]"

@@ -23,11 +23,13 @@ class Batch:
         input_ids: [b, s] int64; None outside of a forward.
         cu_seqlens: The document boundaries, [documents + 1] int32; None outside of a forward, and
             in one without packed sequences.
+        enriched: By a feature's name, what it last added to the word embedding in this forward.
     """
 
     features: tuple[str, ...]
     input_ids: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    enriched: dict[str, Tensor] = attrs.field(factory=dict)
 
     def watch(self, model: nn.Module) -> None:
         """Let every forward of ``model``, upstream's model or one stage of it, fill the batch."""
@@ -40,6 +42,7 @@ class Batch:
         Raises:
             FeatureInvalid: The forward is one of inference, with a part of the text's ids.
         """
+        self.enriched.clear()
         given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
         if given.get("inference_context") is None and given.get("inference_params") is None:
             self.input_ids = given.get("input_ids")
@@ -57,3 +60,4 @@ class Batch:
         """Clear the batch, so that no later call reads it."""
         del model, args, output
         self.input_ids = self.cu_seqlens = None
+        self.enriched.clear()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import torch
 from megatron.core import __version__ as megatron_version
 from packaging.version import Version
 from torch import Tensor, nn
@@ -27,20 +28,33 @@ if TYPE_CHECKING:
 class EmbeddingFeature:
     """A feature that adds to the word embedding.
 
+    MTP calls the embedding again for each depth, with token ids that upstream rolls by one: a token
+    stands one position earlier, and the last of each document is none. The feature's windows would
+    lose the tokens that are rolled out of the row, so that what it said of each token is rolled
+    instead.
+
     Attributes:
+        name: The feature's name.
         feature: Called as ``feature(input_ids, cu_seqlens=...)``, [b, s] -> what the word embedding
             returns: [b, s, h], or [s / tp, b, h] with ``reduce_scatter_embeddings``.
         batch: The batch of the running forward.
     """
 
+    name: str
     feature: nn.Module
     batch: Batch
 
     def add(self, embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Add the feature to the word embedding."""
         del embedding
-        enriched: Tensor = output + self.feature(args[0], cu_seqlens=self.batch.cu_seqlens)
-        return enriched
+        before = self.batch.enriched.get(self.name)
+        if before is None:
+            added: Tensor = self.feature(args[0], cu_seqlens=self.batch.cu_seqlens)
+        else:
+            added = _one_earlier(before, self.batch.cu_seqlens)
+        if self.batch.input_ids is not None:  # in a forward of the model's
+            self.batch.enriched[self.name] = added
+        return output + added
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -78,6 +92,16 @@ class ResidualFeature:
         if args:
             return (added, *rest), dict(kwargs)
         return (), {**kwargs, "hidden_states": added}
+
+
+def _one_earlier(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Move [b, s, h] by one position, as upstream rolls ids; each document's last becomes zero."""
+    rolled = x.roll(-1, dims=1)
+    last = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+    last[-1] = True
+    if cu_seqlens is not None:
+        last[cu_seqlens[1:] - 1] = True  # -1, of an empty first document, is the last too
+    return torch.where(last[:, None], 0, rolled)
 
 
 def attach_features(
@@ -159,17 +183,19 @@ def attach_to_embedding(model: "HybridModel", name: str, feature: nn.Module, bat
         batch: The record that the model's forward passes fill.
 
     Raises:
-        FeatureInvalid: The name is taken; or the model has MTP depths, whose calls of the embedding
-            the hook cannot serve: with token ids that are rolled, and on the last of several stages
-            with a copy that nothing keeps equal.
+        FeatureInvalid: The name is taken; or the model has MTP depths and several stages, where MTP
+            calls another embedding, or pieces of the sequence, between which nothing is rolled.
     """
     embedding = model.embedding
-    if model.config.mtp_num_layers:
+    if model.config.mtp_num_layers and (
+        not model.post_process or embedding.reduce_scatter_embeddings
+    ):
         raise _cannot(
             name,
             "at the embedding",
-            "MTP calls the same embedding with token ids that are rolled by one",
-            "leave out the MTP suffix or the feature",
+            "MTP calls the embedding with token ids that are rolled by one, over several stages or "
+            "pieces of the sequence",
+            "leave out the MTP suffix or the feature; or one stage and no sequence parallelism",
         )
     if hasattr(embedding, name):
         raise _cannot(
@@ -180,7 +206,7 @@ def attach_to_embedding(model: "HybridModel", name: str, feature: nn.Module, bat
         )
     embedding.add_module(name, feature)
     embedding.word_embeddings.register_forward_hook(
-        EmbeddingFeature(feature=feature, batch=batch).add
+        EmbeddingFeature(name=name, feature=feature, batch=batch).add
     )
 
 
