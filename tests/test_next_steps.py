@@ -8,18 +8,20 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import attrs
 import jsonschema
 import pytest
 from click.testing import CliRunner
 
 from megatron_seams.cli import cli, commands
-from megatron_seams.cli.advice import ADVICE
+from megatron_seams.cli.advice import ADVICE, advice_on
 from megatron_seams.cli.docs import PAGES, pages
-from megatron_seams.errors import MegatronMissing, NoProvider, Refusal
+from megatron_seams.errors import MegatronMissing, NoArgument, NoProvider, Refusal
 from megatron_seams.governance.codeowners import find_codeowners
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.upstream.surface import NativeSurface
-from seam_support import TODAY, environment, recipe, toml
+from megatron_seams.upstream.source import MegatronSource
+from megatron_seams.upstream.surface import NativeSurface, NativeSymbol
+from seam_support import TODAY, environment, make_seam, recipe, surface, toml
 
 MODEL = {"schema": 1, "model": {"name": "x", "pattern": "M"}}
 
@@ -202,3 +204,32 @@ def test_the_schemas_take_every_recipe_and_manifest_here_and_no_unknown_key(
             table["colour"] = "red"
             assert not validator.is_valid(table)
             assert not validator.is_valid({**table, "schema": 2})
+
+
+def test_surface_takes_a_seams_word_for_a_symbol_as_plans_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What SEAM-S04 advises ends it."""
+    native = surface()
+    symbol = NativeSymbol(constant="CSA", symbol="C", slot="csa_layer", keywords=("config",))
+    source = MegatronSource(origin="/a/megatron", read=lambda _: None)
+    module = "megatron_seams.cli.surface"
+    monkeypatch.setattr(f"{module}.open_megatron", lambda _: source)
+    found = attrs.evolve(native, symbols=(*native.symbols, symbol))
+    monkeypatch.setattr(f"{module}.read_surface", lambda _: found)
+    monkeypatch.setattr(f"{module}.discover", lambda: environment().discovery)
+    said = invoke("surface", "x", code=1)
+    assert "SEAM-S04" in said
+    assert 'symbol-name = "CSA"' in said
+    claim = {"fallback": "native", "accepts": {"symbol-name": "CSA"}}
+    seam = make_seam("csa", "compressed", **claim)
+    monkeypatch.setattr(f"{module}.discover", lambda: environment(seam).discovery)
+    said = invoke("surface", "x", code=0)
+    assert re.search(r"^C +CSA +compressed +csa_layer", said, re.MULTILINE)
+    assert "SEAM-S04" not in said
+
+
+def test_a_command_is_advised_only_where_it_helps() -> None:
+    told = NoArgument(asked="a", found="f", next="plan against a Megatron with its trainer: x")
+    assert advice_on(told) == "see: registry args RECIPE --megatron CHECKOUT"
+    assert advice_on(NoArgument(asked="a", found="f", next="leave it out of the recipe")) == ""

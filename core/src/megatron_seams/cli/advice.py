@@ -13,7 +13,6 @@ from megatron_seams.errors import SeamsError
 ADVICE: Final[Mapping[type[SeamsError], str]] = {
     errors.UnknownToken: "see: registry resolve PATTERN --dialect NAME",
     errors.RecipeInvalid: "see: registry docs recipes",
-    errors.NoArgument: "see: registry args RECIPE --megatron CHECKOUT",
     errors.EntryPointInvalid: "see: registry docs write-a-seam",
     errors.ManifestInvalid: "see: registry docs manifest",
     errors.Superseded: "see: registry docs delete-a-seam",
@@ -21,6 +20,7 @@ ADVICE: Final[Mapping[type[SeamsError], str]] = {
     errors.WorkspaceInvalid: "see: registry docs check",
     errors.CodeownersInvalid: "see: registry check --codeowners FILE",
     errors.MegatronMissing: "see: --megatron WHEEL|PATH",
+    errors.SymbolUnmapped: "see: registry docs write-a-seam",
     errors.SurfaceUnknown: "see: registry surface WHEEL|PATH",
     errors.NoProvider: "see: registry docs write-a-seam",
     errors.OnlyBroken: "see: registry list",
@@ -39,6 +39,8 @@ def advice_on(fault: SeamsError) -> str:
     """The last line of a fault's message; empty where its ``next`` needs no command."""
     if isinstance(fault, errors.ReceiptDiffers) and (fault.key or "").startswith("recipe."):
         return "see: registry accept RECEIPT --recipe RECIPE --reason TEXT"
+    if isinstance(fault, errors.NoArgument) and "a Megatron with its trainer" in fault.next:
+        return "see: registry args RECIPE --megatron CHECKOUT"
     if isinstance(fault, errors.UnknownToken) and not fault.positions:
         return "see: registry list"
     return ADVICE.get(type(fault), "")

@@ -10,6 +10,7 @@ from megatron_seams.cli.common import json_option, print_json, show_faults
 from megatron_seams.cli.rows import Row, draw_rows
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.errors import ExitCode, SeamsError
+from megatron_seams.seams.discovery import discover
 from megatron_seams.upstream.locate import importable_megatron, megatron_missing, open_megatron
 from megatron_seams.upstream.source import MegatronSource
 from megatron_seams.upstream.surface import NativeSurface, read_surface
@@ -24,7 +25,8 @@ SCHEMA = 1
 def surface(context: click.Context, where: Path | None, as_json: bool) -> None:
     """Show the native surface of the importable Megatron, or of the one named.
 
-    The source is read and not imported.
+    The source is read and not imported. A symbol that core has no family for is a finding, unless
+    an installed seam names it as its family's.
     """
     source, found, notes = _read(where)
     if as_json:
@@ -47,7 +49,16 @@ def _read(where: Path | None) -> tuple[MegatronSource, NativeSurface, tuple[Seam
     if source is None:
         raise megatron_missing()
     found = read_surface(source)
-    return source, found, (*notes, *found.unmapped())
+    claimed = _claimed()
+    unmapped = tuple(note for note in found.unmapped() if note.subject not in claimed)
+    return source, found, (*notes, *unmapped)
+
+
+def _claimed() -> dict[str, str]:
+    """Upstream's constant -> the family that an installed seam says it is."""
+    seams = discover().seams
+    named = {seam.manifest.upstream.symbol_name: seam.family for seam in seams}
+    return {constant: family for constant, family in named.items() if constant is not None}
 
 
 def _describe(source: MegatronSource, found: NativeSurface) -> dict[str, object]:
@@ -78,9 +89,15 @@ def _print(source: MegatronSource, found: NativeSurface) -> None:
     out.print(Text.assemble((f"megatron-core {found.version}", "bold"), python))
     out.print(found.origin, style="dim", markup=False)
     shared = _shared([symbol.keywords for symbol in found.symbols])
+    claimed = _claimed()
     rows = [
         Row(
-            cells=[symbol.symbol, symbol.constant, symbol.family or "unmapped", symbol.slot],
+            cells=[
+                symbol.symbol,
+                symbol.constant,
+                symbol.family or claimed.get(symbol.constant, "unmapped"),
+                symbol.slot,
+            ],
             prose=[" ".join(keyword for keyword in symbol.keywords if keyword not in shared)],
         )
         for symbol in found.symbols

@@ -174,15 +174,16 @@ class Chooser:
             return f"there is no Megatron that builds {family}"
         return f"{self._megatron()} has no {family}"
 
-    def _unclaimed(self, family: str, trial: list[Seam]) -> str:
-        """That nothing is native, or what would be by the word of seams that are on trial."""
+    def _on_trial(self, family: str, trial: list[Seam]) -> str:
+        """That nothing but experiments builds the family, or says which native symbol is it."""
+        claims = " and ".join(seam.claim for seam in trial)
         retired = [by for seam in trial if (by := self.environment.superseded_by(seam))]
-        if not retired:
-            return self._no_native(family)
-        return (
-            f"{self._megatron()} has {retired[0]}, which is {family} only by the word of a seam "
-            "that the recipe does not accept"
-        )
+        if retired:
+            return (
+                f"{self._megatron()} has {retired[0]}, and that it is {family} is said only by "
+                f"{claims}, an experiment"
+            )
+        return f"{self._no_native(family)}, and {claims} is an experiment"
 
     def _no_layer(self, family: Family) -> FeatureInvalid:
         return FeatureInvalid(
@@ -260,8 +261,7 @@ class Chooser:
         if trial:
             return ExperimentNotNamed(
                 asked=asked,
-                found=f"{self._unclaimed(family, trial)}, and "
-                f"{' and '.join(s.claim for s in trial)} is an experiment",
+                found=self._on_trial(family, trial),
                 next=f'accept it in the recipe: [policy] experiments = ["{trial[0].name}"]',
                 subject=family,
             )
