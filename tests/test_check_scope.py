@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from megatron_seams.governance.gate import check
 from megatron_seams.governance.workspace import read_workspace
-from seam_support import install_plugin, manifest_table, registry, source_plugin, toml
+from seam_support import (
+    environment,
+    install_plugin,
+    make_seam,
+    manifest_table,
+    registry,
+    source_plugin,
+    toml,
+)
 
 RECIPE = {
     "schema": 1,
@@ -89,6 +98,24 @@ def test_the_tree_without_a_table_is_the_repository(workspace: Path) -> None:
     (workspace / "inner").mkdir()
     assert read_workspace(workspace / "inner").root == workspace
     assert read_workspace(workspace.parent).root == workspace.parent
+
+
+def test_a_folder_that_nothing_marks_as_a_workspace_is_not_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a home or a disk."""
+    searched: list[Path] = []
+
+    def search(root: Path) -> dict:
+        searched.append(root)
+        return {}
+
+    monkeypatch.setattr("megatron_seams.governance.gate.seam_folders", search)
+    check(environment(make_seam()), read_workspace(tmp_path))
+    assert searched == []
+    (tmp_path / ".git").mkdir()
+    check(environment(make_seam()), read_workspace(tmp_path))
+    assert searched == [tmp_path]
 
 
 def test_a_workspace_of_published_plugins_is_clean_and_the_same_for_hook_and_ci(

@@ -252,6 +252,16 @@ def test_each_pipeline_stage_is_a_box_with_its_name() -> None:
     assert found == ["stage 0, rank 0", "stage 1, rank 1", "stage 2, rank 0", "stage 3, rank 1"]
 
 
+def test_the_layers_of_an_mtp_depth_are_a_box_of_their_own() -> None:
+    made = recipe("MK/*-/*-", **MODEL_K)
+    page = render(environment(make_seam()), [("m", made)], today=TODAY)
+    assert re.findall(r'data-stage="([^"]+)"', page) == ["decoder", "each of 2 MTP depths"]
+    labels = re.findall(r'aria-label="((?:MTP l|L)ayer \d, .)', page)
+    assert labels == ["Layer 1, M", "Layer 2, K", "MTP layer 1, *", "MTP layer 2, -"]
+    assert page.count('tabindex="0"') == 1
+    assert "2 layers, 1 native, 1 seam" in said(page)
+
+
 # --- a workspace ------------------------------------------------------------------------------
 
 

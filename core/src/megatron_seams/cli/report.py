@@ -47,8 +47,8 @@ def report_command(
     if models:
         recipes = [(Path(model).name, recipe_of(model, None, None)) for model in models]
     else:
-        committed = {*workspace.committed("recipes"), *workspace.committed("refused")}
-        recipes = [(file.name, _recipe(file)) for file in sorted(committed)]
+        files = workspace.files("recipes", "refused")
+        recipes = [(file.name, _recipe(file)) for file in files]
     environment = read_environment(megatron)
     page = render(
         environment,

@@ -72,7 +72,7 @@ def check(
         whole: Whether the workspace's recipes and receipts are to be checked with these seams.
         beside: Installed seams that are not checked, and that a recipe may miss.
     """
-    root = codeowners.root if codeowners else workspace.root
+    root = codeowners.root if codeowners else workspace.tree
     allowlist = environment.allowlist.narrowed(
         f"[tool.{TABLE}.policy] allow", workspace.policy.allow
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import attrs
 
-from megatron_seams.errors import WorkspaceInvalid
 from megatron_seams.governance.codeowners import Codeowners
 from megatron_seams.governance.workspace import Workspace
 from megatron_seams.planning.environment import Environment
@@ -46,13 +45,12 @@ class Scope:
         """The scope of a gate; ``whole`` as for :func:`megatron_seams.governance.gate.check`."""
         names = environment.discovery.names
         planned = whole and not environment.faults
-        recipes = {*_committed(workspace, "recipes"), *_refused(workspace)}
         return cls(
             root=workspace.root,
             seams=len(names),
             external=sum(name in workspace.policy.external for name in names),
-            recipes=len(recipes) if planned else None,
-            receipts=len({*_committed(workspace, "receipts")}) if planned else None,
+            recipes=len(workspace.files("recipes", "refused")) if planned else None,
+            receipts=len(workspace.files("receipts")) if planned else None,
             codeowners=codeowners.file if codeowners else None,
             policy=workspace.file,
         )
@@ -101,14 +99,3 @@ class Scope:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _committed(workspace: Workspace, key: str) -> Iterator[Path]:
-    try:
-        yield from workspace.committed(key)
-    except WorkspaceInvalid:
-        return  # a rule of the gate reports the glob
-
-
-def _refused(workspace: Workspace) -> Iterator[Path]:
-    return _committed(workspace, "refused") if workspace.holds.refused else iter(())

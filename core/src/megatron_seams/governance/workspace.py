@@ -1,5 +1,6 @@
 """A workspace's settings: ``[tool.megatron-seams]`` in its root ``pyproject.toml``."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,29 @@ class Workspace:
     holds: Holds = field(factory=Holds)
     root: Path | None = None
     file: Path | None = None
+
+    @property
+    def tree(self) -> Path | None:
+        """``root``, if a file of settings or a repository says that it is one; else None.
+
+        Any other folder may be a home or a disk, which nobody asked to be searched.
+        """
+        marked = self.root and (self.file or (self.root / ".git").exists())
+        return self.root if marked else None
+
+    def files(self, *keys: str) -> tuple[Path, ...]:
+        """The files of :meth:`committed` for these keys, sorted; of a glob that names none, none.
+
+        The gate reports such a glob.
+        """
+        found: set[Path] = set()
+        for key in keys:
+            # The default globs are those of files that hold; none is refused by default.
+            if key == "refused" and not self.holds.refused:
+                continue
+            with contextlib.suppress(WorkspaceInvalid):
+                found.update(self.committed(key))
+        return tuple(sorted(found))
 
     def committed(self, key: str) -> Iterator[Path]:
         """The files that the globs of ``holds.KEY`` match, sorted; ``KEY/*`` where it is not set.

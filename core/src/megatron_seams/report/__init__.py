@@ -94,5 +94,6 @@ def _present(strips: Sequence[Strip]) -> list[tuple[str, str]]:
 
 def _shades(strips: Sequence[Strip]) -> dict[str, int]:
     """Family -> the number of its colour, for the families that occur in the strips."""
-    families = sorted({cell.family for strip in strips for cell in strip.cells} - {""})
+    drawn = [(*strip.cells, *(strip.mtp.cells if strip.mtp else ())) for strip in strips]
+    families = sorted({cell.family for cells in drawn for cell in cells} - {""})
     return {family: number % _COLOURS for number, family in enumerate(families)}

@@ -81,6 +81,7 @@ class Strip:
         reasons: The reasons why it has no plan; empty if it has one.
         seams: Name of each seam that it uses -> the number of layers that the seam builds.
         ranks: The pipeline rank of each stage.
+        mtp: The layers of one MTP depth, and how many depths there are.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Strip:
     reasons: tuple[SeamsError, ...] = ()
     seams: Mapping[str, int] = attrs.field(factory=dict)
     ranks: tuple[int, ...] = (0,)
+    mtp: Stage | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -130,11 +132,12 @@ def strip_of(
     return Strip(
         name=plan.name,
         source=source,
-        cells=tuple(_cells(plan)),
+        cells=tuple(_cells(plan.layers)),
         rows=(*_rows(plan.layers), *_mtp(plan)),
         beside=tuple(_features(plan)),
         seams=_used(plan),
         ranks=tuple(map(plan.pipeline.rank_of, range(len(plan.pipeline.sizes)))),
+        mtp=_depth(plan),
     )
 
 
@@ -160,9 +163,17 @@ def _refused(refusal: Refusal) -> Iterable[Cell]:
         )
 
 
-def _cells(plan: Plan) -> Iterable[Cell]:
+def _depth(plan: Plan) -> Stage | None:
+    if not plan.mtp:
+        return None
+    depths = plan.pattern.mtp_depths
+    label = "MTP depth" if depths == 1 else f"each of {depths} MTP depths"
+    return Stage(label=label, cells=tuple(_cells(plan.mtp)))
+
+
+def _cells(layers: Iterable[Layer]) -> Iterable[Cell]:
     stage = 0
-    for layer in plan.layers:
+    for layer in layers:
         provider = layer.provider
         yield Cell(
             number=layer.position,
