@@ -24,8 +24,8 @@ SCHEMA = 3
 READ = (1, 2, SCHEMA)
 KIND = "megatron-seams receipt"
 _ANEW: Final = "write it anew from its recipe"
-#: A thousand layers and as many acceptances take a few.
-_MAX_BYTES = 32 * 1024 * 1024
+#: The size of the largest receipt that is read: of a thousand layers it has a few mebibytes.
+MAX_BYTES = 32 * 1024 * 1024
 
 
 def make_receipt(plan: Plan, recipe: Recipe) -> str:
@@ -88,7 +88,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
         ReceiptUnreadable: The file is no receipt, one of another schema, or a byte was changed.
     """
     try:
-        text = read_file(path, _MAX_BYTES).decode("utf-8")
+        text = read_file(path, MAX_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:
         raise _unreadable(str(path), str(error), _ANEW) from error
     return parse_receipt(text, str(path))

@@ -1,6 +1,7 @@
 """Checkpoints through upstream's distributed checkpointing: save, load, and list their keys."""
 
 import logging
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_seams.errors import ReceiptUnreadable, Refusal
 from megatron_seams.records.held import held, software_differences
+from megatron_seams.runtime.data_only import data_only
 
 if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel
@@ -66,13 +68,15 @@ def load_checkpoint(model: "HybridModel", folder: Path, receipt: str | None = No
 
     Raises:
         Refusal: With every difference between the two receipts (:func:`hold_checkpoint`).
+        pickle.UnpicklingError: It holds something else than data; nothing of it was run.
         RuntimeError: The loaded keys are not the model's (torch's own message).
         megatron.core.dist_checkpointing.core.CheckpointingException: A key is not in the file, or
             has another shape there.
     """
     if receipt is not None:
         hold_checkpoint(folder, receipt)
-    loaded = dist_checkpointing.load(model.sharded_state_dict(), str(folder))
+    with data_only(folder):
+        loaded = dist_checkpointing.load(model.sharded_state_dict(), str(folder))
     # Common state comes back whole; what is not the model's would fail the strict load.
     loaded.pop(RECEIPT, None)
     model.load_state_dict(loaded, strict=True)
@@ -83,9 +87,13 @@ def hold_checkpoint(folder: Path, receipt: str) -> None:
 
     Raises:
         Refusal: With every difference, unless the run's receipt accepts them on the record; with a
-            :class:`ReceiptUnreadable` for a receipt that was edited.
+            :class:`ReceiptUnreadable` for a receipt that was edited, or a checkpoint that holds
+            something else than data.
     """
-    saved = saved_receipt(folder)
+    try:
+        saved = saved_receipt(folder)
+    except pickle.UnpicklingError as error:
+        raise Refusal([_no_data(folder, error)]) from error
     if saved is None:
         _LOG.warning(
             "checkpoint %s has no receipt: what built its layers is not known, and is not checked",
@@ -102,12 +110,25 @@ def hold_checkpoint(folder: Path, receipt: str) -> None:
         _LOG.warning("checkpoint %s was written with %s %s; here it is %s", folder, name, was, now)
 
 
+def _no_data(folder: Path, error: pickle.UnpicklingError) -> ReceiptUnreadable:
+    return ReceiptUnreadable(
+        asked=f"the receipt in checkpoint {folder}",
+        found=f"its common state holds something else than data: {error!s:.300}",
+        next="ask whoever wrote it what it is; nothing of it was run",
+        file=str(folder),
+    )
+
+
 def saved_receipt(folder: Path) -> str | None:
     """The text of the receipt in a checkpoint; None if there is none.
 
     It stands beside the model's state, or on the arguments that upstream's trainer saves.
+
+    Raises:
+        pickle.UnpicklingError: It holds something else than data; nothing of it was run.
     """
-    common = dist_checkpointing.load_common_state_dict(str(folder))
+    with data_only(folder):
+        common = dist_checkpointing.load_common_state_dict(str(folder))
     receipt = common.get(RECEIPT, getattr(common.get("args"), RECEIPT, None))
     return receipt if isinstance(receipt, str) else None
 
@@ -117,8 +138,12 @@ def saved_entries(folder: Path) -> dict[str, Entry]:
 
     Upstream's ``load_tensors_metadata`` hands torch's tensor properties on to ``torch.empty``,
     which fails since those have strides.
+
+    Raises:
+        pickle.UnpicklingError: It holds something else than data; nothing of it was run.
     """
-    metadata = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    with data_only(folder):
+        metadata = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
     return {
         key: Entry(shape=tuple(part.size), dtype=_name(part.properties.dtype))
         if isinstance(part, TensorStorageMetadata)

@@ -7,12 +7,17 @@ a killed build leaves nothing that a later process could wait for or load.
 
 The result is a plain shared library, for ctypes: C++ without torch's headers is built in seconds,
 and serves every torch.
+
+What is kept is loaded again only if nobody else can have put it there and nothing of it is missing:
+its folder and file belong to this user (or to root) and nobody else may write them, and it has the
+digest that was recorded when it was built. Otherwise it is built anew.
 """
 
 import functools
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +27,13 @@ from typing import Final
 import filelock
 import torch
 
+from megatron_seams.base.files import read_file, replace_bytes
 from megatron_seams.errors import CannotRunHere
 
 #: Seconds to wait for another process that builds; a build takes some ten.
 PATIENCE: Final = 300.0
+
+_MAX_BYTES: Final = 256 * 1024 * 1024
 
 #: torch's name for what the processor can do -> the compiler's options.
 _MACHINE: Final = {
@@ -75,18 +83,17 @@ def build(
     key = hashlib.sha256(code + " ".join((*flags, *link_flags)).encode()).hexdigest()[:16]
     folder = extensions_folder() / f"{name}-{key}"
     built = folder / f"{name}.so"
-    if built.exists():
+    if kept_bytes(built) is not None:
         return built
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"{folder} cannot be made: {error}"
-        raise NotBuilt(message) from error
+    _make_private(folder)
     lock = folder / "build.lock"
     try:
         with filelock.FileLock(lock, timeout=patience):
-            if not built.exists():
+            if kept_bytes(built) is None:
                 _compile(source, built, flags, link_flags)
+    except PermissionError as error:
+        message = f"{lock} cannot be locked: {error}"
+        raise NotBuilt(message) from error
     except filelock.Timeout as error:
         raise CannotRunHere(
             asked=f"the C++ of seam {seam!r}, which another process is building",
@@ -123,6 +130,96 @@ def extensions_folder() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(caches) / "torch_extensions")
 
 
+# --- what is kept -----------------------------------------------------------------------------
+
+
+def kept_bytes(file: Path) -> bytes | None:
+    """The compiled code that :func:`keep_bytes`, or :func:`build`, has left in a file.
+
+    Args:
+        file: In a folder of its own below :func:`extensions_folder`.
+
+    Returns:
+        Its bytes; None where there is none, where another user may have put it there, or where it
+        is not what was recorded: it is then to be made anew.
+    """
+    record = _record_of(file)
+    if not all(map(_is_private, (file.parent, file, record))):
+        return None
+    try:
+        data = read_file(file, _MAX_BYTES)
+        stated = read_file(record, _MAX_BYTES)
+    except OSError:
+        return None
+    return data if stated == _digest(data) else None
+
+
+def keep_bytes(file: Path, data: bytes) -> None:
+    """Keep compiled code in a file, for :func:`kept_bytes`.
+
+    Raises:
+        NotBuilt: The folder cannot be made or written, or belongs to another user.
+    """
+    _make_private(file.parent)
+    try:
+        for each, content in ((file, data), (_record_of(file), _digest(data))):
+            if not _is_private(each) or not each.is_file():  # a link or a pipe would be written
+                each.unlink(missing_ok=True)
+            replace_bytes(each, content)
+            each.chmod(0o644)
+    except OSError as error:
+        message = f"{file} cannot be written: {error}"
+        raise NotBuilt(message) from error
+
+
+def _record_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that nobody else may write, and empty one that somebody could.
+
+    Raises:
+        NotBuilt: It cannot be made, or is another user's.
+    """
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        owner = folder.lstat().st_uid
+        if owner not in (os.geteuid(), 0):
+            message = (
+                f"{folder} belongs to another user ({owner}), and nothing of it is loaded; name a "
+                "folder of your own by TORCH_EXTENSIONS_DIR"
+            )
+            raise NotBuilt(message)
+        if not _is_private(folder):
+            # Made by a release, or under a umask, that let others write it: what is in it may be
+            # theirs. A process that has loaded something of it keeps that.
+            for file in folder.iterdir():
+                if file.is_file() and file.suffix in (".so", ".cubin", ".sha256"):
+                    file.unlink()
+            folder.chmod(0o755)
+    except OSError as error:
+        message = f"{folder} cannot be made: {error}"
+        raise NotBuilt(message) from error
+
+
+def _is_private(path: Path) -> bool:
+    """Whether a file or folder is this user's or root's, no link, and nobody else may write it."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    mine = found.st_uid in (os.geteuid(), 0)
+    return mine and not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o022
+
+
+# --- the compiler -----------------------------------------------------------------------------
+
+
 def _compile(source: Path, built: Path, flags: Sequence[str], link_flags: Sequence[str]) -> None:
     # Imported where it is used: it takes a second, and logs where there is no CUDA.
     from torch.utils import cpp_extension
@@ -143,7 +240,7 @@ def _compile(source: Path, built: Path, flags: Sequence[str], link_flags: Sequen
             )
         # A process that builds twice gets another name for it from torch.
         (made,) = workshop.glob(f"{name}*.so")
-        made.replace(built)
+        keep_bytes(built, made.read_bytes())
     except (RuntimeError, OSError) as error:  # what the loader raises for compilers, ninja, disks
         message = f"building {source.name} failed: {error}"
         raise NotBuilt(message) from error

@@ -1,9 +1,16 @@
 """Graduation: a seam's checkpoint loaded into a native model, and their numbers compared."""
 
-import torch
+import contextlib
+from collections.abc import Iterator
 
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_seams.base.files import read_file
 from megatron_seams.errors import ProofUnreadable
 from megatron_seams.records.graduation import Candidate, Graduation, Keys, Numbers
+from megatron_seams.records.proof import Proof
+from megatron_seams.records.receipt import MAX_BYTES
 from megatron_seams.runtime.checkpoint import (
     load_checkpoint,
     model_entries,
@@ -26,20 +33,20 @@ def graduate(candidate: Candidate) -> Graduation:
         ProofUnreadable: The checkpoint carries another receipt than the proof.
     """
     proof = candidate.proof
-    if saved_receipt(proof.checkpoint) != proof.receipt.read_text(encoding="utf-8"):
-        raise ProofUnreadable(
-            asked="the checkpoint of the proof's receipt",
-            found="the checkpoint carries another receipt, or none",
-            next="make a new one: a smoke run of the recipe that saves its proof",
-            subject=str(proof.folder),
-        )
+    receipt = read_file(proof.receipt, MAX_BYTES).decode("utf-8")
+    with _damage_named(proof):
+        saved_text = saved_receipt(proof.checkpoint)
+    if saved_text != receipt:
+        raise _unreadable(proof, "the checkpoint carries another receipt, or none")
     with one_thread(), cpu_world():
         model = build_model(on_one_rank(candidate.plan), settings=proof.settings)
-        keys = _compare_keys(candidate, model)
+        with _damage_named(proof):
+            keys = _compare_keys(candidate, model)
         if keys.missing or keys.unexpected or keys.different:
             return Graduation(candidate=candidate, keys=keys, numbers=None)
-        load_checkpoint(model, proof.checkpoint)
-        saved = read_probe(proof.probe)
+        with _damage_named(proof):
+            load_checkpoint(model, proof.checkpoint)
+            saved = read_probe(proof.probe)
         native = take_probe(model, saved.tokens)
     return Graduation(
         candidate=candidate,
@@ -50,6 +57,37 @@ def graduate(candidate: Candidate) -> Graduation:
             loss_native=native.loss,
             logits_difference=float((saved.logits - native.logits).abs().max()),
         ),
+    )
+
+
+@contextlib.contextmanager
+def _damage_named(proof: Proof) -> Iterator[None]:
+    """Turn whatever the readers of a checkpoint raise into the fault of the proof.
+
+    Its files have the digests that it states, which anybody can compute: a proof vouches for what
+    was not changed by accident, and for nothing that was made to deceive.
+    """
+    try:
+        yield
+    # torch's own error of a failed load is no Exception.
+    except (Exception, CheckpointException) as error:
+        raise _unreadable(proof, f"its checkpoint cannot be read: {_first_cause(error)}") from error
+
+
+def _first_cause(error: BaseException) -> str:
+    """What was raised first, on whichever rank: a refused pickle rather than a failed load."""
+    if isinstance(error, CheckpointException):
+        found = [wrapped[0] for wrapped in error.failures.values()]
+        error = found[0] if found else error
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.300}"
+
+
+def _unreadable(proof: Proof, found: str) -> ProofUnreadable:
+    return ProofUnreadable(
+        asked="the checkpoint of the proof's receipt",
+        found=found,
+        next="make a new one: a smoke run of the recipe that saves its proof",
+        subject=str(proof.folder),
     )
 
 

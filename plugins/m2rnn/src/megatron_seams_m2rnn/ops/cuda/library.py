@@ -13,8 +13,12 @@ from typing import Any, Final
 
 import torch
 
-from megatron_seams.base.files import replace_bytes
-from megatron_seams.runtime.extensions import NotBuilt, extensions_folder
+from megatron_seams.runtime.extensions import (
+    NotBuilt,
+    extensions_folder,
+    keep_bytes,
+    kept_bytes,
+)
 from megatron_seams_m2rnn.ops.cuda.kernel import Kernel
 
 SOURCES: Final = Path(__file__).parent / "csrc"
@@ -108,17 +112,11 @@ def compiled(kernel: Kernel, architecture: int) -> bytes:
     sources = {file.name: file.read_text() for file in sorted(SOURCES.glob("*.cuh"))}
     options = (f"--gpu-architecture={_target(architecture)}", "--std=c++17", *kernel.options)
     key = hashlib.sha256(repr((major, minor, options, sources)).encode()).hexdigest()[:32]
-    folder = extensions_folder() / _NAME
-    kept = folder / f"{kernel.name}-{key}.cubin"
-    if kept.exists():
-        return kept.read_bytes()
-    code = _compile(kernel.name, sources, options)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_bytes(kept, code)
-    except OSError as error:
-        message = f"{kept} cannot be written: {error}"
-        raise NotBuilt(message) from error
+    file = extensions_folder() / _NAME / f"{kernel.name}-{key}.cubin"
+    code = kept_bytes(file)
+    if code is None:
+        code = _compile(kernel.name, sources, options)
+        keep_bytes(file, code)
     return code
 
 

@@ -1,0 +1,83 @@
+"""A checkpoint is read as data: a function that somebody planted in it is named, and not called."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+
+from megatron_seams.errors import ReceiptUnreadable, Refusal
+from megatron_seams.runtime.checkpoint import (
+    RECEIPT,
+    hold_checkpoint,
+    saved_entries,
+    saved_receipt,
+)
+from megatron_seams.runtime.cpu.world import cpu_world
+from megatron_seams.runtime.data_only import data_only
+
+
+class Planted:
+    """What calls a function where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def state(**more: object) -> dict[str, object]:
+    weight = ShardedTensor.from_rank_offsets("w", torch.ones(2))
+    return {"w": weight, RECEIPT: "the text", **more}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as upstream saves one."""
+    folder = tmp_path_factory.mktemp("sound")
+    with cpu_world():
+        dist_checkpointing.save(state(), str(folder))
+    return folder
+
+
+def test_what_upstream_saves_is_data(saved: Path) -> None:
+    assert saved_receipt(saved) == "the text"
+    assert [str(entry) for entry in saved_entries(saved).values()] == ["float32 [2]"]
+    load = pickle.load
+    with data_only(saved):
+        assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    assert pickle.load is load
+
+
+def test_planted_metadata_is_named_and_not_run(saved: Path, tmp_path: Path) -> None:
+    folder, mark = tmp_path / "checkpoint", tmp_path / "mark"
+    shutil.copytree(saved, folder)
+    (folder / ".metadata").write_bytes(pickle.dumps(Planted(mark)))
+    for read in (saved_receipt, saved_entries):
+        with pytest.raises(pickle.UnpicklingError, match=r"it names posix\.mkdir"):
+            read(folder)
+    with pytest.raises(Refusal) as refused:
+        hold_checkpoint(folder, "the text")
+    assert [type(reason) for reason in refused.value.reasons] == [ReceiptUnreadable]
+    assert not mark.exists()
+
+
+def test_a_planted_object_is_not_run(tmp_path: Path) -> None:
+    folder, mark = tmp_path / "checkpoint", tmp_path / "mark"
+    folder.mkdir()
+    key = ("o", (1,), (0,))
+    with cpu_world():
+        planted = ShardedObject("o", Planted(mark), *key[1:])
+        dist_checkpointing.save(state(common=Planted(mark), o=planted), str(folder))
+    assert not mark.exists()
+    with pytest.raises(Refusal):
+        hold_checkpoint(folder, "the text")
+    with cpu_world(), data_only(folder), pytest.raises(BaseException, match="mkdir"):
+        dist_checkpointing.load(state(o=ShardedObject("o", None, *key[1:])), str(folder))
+    assert not mark.exists()

@@ -1,0 +1,102 @@
+"""Compiled code is loaded only where nobody else can have put it, and only whole."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_seams.runtime import extensions
+from megatron_seams.runtime.extensions import NotBuilt, build, keep_bytes, kept_bytes
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Code that is kept."""
+    file = tmp_path / "caches" / "name-key" / "name.so"
+    keep_bytes(file, b"code")
+    assert kept_bytes(file) == b"code"
+    return file
+
+
+def _cut(file: Path) -> None:
+    os.truncate(file, 2)
+
+
+def _replaced(file: Path) -> None:
+    file.write_bytes(b"evil")
+
+
+def _without_record(file: Path) -> None:
+    file.with_name("name.so.sha256").unlink()
+
+
+def _link(file: Path) -> None:
+    file.rename(file.with_name("other.so"))
+    file.symlink_to("other.so")
+
+
+def _pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _writable(file: Path) -> None:
+    file.chmod(0o664)
+
+
+def _writable_folder(file: Path) -> None:
+    file.parent.chmod(0o777)
+
+
+def _of_another(file: Path) -> None:
+    os.chown(file, 4711, -1)
+
+
+def _folder_of_another(file: Path) -> None:
+    os.chown(file.parent, 4711, -1)
+
+
+HARM = (_cut, _replaced, _without_record, _link, _pipe, _writable, _writable_folder)
+BY_OTHERS = (_of_another, _folder_of_another)
+
+
+@pytest.mark.parametrize("harm", [*HARM, *BY_OTHERS])
+def test_what_may_be_another_s_or_is_not_whole_is_not_loaded(
+    harm: Callable[[Path], None], file: Path
+) -> None:
+    if harm in BY_OTHERS and os.geteuid():
+        pytest.skip("only root gives files away")
+    harm(file)
+    assert kept_bytes(file) is None
+    if harm is _folder_of_another:
+        with pytest.raises(NotBuilt, match=r"belongs to another user \(4711\).*TORCH_EXTENSIONS"):
+            keep_bytes(file, b"code")
+    else:
+        keep_bytes(file, b"code")
+        assert kept_bytes(file) == b"code"
+
+
+@pytest.mark.parametrize("harm", [_cut, _replaced, _writable_folder])
+def test_a_library_that_is_cut_or_replaced_is_built_again(
+    harm: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut library that is loaded stops the process by a signal."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
+    source = tmp_path / "csrc" / "one.cpp"
+    source.parent.mkdir()
+    source.write_text("")
+    compiled: list[Path] = []
+
+    def compile_it(_: Path, built: Path, *__: object) -> None:
+        compiled.append(built)
+        keep_bytes(built, b"library")
+
+    monkeypatch.setattr(extensions, "_compile", compile_it)
+    built = build(source, name="one", seam="one", flags=())
+    assert build(source, name="one", seam="one", flags=()) == built
+    assert len(compiled) == 1
+    harm(built)
+    assert build(source, name="one", seam="one", flags=()) == built
+    assert len(compiled) == 2
+    assert built.read_bytes() == b"library"
