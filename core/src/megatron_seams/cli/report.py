@@ -9,6 +9,7 @@ from megatron_seams.cli.common import megatron_option, show_faults
 from megatron_seams.cli.complete import files
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.screen import console
+from megatron_seams.cli.seen import seen
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.governance.codeowners import find_codeowners
 from megatron_seams.governance.workspace import read_workspace
@@ -58,7 +59,7 @@ def report_command(
         page=out,
     )
     try:
-        replace_text(out, page)
+        replace_text(out, seen(page))
     except OSError as error:
         raise click.BadParameter(str(error), param_hint="--out") from error
     show_faults(environment.faults, style="bold red")

@@ -21,7 +21,9 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.base.canonical_json import json_digest
+from megatron_seams.base.files import read_file
 from megatron_seams.base.structure import key_of
+from megatron_seams.errors import ManifestUnreadable
 from megatron_seams.seams.manifest import MANIFEST
 from megatron_seams.seams.seam import Seam
 
@@ -60,6 +62,10 @@ _NOT_SHIPPED: Final = frozenset(
 )
 _EXTENSIONS: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _ATTEMPTS: Final = 5
+#: What the code of a distribution has at most: files, bytes of all, bytes of a source.
+_MOST_FILES: Final = 100_000
+_MOST_BYTES: Final = 4 * 1024**3
+_MOST_SOURCE: Final = 64 * 1024**2
 
 
 def manifest_digest(seam: Seam) -> str:
@@ -98,19 +104,40 @@ def code_digest(seam: Seam) -> str:
 
     Left out are the files of editors and tools, byte code that is being written, and manifests, for
     which :func:`manifest_digest` stands.
+
+    Raises:
+        ManifestUnreadable: A file cannot be read, or there are more, or larger ones, than code has.
     """
     for left in reversed(range(_ATTEMPTS)):
         try:
             return _digest(seam)
-        except FileNotFoundError:  # a file that was listed is gone: somebody is saving it anew
+        except FileNotFoundError as error:
+            # A file that was listed is gone: somebody is saving it anew.
             if not left:
-                raise
+                raise _unreadable(seam, str(error)) from error
+        except (OSError, ValueError, RecursionError, csv.Error) as error:
+            raise _unreadable(seam, f"{type(error).__name__}: {error!s:.300}") from error
     raise AssertionError
+
+
+def _unreadable(seam: Seam, found: str) -> ManifestUnreadable:
+    return ManifestUnreadable(
+        asked=f"the code of {seam.claim}, for its digest",
+        found=found,
+        next=f"take out of {seam.directory} what is no code, or reinstall {seam.distribution}",
+        subject=seam.name,
+        file=str(seam.directory),
+    )
 
 
 def _digest(seam: Seam) -> str:
     digest = hashlib.sha256()
-    for name, file in sorted(_files(seam).items()):
+    files = _files(seam)
+    size = sum(file.stat().st_size for file in files.values())
+    if size > _MOST_BYTES:
+        message = f"its files have {size:,} bytes, and code at most {_MOST_BYTES:,}"
+        raise ValueError(message)
+    for name, file in sorted(files.items()):
         for part, content in _contents(name, file):
             digest.update(f"{part}\0".encode("utf-8", "surrogateescape"))
             digest.update(content)
@@ -123,7 +150,7 @@ def _contents(name: str, file: Path) -> Iterator[tuple[str, bytes]]:
         with file.open("rb") as stream:
             yield name, hashlib.file_digest(stream, "sha256").digest()
         return
-    data = file.read_bytes()
+    data = read_file(file, _MOST_SOURCE)
     if file.suffix == ".pyc":
         data = data[:4] + data[16:]  # when the source was saved, which is not there, says nothing
     yield name, hashlib.sha256(data).digest()
@@ -144,7 +171,11 @@ def _files(seam: Seam) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for unit in _units(seam, site):
         if unit.is_dir():
-            found.update((file.relative_to(site).as_posix(), file) for file in _below(unit, ()))
+            for file in _below(unit, ()):
+                found[file.relative_to(site).as_posix()] = file
+                if len(found) > _MOST_FILES:  # links to one another make any number
+                    message = f"it has more than {_MOST_FILES:,} files"
+                    raise ValueError(message)
         elif unit.is_file():
             found[unit.relative_to(site).as_posix()] = unit
     return found
@@ -219,7 +250,7 @@ def _is_temporary(name: str) -> bool:
 def _runs_instead(file: Path, source: bytes) -> bytes | None:
     """The byte code that an import would run in the place of a source that says something else."""
     try:
-        data = Path(importlib.util.cache_from_source(str(file))).read_bytes()
+        data = read_file(Path(importlib.util.cache_from_source(str(file))), _MOST_SOURCE)
     except (OSError, NotImplementedError):
         return None
     if not _is_taken(data, file, source):

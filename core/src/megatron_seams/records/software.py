@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from megatron_seams._version import __version__
+from megatron_seams.base.files import read_file
 
+_MAX_BYTES: Final = 32 * 1024 * 1024
 #: Distributions that compute, besides Megatron-Core and the seams.
 COMPUTING: Final = ("torch", "transformer-engine", "mamba-ssm")
 
@@ -19,7 +21,7 @@ def software() -> dict[str, str | None]:
 
 def software_since(receipt: Path) -> dict[str, tuple[str | None, str | None]]:
     """Distribution -> its version in a receipt that can be read, and here, where they differ."""
-    written = json.loads(receipt.read_text(encoding="utf-8")).get("software", {})
+    written = json.loads(read_file(receipt, _MAX_BYTES)).get("software", {})
     return differing(written, {**dict.fromkeys(written), **software()} if written else {})
 
 

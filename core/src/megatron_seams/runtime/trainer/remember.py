@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from megatron_seams.base.files import read_file
 from megatron_seams.runtime.checkpoint import RECEIPT, hold_checkpoint
 
 #: The module of upstream that holds the arguments of a run.
@@ -54,8 +55,8 @@ def resumed(arguments: Any) -> Path | None:
         if not folder:
             continue
         try:
-            newest = Path(folder, _TRACKER).read_text(encoding="utf-8").strip()
-        except OSError:
+            newest = read_file(Path(folder, _TRACKER), 100).decode("utf-8").strip()
+        except (OSError, UnicodeDecodeError):
             continue
         step = getattr(arguments, "ckpt_step", None) if name == "load" else None
         if step is None and newest == "release":

@@ -16,12 +16,13 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from megatron_seams.base.files import read_file
 from megatron_seams.errors import LaunchInvalid, Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.records.receipt import read_receipt
+from megatron_seams.records.receipt import MAX_BYTES, read_receipt
 from megatron_seams.records.software import software
 from megatron_seams.records.verify import verify
 from megatron_seams.runtime.agreement.alike import made_alike
@@ -108,7 +109,7 @@ def _prepare(file: str | None) -> tuple[str, PreparedPlan, dict[str, Any]]:
     differences = verify(receipt, environment)
     if differences:
         raise Refusal(differences)
-    remember(receipt.read_text(encoding="utf-8"))
+    remember(read_file(receipt, MAX_BYTES).decode("utf-8"))
     return file, prepare(resolve(recipe, environment), choose_backend()), body
 
 
