@@ -6,6 +6,7 @@ could not be imported.
 
 import email
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -133,11 +134,14 @@ def test_a_wheel_holds_its_package_its_types_and_its_licence(
     assert f"{package}/py.typed" in names
     assert "Apache License" in text_in(wheels[project], "/licenses/LICENSE")
     # Every source file and manifest, and nothing else: no tests, no benchmarks, no caches.
+    # The pages of the documentation are a link in core's sources, and files in its wheel.
     sources = {
-        path.relative_to(project / "src").as_posix()
-        for path in (project / "src" / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        Path(folder, name).relative_to(project / "src").as_posix()
+        for folder, _, files in os.walk(project / "src" / package, followlinks=True)
+        for name in files
+        if "__pycache__" not in Path(folder).parts
     }
+    assert (project not in PLUGINS) == (f"{package}/pages/errors.md" in sources)
     assert {name for name in names if ".dist-info/" not in name} == sources
     metadata = email.message_from_string(text_in(wheels[project], ".dist-info/METADATA"))
     assert metadata["License-Expression"] == "Apache-2.0"

@@ -127,6 +127,8 @@ def test_no_command_that_reads_imports_torch_megatron_or_a_plugin(
         ("report", recipe, "--out", tmp_path / "page.html"),
         ("check",),
         ("check", tree, wheel),
+        ("docs",),
+        ("docs", "errors"),
         ("--help",),
     ):
         modules = imported(site, tmp_path, *arguments)

@@ -66,6 +66,16 @@ def test_a_refusal_is_one_document(
         jsonschema.validate(found, own)
 
 
+def test_the_gates_json_is_a_refusal_too(
+    schemas: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool.megatron-seams]\ncolour = 1\n")
+    found = answer(2, "check", "--format", "json")
+    jsonschema.validate(found, schemas["refused.schema.json"])
+    assert [reason["code"] for reason in found["reasons"]] == ["SEAM-W01"]
+
+
 def test_every_command_that_answers_programs_was_refused_above() -> None:
     marks: Any = getattr(test_a_refusal_is_one_document, "pytestmark")  # noqa: B009 - unknown to mypy
     tried = {case[0] for case in marks[0].args[1]}

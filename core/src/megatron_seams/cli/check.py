@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from megatron_seams.cli.common import megatron_option, print_json, show_faults
+from megatron_seams.cli.common import (
+    megatron_option,
+    print_json,
+    refuse_as_json,
+    show_faults,
+)
 from megatron_seams.cli.screen import console
 from megatron_seams.cli.seen import write_commands
 from megatron_seams.planning.environment import read_environment
@@ -57,6 +62,8 @@ def check_command(
     pass. The last line says what was looked at. No plugin is imported. `registry docs check` lists
     the rules.
     """
+    if form == "json":
+        refuse_as_json(context)
     # Imported here, as no other command needs them.
     from megatron_seams.governance.codeowners import find_codeowners, read_codeowners
     from megatron_seams.governance.gate import check

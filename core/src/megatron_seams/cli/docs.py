@@ -44,7 +44,7 @@ def docs_command(page: str | None) -> None:
     if out.is_terminal and known[page].suffix == _PAGE:
         from rich.markdown import Markdown
 
-        out.print(Markdown(text), soft_wrap=False)
+        out.print(Markdown(text, hyperlinks=False), soft_wrap=False)
     else:
         click.echo(text, nl=False)
 
