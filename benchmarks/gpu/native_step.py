@@ -1,8 +1,9 @@
 """A native-only plan against upstream's own model, alone on the card: step time and gradients.
 
-``python benchmarks/gpu/native_step.py [--steps N]`` builds ``M*-EM*-E`` twice, by ``build_model``
-and by upstream's ``HybridModel`` with its own spec, takes steps of both in turns, and prints the
-ratio of the medians (the bar is 1.00 ± 0.01) and whether every gradient is bitwise equal.
+``python benchmarks/gpu/native_step.py [--steps N] [--pattern TEXT]`` builds ``M*-EM*-E`` (or TEXT)
+twice, by ``build_model`` and by upstream's ``HybridModel`` with its own spec, takes steps of both
+in turns, and prints the ratio of the medians (the bar is 1.00 ± 0.01) and whether every gradient
+is bitwise equal.
 """
 
 import argparse
@@ -50,6 +51,7 @@ def main() -> int:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--pattern", default=PATTERN)
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         print("skipped: no GPU")
@@ -72,7 +74,11 @@ def main() -> int:
     parallel_state.initialize_model_parallel()
     recipe, faults = structure(
         Recipe,
-        {"schema": 1, "model": {"name": PATTERN, "pattern": PATTERN}, "megatron": SIZES},
+        {
+            "schema": 1,
+            "model": {"name": asked.pattern, "pattern": asked.pattern},
+            "megatron": SIZES,
+        },
     )
     assert recipe is not None, faults
     plan = ms.resolve(recipe, ms.read_environment())
@@ -83,7 +89,7 @@ def main() -> int:
     theirs = compat.build_hybrid_model(
         chosen.config,
         compat.hybrid_stack_spec,
-        hybrid_layer_pattern=PATTERN,
+        hybrid_layer_pattern=asked.pattern,
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         **chosen.arguments,
     ).cuda()
@@ -108,7 +114,7 @@ def main() -> int:
     again = {name: weight.grad.clone() for name, weight in own.items() if weight.grad is not None}
     step(ours, ids, positions)
     moving = [name for name in again if not torch.equal(again[name], own[name].grad)]
-    print(f"card {torch.cuda.get_device_name()}, torch {torch.__version__}, {PATTERN}")
+    print(f"card {torch.cuda.get_device_name()}, torch {torch.__version__}, {asked.pattern}")
     medians = {name: statistics.median(each) for name, each in times.items()}
     for name, median in medians.items():
         print(f"{name:12} median {median:8.3f} ms of {asked.steps} steps")

@@ -3,6 +3,8 @@
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import torch
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from megatron_seams.runtime.documents import document_starts, packed_cu_seqlens
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
@@ -27,6 +30,7 @@ class LocalCoreAttention(nn.Module):
     Args:
         config: The model's configuration.
         softmax_scale: The factor on the scores; one over the square root of the key width if None.
+        pg_collection: The process groups; those of Megatron's ``parallel_state`` if None.
 
     Raises:
         ValueError: A kind of attention that it does not compute: a mask that is not causal, a
@@ -41,6 +45,7 @@ class LocalCoreAttention(nn.Module):
         attention_type: str,
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
+        pg_collection: "ProcessGroupCollection | None" = None,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -62,6 +67,8 @@ class LocalCoreAttention(nn.Module):
         self.dropout = float(dropout)
         self.sequence_parallel = bool(config.sequence_parallel)
         self.layer_number = layer_number
+        self.rotary = config.qk_pos_emb_head_dim if config.multi_latent_attention else 0
+        self.tp_group = None if pg_collection is None else pg_collection.tp
 
     def forward(
         self,
@@ -94,6 +101,8 @@ class LocalCoreAttention(nn.Module):
         if attn_mask_type not in (None, *_CAUSAL) or attention_bias is not None:
             message = f"attention with mask {attn_mask_type} and bias: only causal, without bias"
             raise ValueError(message)
+        if self.rotary:
+            key = self._shared_rotary(key)
         packed = packed_seq_params is not None and query.dim() == 3
         if packed:
             query, key, value = (part.unsqueeze(1) for part in (query, key, value))
@@ -118,6 +127,18 @@ class LocalCoreAttention(nn.Module):
         # [b, n, s, v] -> [s, b, n * v]
         context = context.permute(2, 0, 1, 3).flatten(2)
         return context.squeeze(1) if packed else context
+
+    def _shared_rotary(self, key: Tensor) -> Tensor:
+        """The key, whose rotary part gets the gradient of the heads of all tensor-parallel ranks.
+
+        All heads of latent attention share that part. Each rank has some of the heads, and
+        upstream's gather of a projection that is split over ranks, which is what it has without
+        Transformer Engine, hands back a rank's own gradient alone.
+        """
+        widths = [key.size(-1) - self.rotary, self.rotary]
+        plain, rotary = torch.split(key, widths, dim=-1)
+        shared = copy_to_tensor_model_parallel_region(rotary, group=self.tp_group)
+        return torch.cat([plain, shared], dim=-1)
 
     def _random_state(self) -> contextlib.AbstractContextManager[Any]:
         # The heads are split over tensor-parallel ranks: each rank drops its own, as upstream's
