@@ -220,3 +220,29 @@ def test_forward_and_backward_are_captured_and_replayed_with_other_inputs(
     replayed = [x.clone() for x in captured]
     for x, truth in zip(replayed, step(), strict=True):
         assert torch.equal(x, truth)
+
+
+def test_the_parts_of_the_mixer_that_are_compiled_compute_what_they_do_as_they_are() -> None:
+    mixer = pytest.importorskip("megatron_seams_m2rnn.layer.mixer")
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda").to(dtype).requires_grad_()
+
+    position = torch.arange(100, device="cuda") % 33
+    for part, given in (
+        (mixer._convolved, (random(2, 100, 48), random(48, 4), None, None)),
+        (mixer._convolved, (random(1, 100, 48), random(48, 4), position, None)),
+        (mixer._skipped, (random(2, 100, 6, 16), random(2, 100, 3, 16), random(96))),
+        (mixer._gated, (random(100, 2, 96), random(100, 2, 96))),
+        (mixer._forget_gate, (random(2, 100, 6), random(6), random(6))),
+    ):
+        leaves = [x for x in given if x is not None and x.requires_grad]
+        outcomes = []
+        for function in (part, part.__wrapped__):
+            y = function(*given)
+            outcomes.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
+        for x, truth in zip(*outcomes, strict=True):
+            assert x.dtype is truth.dtype
+            error = (x.double() - truth.double()).norm() / truth.double().norm()
+            assert error < 1e-2, part.__name__

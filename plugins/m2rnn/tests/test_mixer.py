@@ -29,7 +29,7 @@ from megatron_seams.runtime.cpu.world import gloo_world
 from megatron_seams.runtime.plugins import load_plugins
 from megatron_seams.seams.manifest import parse_manifest
 from megatron_seams.seams.seam import Seam
-from megatron_seams_m2rnn.layer.mixer import M2RNNMixer
+from megatron_seams_m2rnn.layer.mixer import M2RNNMixer, skip
 from megatron_seams_m2rnn.ops.operator import m2rnn
 from megatron_seams_m2rnn.options import Options
 from megatron_seams_m2rnn.plugin import recurrent_layer
@@ -225,7 +225,7 @@ def test_the_skip_gives_each_value_head_to_the_state_heads_that_it_serves(groups
         mixer.D.copy_(torch.arange(24.0))
     v = torch.randn(1, 2, 3, 4)
     expected = torch.stack([v[:, :, n // 2] * mixer.D[4 * n : 4 * n + 4] for n in range(6)], dim=2)
-    assert torch.equal(mixer._skip(v), expected)
+    assert torch.equal(skip(v, mixer.D), expected)
 
 
 def test_the_sharded_state_names_every_part_of_a_fused_parameter(groups: Any) -> None:

@@ -29,12 +29,57 @@ from megatron_seams.runtime.sharding import Offsets, ShardedModule, own_rows, sh
 from megatron_seams_m2rnn.layer.cache import kept
 from megatron_seams_m2rnn.layer.context_parallel import to_heads, to_tokens, token_order
 from megatron_seams_m2rnn.layer.convolution import causal_convolution
+from megatron_seams_m2rnn.layer.fusion import fused
 from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay, initial_dt_bias
 from megatron_seams_m2rnn.layer.norm import SplitRMSNorm
 from megatron_seams_m2rnn.layer.refusal import unsupported
 from megatron_seams_m2rnn.layer.row import Row
 from megatron_seams_m2rnn.ops.operator import m2rnn
 from megatron_seams_m2rnn.options import Options
+
+_forget_gate = fused(forget_gate)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch ships no types of it
+def _recurrence(*tensors: Any, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Run the operator outside of what ``torch.compile`` traces.
+
+    It can follow neither a launch of the kernels nor the objects that the inputs are checked in.
+    """
+    return m2rnn(*tensors, **settings)
+
+
+@fused
+def _convolved(x: Tensor, weight: Tensor, position: Tensor | None, before: Tensor | None) -> Tensor:
+    """Convolve x, [b, s, channels], as :func:`causal_convolution`; and SiLU."""
+    return functional.silu(causal_convolution(x, weight, position, before))
+
+
+def skip(v: Tensor, D: Tensor) -> Tensor:
+    """Compute v · D for every head of the state.
+
+    Args:
+        v: [b, s, Nv, V].
+        D: [N · V].
+
+    Returns:
+        [b, s, N, V] in v's dtype.
+    """
+    weighed = v.unsqueeze(-2) * D.to(v.dtype).view(v.shape[-2], -1, v.shape[-1])
+    return weighed.flatten(-3, -2)
+
+
+@fused
+def _skipped(y: Tensor, v: Tensor, D: Tensor) -> Tensor:
+    """Compute y + v · D, [s, b, N · V], from y, [b, s, N, V], and v, [b, s, Nv, V]."""
+    return (y + skip(v, D)).flatten(-2).transpose(0, 1).contiguous()
+
+
+@fused
+def _gated(y: Tensor, g: Tensor) -> Tensor:
+    """Let through of y, [s, b, N · V], what SiLU of g does."""
+    return y * functional.silu(g)
+
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -130,8 +175,8 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         )
         # Upstream's resharding of a running model reads the parts of a fused weight there.
         weight: Any
-        for weight, fused in ((self.in_proj.weight, channels), (self.conv_weight, "qkv")):
-            weight.partition_sizes = [self.widths[name] for name in fused]
+        for weight, parts in ((self.in_proj.weight, channels), (self.conv_weight, "qkv")):
+            weight.partition_sizes = [self.widths[name] for name in parts]
         self.out_proj = submodules.out_proj(
             inner,
             d_model,
@@ -182,7 +227,8 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         if inference_context is not None:
             self._refuse_inference(inference_context, packed_seq_params)
         projected, _ = self.in_proj(hidden_states)
-        *qkvf, g = torch.split(projected, list(self.widths.values()), dim=-1)
+        g_width = self.widths["g"]
+        qkvf, g = torch.split(projected, [projected.shape[-1] - g_width, g_width], dim=-1)
         row = Row.of(
             packed_seq_params,
             tokens=projected.shape[0] * self.layout.cp,
@@ -190,12 +236,13 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
             device=projected.device,
         )
         if self.layout.cp == 1:
-            y = self._recur(torch.cat(qkvf, dim=-1), row, inference_context)
+            y = self._recur(qkvf, row, inference_context)
         else:
             order = token_order(row.documents.spans, self.layout.cp).to(projected.device)
-            y = self._recur(to_heads(qkvf, order, self.cp_group), row, None)
+            parts = torch.split(qkvf, [self.widths[name] for name in "qkvf"], dim=-1)
+            y = self._recur(to_heads(list(parts), order, self.cp_group), row, None)
             y = to_tokens(y, order, self.cp_group)
-        out, _ = self.out_proj(self.norm(y * functional.silu(g)))
+        out, _ = self.out_proj(self.norm(_gated(y, g)))
         return out, None
 
     def _recur(self, qkvf: Tensor, row: Row, context: Any) -> Tensor:
@@ -217,11 +264,11 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
             past = kept(context, self.layer_number, self.layout, qkv, self.options.conv_size)
         weight = self._mine(self.conv_weight, *(self.widths[name] for name in "qkv"))
         before = None if past is None else past.tokens
-        mixed = functional.silu(causal_convolution(qkv, weight, row.position, before))
+        mixed = _convolved(qkv, weight, row.position, before)
         q, k, v = self._heads(mixed)
-        f = forget_gate(f, self._mine(self.A_log), self._mine(self.dt_bias))
+        f = _forget_gate(f, self._mine(self.A_log), self._mine(self.dt_bias))
         W = self._transitions()
-        recur = functools.partial(m2rnn, clip=self.clip, backend=self.options.backend)
+        recur = functools.partial(_recurrence, clip=self.clip, backend=self.options.backend)
         if row.documents.cumulative is None:
             h0 = None if past is None else past.state
             y, last = recur(q, k, v, W, f, h0)
@@ -230,7 +277,7 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         else:
             q_, k_, v_, f_ = (x.squeeze(0) for x in (q, k, v, f))
             y = recur(q_, k_, v_, W, f_, cu_seqlens=row.documents.cumulative)[0].unsqueeze(0)
-        return (y + self._skip(v)).flatten(-2).transpose(0, 1).contiguous()
+        return _skipped(y, v, self._mine(self.D))
 
     def _mine(self, parameter: Tensor, *widths: int) -> Tensor:
         """Take what this context-parallel rank uses of a tensor-parallel rank's parameter."""
@@ -261,11 +308,6 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
             first -= self.layout.first("W", tp_rank, 0)
             return self.W.narrow(0, first, self.layout.local.W)
         return replicated(self.W, self.tp_group).narrow(0, first, self.layout.local.W)
-
-    def _skip(self, v: Tensor) -> Tensor:
-        """Compute v · D for every head of the state, [b, s, N, V] in v's dtype."""
-        D = self._mine(self.D).to(v.dtype).view(v.shape[-2], -1, self.options.V)
-        return (v.unsqueeze(-2) * D).flatten(-3, -2)
 
     def _refuse_inference(self, context: Any, packed: "PackedSeqParams | None") -> None:
         """Refuse what a kept state cannot be combined with."""

@@ -4,6 +4,8 @@ Inside, inputs are [B, S, heads, ...] and states [D, B, N, K, V], with D documen
 Packed inputs come with B = 1; where nothing is packed, D is 1.
 """
 
+import functools
+
 import attrs
 import torch
 from torch import Tensor
@@ -59,7 +61,7 @@ class Inputs:
         """Columns of a head's state."""
         return self.v.shape[-1]
 
-    @property
+    @functools.cached_property
     def N(self) -> int:  # noqa: N802 - the paper's letter
         """Heads of the state."""
         heads = (x.shape[2] for x in (self.q, self.k, self.v, self.f))

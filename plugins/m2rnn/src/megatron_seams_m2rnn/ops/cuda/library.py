@@ -77,6 +77,7 @@ def launch(kernel: Kernel, call: Call, *, blocks: int, device: torch.device) -> 
             raise RuntimeError(message)
 
 
+@functools.cache
 def fault() -> str | None:
     """Why this process can compile no CUDA; None where it can."""
     try:

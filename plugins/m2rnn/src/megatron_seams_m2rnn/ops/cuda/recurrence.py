@@ -14,7 +14,12 @@ from megatron_seams_m2rnn.ops.contract import Inputs, side_by_side
 from megatron_seams_m2rnn.ops.cuda import library
 from megatron_seams_m2rnn.ops.cuda.kernel import Kernel
 from megatron_seams_m2rnn.ops.cuda.library import Call
-from megatron_seams_m2rnn.ops.cuda.rule import backward_plan, kept_every, machine
+from megatron_seams_m2rnn.ops.cuda.rule import (
+    backward_plan,
+    forward_kernel,
+    kept_every,
+    machine,
+)
 
 #: The steps of a row whose parts of dq and dk are on their way between blocks.
 _RING: Final = 256
@@ -43,8 +48,9 @@ def _forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]
         shape = (max(0, (x.S - 1) // every), x.B, x.N, x.K, x.V)
         kept = x.q.new_empty(shape, dtype=torch.int16)
     if last.numel():
-        kernel = has.sizes(x).forward()
-        _launch(x, kernel, x.D * x.B * x.N, y=y, last=last, kept=kept, every=every)
+        _launch(
+            x, forward_kernel(has.sizes(x)), x.D * x.B * x.N, y=y, last=last, kept=kept, every=every
+        )
     return y, last, kept
 
 
@@ -72,7 +78,9 @@ def _backward(
         else None
         for gradient in (dq, dk)
     ]
-    progress = torch.zeros(4, plan.slots, x.N, dtype=torch.int32, device=x.q.device)
+    progress = None
+    if any(found is not None for found in rings):
+        progress = torch.zeros(4, plan.slots, x.N, dtype=torch.int32, device=x.q.device)
     _launch(
         x,
         plan.kernel,
@@ -149,7 +157,8 @@ def _launch(
         clip=0.0 if x.clip is None else x.clip,
     )
     for name, tensor in given.items():
-        setattr(call, name, None if tensor is None else tensor.data_ptr())
+        if tensor is not None:
+            setattr(call, name, tensor.data_ptr())
     library.launch(kernel, call, blocks=blocks, device=x.q.device)
 
 

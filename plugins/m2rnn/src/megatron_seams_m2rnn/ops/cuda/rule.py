@@ -108,14 +108,21 @@ def inputs_fault(inputs: Inputs, has: Machine) -> str | None:
             f"it takes K up to {_ROWS[-1]}, a multiple of 16, and V of 16 or 32; found K = {x.K}, "
             f"V = {x.V}"
         )
-    sizes = has.sizes(x)
+    return _room_fault(has.sizes(x), has, x.N, shares=_shares(x))
+
+
+@functools.cache
+def _room_fault(sizes: Sizes, has: Machine, heads: int, *, shares: bool) -> str | None:
+    """Why a GPU has no room for the blocks that must run at a time; None where it has."""
     if max(sizes.backward_memory(SEGMENTS[-1]), sizes.forward().shared) > has.largest:
-        return f"the shared memory of a multiprocessor is too small for K = {x.K}, V = {x.V}"
-    most = _capacity(sizes, has, SEGMENTS[-1], shares=True)
-    if _shares(x) and most < x.N:
         return (
-            f"heads that share q or k wait for one another, so that all {x.N} must run at a time, "
-            f"and this GPU runs {most}"
+            f"the shared memory of a multiprocessor is too small for K = {sizes.K}, V = {sizes.V}"
+        )
+    most = _capacity(sizes, has, SEGMENTS[-1], shares=True)
+    if shares and most < heads:
+        return (
+            f"heads that share q or k wait for one another, so that all {heads} must run at a "
+            f"time, and this GPU runs {most}"
         )
     return None
 
@@ -137,13 +144,23 @@ def backward_plan(inputs: Inputs, has: Machine, wanted: frozenset[str]) -> Plan:
     x = inputs
     sizes, shares = has.sizes(x), _shares(x)
     segment, slots = _spread(sizes, has, x.D * x.B, x.N, shares)
-    kernel = sizes.backward(
-        segment,
-        wants=sum(_WANTS[name] for name in wanted & _WANTS.keys()),
-        clips=x.clip is not None,
-        shares=shares,
-    )
+    kernel = _backward_kernel(sizes, segment, wanted, clips=x.clip is not None, shares=shares)
     return Plan(kernel=kernel, segment=segment, slots=slots)
+
+
+# A call asks for a kernel each time: what describes it is made once.
+@functools.cache
+def forward_kernel(sizes: Sizes) -> Kernel:
+    """The kernel of forward."""
+    return sizes.forward()
+
+
+@functools.cache
+def _backward_kernel(
+    sizes: Sizes, segment: int, wanted: frozenset[str], *, clips: bool, shares: bool
+) -> Kernel:
+    wants = sum(_WANTS[name] for name in wanted & _WANTS.keys())
+    return sizes.backward(segment, wants=wants, clips=clips, shares=shares)
 
 
 @functools.cache
