@@ -40,9 +40,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (REPOSITORY / name).is_file() and not name.startswith(f"{FOLDER}/"):
+        file = REPOSITORY / name
+        if (file.is_file() or file.is_symlink()) and not name.startswith(f"{FOLDER}/"):
             (made / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / name, made / name)
+            shutil.copy(file, made / name, follow_symlinks=False)
     # What was fetched already: the package installer's own folder and the published releases.
     if (REPOSITORY / ".tools").is_dir():
         shutil.copytree(
