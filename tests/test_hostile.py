@@ -1,12 +1,15 @@
 """Whatever an input is made of, the audit goes on: in bounded time and memory, beside it."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hostile_inputs import INPUTS, SECONDS
+from megatron_seams.base.toml import with_lines
+from megatron_seams.seams.manifest import parse_manifest
 from seam_support import run_python
 
 
@@ -34,3 +37,14 @@ def test_an_input_is_a_finding_or_harmless_and_hides_nothing(
     assert found["codes"] == list(INPUTS[name].codes)
     assert found["good"]
     assert found["seconds"] < SECONDS
+
+
+def test_a_manifest_of_7000_unknown_keys_takes_less_than_a_second(tmp_path: Path) -> None:
+    file = tmp_path / "seam.toml"
+    file.write_text("".join(f"k{number}=1\n" for number in range(7000)))
+    started = time.process_time()
+    _, faults = parse_manifest(file.read_bytes(), file=str(file))
+    found = with_lines(faults)
+    assert time.process_time() - started < 1
+    assert len(found) == 51
+    assert "further keys do not fit" in found[-1].found

@@ -130,9 +130,9 @@ def _duplicates(seams: Iterable[Seam | BrokenSeam]) -> dict[str, DuplicateName]:
 
 
 def _duplicate(name: str, claimants: tuple[Seam | BrokenSeam, ...]) -> DuplicateName:
-    listed = [f"{it.distribution} {it.version} ({it.package})" for it in claimants]
+    listed = [f"{it.distribution} {it.version} ({it.package}{_place(it)})" for it in claimants]
     file = next((str(it.directory / MANIFEST) for it in claimants if isinstance(it, Seam)), None)
-    return DuplicateName(
+    fault = DuplicateName(
         asked=f"one distribution for the seam name {name!r}",
         found=f"it is claimed by {' and '.join(listed)}",
         next="uninstall all but one, or ask an owner to rename the seam",
@@ -140,6 +140,17 @@ def _duplicate(name: str, claimants: tuple[Seam | BrokenSeam, ...]) -> Duplicate
         file=file,
         key="seam.name" if file else None,
     )
+    if len({normalized(it.distribution) for it in claimants}) > 1:
+        return fault
+    # An installer that removes one removes the package as well, which both have.
+    own = claimants[0].distribution
+    return attrs.evolve(fault, next=f"reinstall {own}, or delete the records that are stale")
+
+
+def _place(seam: Seam | BrokenSeam) -> str:
+    """The place of a seam's record, where it is installed."""
+    project = seam.installed if isinstance(seam, Seam) else None
+    return f", {project.place}" if project else ""
 
 
 # --- families ---------------------------------------------------------------------------------

@@ -98,11 +98,13 @@ class MegatronSource:
             if isinstance(target, ast.Name)
         }
         named = ("MAJOR", "MINOR", "PATCH", "PRE_RELEASE")
-        major, minor, patch, rest = (_digits(parts.get(name)) for name in named)
-        text = f"{major}.{minor}.{patch}{rest}"
-        if None in (major, minor, patch, rest) or not is_version(text):
+        stated = {name: _digits(parts.get(name)) for name in named}
+        missing = [name for name, value in stated.items() if value is None]
+        text = "{}.{}.{}{}".format(*stated.values())
+        if missing or not is_version(text):
+            why = f"{', '.join(missing)}: no number or text" if missing else f"{text:.200}"
             raise unknown_shape(
-                self.origin, f"package_info.py states no version that can be read ({text:.200})"
+                self.origin, f"package_info.py states no version that can be read ({why})"
             )
         return Version(text)
 
