@@ -267,7 +267,7 @@ def test_a_models_folder_is_read_by_its_configuration(name: str) -> None:
         ("recipes", "it is a folder without a config.json", "name one of its recipes"),
         ("M", "it is a folder without a config.json", "for the pattern 'M', add --dialect"),
         ("M-", "it is a file of no known kind", "for the pattern 'M-', add --dialect"),
-        ("model.json", "No such file", "correct the file"),
+        ("model.json", "there is no such file", "correct the path"),
     ],
 )
 def test_a_path_is_refused_once_with_the_next_step(name: str, found: str, advice: str) -> None:
