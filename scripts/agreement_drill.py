@@ -17,6 +17,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 import megatron_releases  # noqa: E402  # beside the tests, which fetch releases too
 from agreement_drill import SMOKE, TRAINER, drill, lay_out  # noqa: E402
 
+#: Seconds from the arrival of the first rank to the end of the last, for a case with an odd one.
+LONGEST = 30.0
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -45,8 +48,13 @@ def main() -> int:
                 # Two steps teach nothing: the control of `registry smoke` exits with 1 for it.
                 well = not said if of == SMOKE else all(good)
                 failed = not well if not odd else any(good) or not said
+                failed = failed or bool(odd and ended.stopped and ended.stopped > LONGEST)
                 wrong += failed
-                print(f"{road:8} {case:34} codes {ended.codes} {ended.seconds:5.1f} s from launch")
+                after = "" if ended.stopped is None else f", {ended.stopped:.1f} s from arrival"
+                print(
+                    f"{road:8} {case:34} codes {ended.codes} {ended.seconds:5.1f} s from launch"
+                    f"{after}{'  WRONG' if failed else ''}"
+                )
                 print(f"         {said.splitlines()[1].strip()[:400] if said else '-'}", flush=True)
     return int(bool(wrong))
 

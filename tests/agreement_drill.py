@@ -48,8 +48,9 @@ sequence = 32
 """
 #: What a rank runs: upstream's own loading of --spec and a process group, or the smoke command.
 TRAINER: Final = """\
-import sys, torch.distributed as dist
+import pathlib, sys, torch.distributed as dist
 from megatron.core.transformer.spec_utils import import_module
+pathlib.Path(sys.argv[1]).touch()
 spec = import_module(("megatron_seams.runtime.launch", "stack_spec"))
 dist.init_process_group("gloo")  # where a rank without the package waits for the others
 dist.barrier()
@@ -66,11 +67,14 @@ class Ended:
         codes: Each rank's exit code; below zero, the signal that ended it.
         messages: What each rank printed on its error stream.
         seconds: From the launch to the end of the last.
+        stopped: From the first rank's arrival, with all imports of upstream behind it, to the end
+            of the last; None where no rank said that it arrived.
     """
 
     codes: list[int]
     messages: list[str]
     seconds: float
+    stopped: float | None
 
     def said(self, rank: int) -> str:
         """The refusal in a rank's output, without the lines after it; empty if there is none."""
@@ -122,10 +126,13 @@ def drill(folder: Path, road: str, odd: dict[int, list[str]], **variables: str) 
         timeout=300,
     )
     seconds = time.monotonic() - started
+    arrived = [file.stat().st_mtime for file in logs.glob("*.arrived")]
+    ends = [(logs / f"{rank}.code").stat().st_mtime for rank in range(RANKS)]
     return Ended(
         codes=[int((logs / f"{rank}.code").read_text()) for rank in range(RANKS)],
         messages=[(logs / f"{rank}.err").read_text() for rank in range(RANKS)],
         seconds=seconds,
+        stopped=max(ends) - min(arrived) if arrived else None,
     )
 
 
@@ -137,7 +144,8 @@ def _keep(folder: Path) -> int:
     if plan["road"] == SMOKE:
         command = [sys.executable, "-m", "megatron_seams", "smoke", str(folder / "recipe.toml")]
     else:
-        command = [sys.executable, "-c", plan["road"]]
+        arrival = folder / "logs" / f"{rank}.arrived"
+        command = [sys.executable, "-c", plan["road"], str(arrival)]
     if first == ["sleep"]:
         command, first = [sys.executable, "-c", "import time; time.sleep(600)"], []
     path = os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")])])

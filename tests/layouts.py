@@ -217,7 +217,9 @@ def _step(models: list[nn.Module], groups: Any) -> list[Tensor]:
 
         def loss(losses: Tensor) -> Any:
             seen.append(losses.detach())
-            return losses.mean(), {}
+            # The schedule multiplies by the number of context-parallel ranks: it takes a loss that
+            # was divided by the tokens of all of them.
+            return losses.mean() / groups.cp.size(), {}
 
         return out, loss
 

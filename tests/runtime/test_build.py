@@ -214,6 +214,19 @@ def test_settings_that_megatron_does_not_accept_are_a_refusal(plan_of):
         assert said in str(reason)
 
 
+def test_an_error_that_names_a_variable_of_the_environment_is_blamed_on_it(plan_of, monkeypatch):
+    from megatron_seams.runtime.model.settings import rejected
+
+    plan = plan_of("*-")
+    error = AssertionError("NVTE_FLASH_ATTN set to 0, but expected 1 for attention backend auto")
+    monkeypatch.delenv("NVTE_FLASH_ATTN", raising=False)  # upstream sets it, too
+    assert rejected(error, plan).key == "megatron"
+    monkeypatch.setenv("NVTE_FLASH_ATTN", "0")
+    blamed = rejected(error, plan)
+    assert (blamed.key, blamed.subject) == (None, "NVTE_FLASH_ATTN")
+    assert "NVTE_FLASH_ATTN=0" in blamed.found
+
+
 def test_stages_that_one_rank_would_leave_out_are_refused(plan_of):
     from megatron_seams.runtime.model.build import build_model
 

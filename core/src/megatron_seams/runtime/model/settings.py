@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import os
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
@@ -16,6 +18,8 @@ from megatron_seams.runtime.model.spelled import misspelled, spelled
 
 #: Parameters of the model's constructor that a recipe does not set.
 _OURS = BUILDERS | {"self"}
+#: How the variables of Transformer Engine, NCCL, CUDA and torch are spelled in upstream's messages.
+_VARIABLE: Final = re.compile(r"\b(?:NVTE|NCCL|CUDA|CUBLAS|TORCH|MAMBA)_[A-Z0-9_]+\b")
 
 
 @attrs.frozen(kw_only=True)
@@ -75,7 +79,20 @@ def model_settings(
 
 
 def rejected(error: BaseException, plan: Plan) -> SettingsInvalid:
-    """The fault for an ``error`` of Megatron's own checks."""
+    """The fault for an ``error`` of Megatron's own checks.
+
+    It is the recipe's, unless upstream names a variable of the environment that is set.
+    """
+    named = sorted(set(_VARIABLE.findall(str(error))) & os.environ.keys())
+    if named:
+        return SettingsInvalid(
+            asked=f"Megatron's configuration for {plan.name}",
+            found=f"{type(error).__name__}: {error} (in the environment: "
+            f"{', '.join(f'{name}={os.environ[name]}' for name in named)})",
+            next="unset or change the environment variables that upstream names; the recipe is not "
+            "at fault",
+            subject=named[0],
+        )
     return SettingsInvalid(
         asked=f"Megatron's configuration for {plan.name}",
         found=f"{type(error).__name__}: {error}",
