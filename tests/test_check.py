@@ -110,8 +110,8 @@ def test_a_claim_is_a_release(since: object) -> None:
     ]
 
 
-@pytest.mark.parametrize("requires", ["", " ", " , ", ">=0.20,<0.18", "==0.17,==0.18"])
-def test_a_range_names_a_release(requires: str) -> None:
+@pytest.mark.parametrize("requires", ["", " ", " , "])
+def test_an_empty_range_says_nothing_and_is_refused(requires: str) -> None:
     table = manifest_table(requires=requires)
     manifest, faults = parse_manifest(toml(table).encode(), file="seam.toml")
     assert manifest is None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from megatron_seams.base.versions import excludes_all, is_range, is_version
+from megatron_seams.base.versions import is_range, is_version
 
 #: An attrs validator: takes the instance, the attribute and the value.
 Check = Callable[[Any, Any, Any], None]
@@ -46,12 +46,9 @@ def schema(supported: int) -> Check:
 
 
 def specifier(_: Any, __: Any, value: str) -> None:
-    """Accept a range of releases, ``>=0.17,<0.20``, that names a bound and some release."""
+    """Accept a range of releases, ``>=0.17,<0.20``, that names a bound."""
     if not value.strip(" ,") or not is_range(value):
         message = f"expected a version range like >=0.17,<0.20; found {value!r:.60}"
-        raise ValueError(message)
-    if excludes_all(value):
-        message = f"expected a version range with a release in it; found {value!r:.60}"
         raise ValueError(message)
 
 

@@ -25,15 +25,6 @@ def _accepted(kind: type[SpecifierSet] | type[Version], text: str) -> bool:
     return True
 
 
-def excludes_all(text: str) -> bool:
-    """Whether no release can be in a range, ``>=0.19,<0.17``.
-
-    Raises:
-        InvalidSpecifier: ``text`` is no range.
-    """
-    return SpecifierSet(text).is_unsatisfiable()
-
-
 def contains(text: str, version: Version) -> bool:
     """Whether a range contains a release, a pre-release included.
 
