@@ -67,6 +67,20 @@ def test_the_core_attention_computes_what_upstreams_does():
             torch.testing.assert_close(one, two, rtol=1e-5, atol=4e-6)
 
 
+def test_the_last_query_sees_all_keys_without_a_mask_as_upstream_decodes():
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from megatron_seams.runtime.backends.core_attention import LocalCoreAttention
+
+    core = attention(LocalCoreAttention)
+    query, (key, value) = torch.randn(7, 2, 4, 8), torch.randn(2, 7, 2, 2, 8)
+    whole = core(query, key, value)
+    last = core(query[-1:], key, value, attn_mask_type=AttnMaskType.no_mask)
+    torch.testing.assert_close(last, whole[-1:])
+    with pytest.raises(ValueError, match="only causal"):
+        core(query[-2:], key, value, attn_mask_type=AttnMaskType.no_mask)
+
+
 def test_what_the_core_attention_does_not_compute_it_refuses():
     from megatron_seams.runtime.backends.core_attention import LocalCoreAttention
 

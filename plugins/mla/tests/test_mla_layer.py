@@ -284,3 +284,13 @@ def test_a_setting_that_the_layer_does_not_have_is_refused(setting: str) -> None
 def test_a_query_norm_that_only_transformer_engine_has_is_refused_without_it() -> None:
     with pytest.raises(CannotRunHere, match="install transformer-engine, or set q_lora_rank"):
         layer(settings(qk_layernorm=True, q_lora_rank=None), local_backend())
+
+
+def test_tensor_parallelism_with_transformer_engine_wants_sequence_parallelism() -> None:
+    divided = te_settings(tensor_model_parallel_size=2)
+    with pytest.raises(Unsupported) as refused:
+        layer(divided, te_backend())
+    assert refused.value.key == "sequence-parallel"
+    both = te_settings(tensor_model_parallel_size=2, sequence_parallel=True)
+    assert layer(both, te_backend()).submodules.self_attention
+    assert layer(settings(tensor_model_parallel_size=2), local_backend()).submodules.self_attention

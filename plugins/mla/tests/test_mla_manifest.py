@@ -59,8 +59,12 @@ def test_it_gives_a_whole_layer_in_either_slot() -> None:
 def test_it_supports_what_is_tested_and_no_more() -> None:
     supports = seam().manifest.supports
     assert [name for name in CAPABILITIES if supports[name]] == [
+        "tensor-parallel",
+        "sequence-parallel",
         "pipeline-parallel",
         "expert-parallel",
+        "packed-sequences",
+        "inference",
     ]
 
 

@@ -13,7 +13,7 @@ that a module of torch alone runs without it.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,26 @@ def replicated(x: Tensor, group: "ProcessGroup | None") -> Tensor:
     from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 
     used: Tensor = copy_to_tensor_model_parallel_region(x, group=group)
-    return used
+    return contiguous_gradient(used)
+
+
+def contiguous_gradient(x: Tensor) -> Tensor:
+    """``x``, whose gradient is made contiguous before it goes on.
+
+    Until 0.18 upstream's sum over ranks loses one that is strided, as that of a slice is.
+    """
+    same: Tensor = _ContiguousGradient.apply(x)
+    return same
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
 
 
 def summed(part: Tensor, group: "ProcessGroup | None") -> Tensor:

@@ -37,9 +37,9 @@ def attention_class(config: "MLATransformerConfig", megatron_version: Version) -
 class HybridMLASelfAttention(MLASelfAttention):  # type: ignore[misc]  # Megatron ships no types
     """``MLASelfAttention`` with the arguments that the hybrid stacks before 0.19 give a layer.
 
-    It adds no parameter, no buffer and no arithmetic. ``pp_layer_offset`` is not used, since only
-    inference reads it, which the seam does not support; nor is ``rotary_pos_emb``, since MLA has
-    its own. The layer is never sparse, and its own copy of the configuration says so.
+    It adds no parameter and no buffer, and changes no number that a forward pass computes.
+    ``rotary_pos_emb`` is not used, since MLA has positions of its own. The layer is never sparse,
+    and its own copy of the configuration says so.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class HybridMLASelfAttention(MLASelfAttention):  # type: ignore[misc]  # Megatro
         pp_layer_offset: int | None = None,
         **kwargs: Any,
     ) -> None:
-        del pp_layer_offset
         dense = copy.copy(config)
         dense.experimental_attention_variant = None
         super().__init__(dense, *args, **kwargs)
+        # Upstream's attention keeps it under this name for inference; MLA of 0.17 does not pass it.
+        self._pp_layer_offset = pp_layer_offset
 
     def forward(self, *args: Any, rotary_pos_emb: Any = None, **kwargs: Any) -> Any:
         """As upstream's, [s, b, h] -> ([s, b, h], bias), with positions of its own."""

@@ -44,7 +44,7 @@ def layer_spec(context: LayerContext) -> ModuleSpec:
     Raises:
         SettingsInvalid: The configuration is not one of multi-latent attention.
         Unsupported: ``mla_down_proj_fusion`` (other checkpoint keys) or ``qk_l2_norm`` (MLA has
-            none) is set.
+            none) is set; or tensor without sequence parallelism, with Transformer Engine.
         CannotRunHere: ``qk_layernorm`` without ``q_lora_rank`` and without Transformer Engine.
     """
     config = context.config
@@ -91,6 +91,8 @@ def _attention_submodules(
         else:
             q_norm = kv_norm = backend.layer_norm(rms_norm=rms_norm, for_qk=True)
     down = _down_projection(backend)
+    if down is TELinear and config.tensor_model_parallel_size > 1 and not config.sequence_parallel:
+        raise _no_whole_gradient()
     return MLASelfAttentionSubmodules(
         linear_q_proj=q,
         linear_q_down_proj=down,
@@ -139,6 +141,17 @@ def _check(config: Any) -> None:
                 subject="mla",
                 key=f"megatron.{setting}",
             )
+
+
+def _no_whole_gradient() -> Unsupported:
+    return Unsupported(
+        asked="seam 'mla' with tensor parallelism, without sequence parallelism",
+        found="upstream's down-projection of Transformer Engine is whole on every rank, and its "
+        "rotary part would get the gradient of a rank's own heads alone",
+        next="set sequence-parallel = true in [parallelism]",
+        subject="mla",
+        key="sequence-parallel",
+    )
 
 
 def _no_query_norm() -> CannotRunHere:

@@ -10,6 +10,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megatron_seams.runtime.collectives import contiguous_gradient
 from megatron_seams.runtime.documents import document_starts, packed_cu_seqlens
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class LocalCoreAttention(nn.Module):
             key: [s, b, g, k] with n a multiple of g, or [t, g, k].
             value: [s, b, g, v], or [t, g, v].
             attention_mask: Not read: the mask is causal.
-            attn_mask_type: The layer's own if None.
+            attn_mask_type: The layer's own if None. ``no_mask`` for a single query, the last token,
+                which sees all keys: so upstream decodes.
             attention_bias: None.
             packed_seq_params: The documents' boundaries, for packed input.
 
@@ -98,7 +100,8 @@ class LocalCoreAttention(nn.Module):
             ValueError: Another mask, a bias, or packed input without boundaries.
         """
         del attention_mask
-        if attn_mask_type not in (None, *_CAUSAL) or attention_bias is not None:
+        last = attn_mask_type is AttnMaskType.no_mask and len(query) == 1
+        if (not last and attn_mask_type not in (None, *_CAUSAL)) or attention_bias is not None:
             message = f"attention with mask {attn_mask_type} and bias: only causal, without bias"
             raise ValueError(message)
         if self.rotary:
@@ -121,7 +124,7 @@ class LocalCoreAttention(nn.Module):
                 value,
                 attn_mask=mask,
                 dropout_p=self.dropout if self.training else 0.0,
-                is_causal=mask is None,
+                is_causal=mask is None and not last,
                 scale=self.softmax_scale,
             )
         # [b, n, s, v] -> [s, b, n * v]
@@ -138,7 +141,7 @@ class LocalCoreAttention(nn.Module):
         widths = [key.size(-1) - self.rotary, self.rotary]
         plain, rotary = torch.split(key, widths, dim=-1)
         shared = copy_to_tensor_model_parallel_region(rotary, group=self.tp_group)
-        return torch.cat([plain, shared], dim=-1)
+        return torch.cat([plain, contiguous_gradient(shared)], dim=-1)
 
     def _random_state(self) -> contextlib.AbstractContextManager[Any]:
         # The heads are split over tensor-parallel ranks: each rank drops its own, as upstream's
