@@ -93,6 +93,52 @@ def test_the_kernels_compute_what_the_reference_does(
     assert [kernel.name for kernel, _ in emulator.launched] == ["forward", "backward"]
 
 
+def test_the_shortest_segments_compute_what_the_reference_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    emulator = emulation.Emulator()
+    monkeypatch.setattr(library, "launch", emulator.launch)
+    monkeypatch.setattr(cuda, "machine", lambda _: emulation.HOPPER)
+    monkeypatch.setattr(rule, "SEGMENTS", (8,))
+    rule._spread.cache_clear()
+    try:
+        given = inputs((1, 1, 2, 2, 2), S=29, cu_seqlens=[0, 9, 29])
+        made = outcome(cuda.recurrence, given)
+    finally:
+        rule._spread.cache_clear()
+    meant = outcome(naive.recurrence, given, torch.float64)
+    for name, one, other in zip(NAMES, made, meant, strict=True):
+        assert (one.double() - other).norm() / other.norm() < 6e-3, name
+    assert "-DM2RNN_SEGMENT=8" in emulator.launched[1][0].options
+
+
+@pytest.mark.parametrize(
+    ("B", "S", "N", "shared", "segment"),
+    [(2, 4096, 8, False, 32), (2, 4096, 132, True, 16), (4, 4096, 84, True, 8)],
+)
+def test_the_more_blocks_there_are_the_shorter_the_segments_that_let_them_all_run(
+    B: int, S: int, N: int, shared: bool, segment: int
+) -> None:
+    few = 1 if shared else N
+    q, v = (torch.empty(B, S, n, size, device="meta") for n, size in ((few, 64), (N, 16)))
+    given = Inputs(
+        q=q.bfloat16(),
+        k=q.bfloat16(),
+        v=v.bfloat16(),
+        f=torch.empty(B, S, N, device="meta"),
+        W=torch.empty(N, 16, 16, device="meta").bfloat16(),
+        h0=None,
+        documents=Documents(steps=S),
+        clip=1.0,
+        every=32,
+    )
+    whole = attrs.evolve(emulation.HOPPER, multiprocessors=132)
+    plan = rule.backward_plan(given, whole, frozenset("qkvfW"))
+    assert plan.segment == rule.kept_every(given, whole) == segment
+    assert plan.slots == B  # every row of the batch runs at a time
+    assert plan.slots * N <= plan.kernel.resident * whole.multiprocessors
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -116,8 +162,11 @@ def test_both_kernels_compile_for_hopper() -> None:
     if (missing := library.fault()) is not None:
         pytest.skip(missing)
     sizes = emulation.HOPPER.sizes(inputs(K=64))
+    checked = sizes.backward(16, wants=31, clips=False, shares=True)
     for kernel in (
         sizes.forward(),
         sizes.backward(32, wants=31, clips=True, shares=False),
+        sizes.backward(8, wants=31, clips=True, shares=True),
+        attrs.evolve(checked, options=(*checked.options, "-DM2RNN_CHECKED")),
     ):
         assert len(library.compiled(kernel, 90)) > 1000

@@ -65,10 +65,10 @@ def m2rnn(
             before it is bounded, so that a sequence split over two calls has the gradients of one.
         checkpoint_every: Steps between the states kept for backward. Fewer states kept cost more
             scratch memory in backward, which recomputes one interval at a time.
-        backend: ``reference``, ``torch``, ``cpu`` or ``triton``; None for the device's own
-            (:func:`.dispatch.choose`). Each is deterministic, and each gives
-            the others' numbers to the rounding of the state's dtype (``triton``: of its products,
-            which are bfloat16 where q, k and v have 16 bits).
+        backend: ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``; None for the device's
+            own (:func:`.dispatch.choose`). Each is deterministic, and each gives the others'
+            numbers to the rounding of the state's dtype (``triton`` and ``cuda``: of the operands
+            of their products, which have 16 bits where q, k and v have).
 
     Returns:
         y, [B, S, N, V] or [T, N, V], in v's dtype, and the last states, [B, N, K, V] or
