@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _HELD_BACK_WINDOWS: Final = 256
 #: Windows of independent bytes, on which a loss below the bound shows a leak.
 _INDEPENDENT_WINDOWS: Final = 64
+#: The seed of these bytes, counted from the run's.
+_APART: Final = 1_000_003
 #: Windows that the model takes at a time.
 _BATCH: Final = 32
 #: Windows of the held-back text that a proof keeps with their losses and logits.
@@ -152,7 +154,8 @@ def run_smoke(
             text.training,
             count=_INDEPENDENT_WINDOWS,
             length=length,
-            generator=torch.Generator().manual_seed(smoke.seed),
+            # Another stream than that of the training windows, which tells nothing of these bytes.
+            generator=torch.Generator().manual_seed(smoke.seed + _APART),
         )
         report = SmokeReport(
             parameters=parameters,
