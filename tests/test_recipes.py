@@ -10,6 +10,7 @@ import pytest
 from megatron_seams.errors import NoProvider
 from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.planning.lowering import lowered_pattern
+from megatron_seams.planning.placement import placement
 from megatron_seams.planning.plan import Custom
 from megatron_seams.recipes.recipe import Recipe, load_recipe
 from megatron_seams.upstream.surface import Native, NativeSurface
@@ -133,6 +134,23 @@ def test_nam56r_as_published_is_planned_whole(here: Environment) -> None:
     assert [(it.family, it.placement) for it in made.features] == [("ngram", "embedding")]
     wanted = set(named("nam56r").install.values())
     assert {seam.distribution for seam in made.seams} == wanted
+
+
+def test_the_placement_table_accounts_for_every_layer_and_feature_of_nam56r(
+    here: Environment,
+) -> None:
+    skip_unless_installed("nam56r", here)
+    table = placement(plan(named("nam56r"), here))
+    layers = [row for row in table if (row.what, row.at) == ("layers", "decoder")]
+    assert sorted(at for row in layers for at in row.layers) == list(range(1, 53))
+    rows = {row.name: row for row in table if row.at != "mtp"}
+    assert rows["dsa"].ranks == {"attention": SPARSE_RANKS}
+    assert rows["dsa_indexer"].ranks == {"attention": SPARSE_RANKS}
+    assert rows["shared_experts"].layers == rows["moe"].layers
+    assert len(rows["moe"].layers) == 22
+    features = {row.name for row in table if row.what == "feature"}
+    assert {"mtp", "dsa_indexer", "shared_experts"} <= features
+    assert {row.name for row in table if row.at == "mtp"} == {"mla", "mlp", "mtp"}
 
 
 def test_nam56r_as_published_takes_no_mamba_2_where_there_is_no_seam_for_mamba_3(
