@@ -122,7 +122,7 @@ def test_fields_of_lists_are_named_by_number():
 
 
 def test_the_time_to_wait_is_a_number_above_0():
-    assert timeout_of({}, 500) == datetime.timedelta(seconds=21)
+    assert timeout_of({}, 500) == datetime.timedelta(seconds=16)
     variable = "MEGATRON_SEAMS_AGREEMENT_TIMEOUT"
     assert timeout_of({variable: "0.5"}, 4) == datetime.timedelta(seconds=0.5)
     for wrong in ("0", "-1", "soon", "nan", "1e99"):

@@ -18,7 +18,7 @@ from megatron_seams.errors import LaunchInvalid, RanksDiffer
 
 #: The environment variable with the seconds for which a rank waits for the others' word.
 TIMEOUT: Final = "MEGATRON_SEAMS_AGREEMENT_TIMEOUT"
-_SECONDS: Final = 20.0
+_SECONDS: Final = 15.0
 #: The more ranks, the longer one store takes to serve them all.
 _RANKS_A_SECOND: Final = 500
 #: What a launcher sets for every rank, before there is a process group.
@@ -47,7 +47,7 @@ class Meeting:
 
 
 def timeout_of(variables: Mapping[str, str], world_size: int) -> timedelta:
-    """How long a rank waits for the others' word: 20 s and a second for every 500 ranks, or as set.
+    """How long a rank waits for the others' word: 15 s and a second for every 500 ranks, or as set.
 
     Args:
         variables: The process's environment.

@@ -90,7 +90,7 @@ class Roll:
         parts = list(self._parts())
         if self.silent:
             noun = "rank" if len(self.silent) == 1 else "ranks"
-            parts.append(f"{noun} {spans(self.silent)}: silent for {seconds:g} s")
+            parts.append(f"{noun} {spans(self.silent)}: silent for {round(seconds, 1):g} s")
         return "; ".join(parts)
 
     def _parts(self) -> Iterator[str]:
