@@ -1,5 +1,6 @@
 """Hostile inputs: source trees, wheels, and the files of a workspace."""
 
+import json
 import os
 import struct
 import zipfile
@@ -11,7 +12,7 @@ from megatron_seams.governance.codeowners import read_codeowners
 from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.recipes.hf_config import read_hf_config
 from megatron_seams.recipes.recipe import load_recipe
-from megatron_seams.records.proof import read_proof
+from megatron_seams.records.proof import KIND, SCHEMA, read_proof
 from megatron_seams.records.receipt import read_receipt
 from seam_support import manifest_table, source_plugin
 
@@ -55,6 +56,14 @@ def source_manifest_that_leads_out(folder: Path) -> None:
     file = folder / "src" / "acme_bad" / "seam.toml"
     file.unlink()
     file.symlink_to("/etc/passwd")
+
+
+@hostile(tree)
+def packages_with_pipes_and_files_of_a_terabyte(folder: Path) -> None:
+    package = source(folder) / "src" / "acme_bad"
+    os.mkfifo(package / "pipe.py")
+    os.mkfifo(package / "setup.py")
+    terabyte(package / "table.bin")
 
 
 @hostile(tree, "SEAM-D02")
@@ -181,3 +190,12 @@ def workspace_of_a_terabyte(folder: Path) -> None:
 def proof_that_is_a_pipe(folder: Path) -> None:
     folder.mkdir()
     os.mkfifo(folder / "proof.json")
+
+
+@hostile(raising(read_proof), "SEAM-G01")
+def proof_of_a_terabyte(folder: Path) -> None:
+    (folder / "checkpoint").mkdir(parents=True)
+    body = {"kind": KIND, "schema": SCHEMA, "megatron_core": "0.19.2", "settings": {}, "files": {}}
+    (folder / "proof.json").write_text(json.dumps(body))
+    terabyte(folder / "checkpoint" / "__0_0.distcp")
+    os.mkfifo(folder / "checkpoint" / "pipe")

@@ -131,3 +131,11 @@ def test_no_output_of_the_command_line_obeys(
         assert not is_command(done.stderr if ours else output)
         if {"--json", "json", "sarif"} & {*arguments}:
             json.loads(done.stdout)
+
+
+def test_the_page_of_the_report_hides_nothing(site: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    registry("report", "--out", page, path=[site], cwd=tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "What a" in text
+    assert seen(text) == text

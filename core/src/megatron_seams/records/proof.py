@@ -16,6 +16,7 @@ SCHEMA: Final = 1
 KIND: Final = "megatron-seams proof"
 
 _MAX_BYTES: Final = 16 * 1024 * 1024
+_MOST_BYTES: Final = 4 * 1024**3
 #: The file that lists the others; without it a folder is no proof.
 INDEX: Final = "proof.json"
 RECEIPT: Final = "receipt.json"
@@ -108,7 +109,12 @@ def read_proof(folder: Path) -> Proof:
 def _digests(folder: Path) -> dict[str, str]:
     """Path inside the folder -> SHA-256, for every file but the index and later reports."""
     parts = [folder / RECEIPT, folder / PROBE, *sorted((folder / CHECKPOINT).rglob("*"))]
-    return {file.relative_to(folder).as_posix(): _digest(file) for file in parts if file.is_file()}
+    files = [file for file in parts if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    if size > _MOST_BYTES:
+        message = f"its files have {size:,} bytes, and those of a toy model at most {_MOST_BYTES:,}"
+        raise ValueError(message)
+    return {file.relative_to(folder).as_posix(): _digest(file) for file in files}
 
 
 def _digest(file: Path) -> str:

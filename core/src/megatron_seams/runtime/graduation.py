@@ -1,7 +1,7 @@
 """Graduation: a seam's checkpoint loaded into a native model, and their numbers compared."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -12,6 +12,7 @@ from megatron_seams.records.graduation import Candidate, Graduation, Keys, Numbe
 from megatron_seams.records.proof import Proof
 from megatron_seams.records.receipt import MAX_BYTES
 from megatron_seams.runtime.checkpoint import (
+    Entry,
     load_checkpoint,
     model_entries,
     saved_entries,
@@ -41,7 +42,8 @@ def graduate(candidate: Candidate) -> Graduation:
     with one_thread(), cpu_world():
         model = build_model(on_one_rank(candidate.plan), settings=proof.settings)
         with _damage_named(proof):
-            keys = _compare_keys(candidate, model)
+            entries = saved_entries(proof.checkpoint)
+        keys = _compare_keys(entries, model)
         if keys.missing or keys.unexpected or keys.different:
             return Graduation(candidate=candidate, keys=keys, numbers=None)
         with _damage_named(proof):
@@ -91,8 +93,7 @@ def _unreadable(proof: Proof, found: str) -> ProofUnreadable:
     )
 
 
-def _compare_keys(candidate: Candidate, model: torch.nn.Module) -> Keys:
-    saved = saved_entries(candidate.proof.checkpoint)
+def _compare_keys(saved: Mapping[str, Entry], model: torch.nn.Module) -> Keys:
     wanted = model_entries(model)
     return Keys(
         compared=len(saved.keys() | wanted.keys()),
