@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_seams.runtime.collectives import (
+    following,
     gathered,
     preceding,
     rank_in,
@@ -49,6 +50,7 @@ def on_a_rank() -> Numbers:
         take("gathered", lambda x: torch.cat(gathered([x[:1], x[1:]], tp)))
         take("preceding", lambda x: preceding(x, 1, tp))
         take("preceding, longer than a piece", lambda x: preceding(x, 3, tp))
+        take("following", lambda x: following(x, 1, tp))
         return found
 
 
@@ -70,6 +72,7 @@ def found() -> Any:
         ("gathered", ([1, 11, 2, 12], [1, 11, 2, 12]), ([3, 9], [6, 12])),
         ("preceding", ([0], [2]), ([0, 2], [0, 0])),
         ("preceding, longer than a piece", ([0, 0, 0], [0, 1, 2]), ([4, 6], [0, 0])),
+        ("following", ([11], [0]), ([0, 0], [1, 0])),
     ],
 )
 def test_two_ranks_exchange_values_and_gradients(
@@ -91,3 +94,4 @@ def test_a_single_rank_exchanges_nothing() -> None:
     assert summed_and_scattered(x, None) is x
     assert gathered([x], None)[0] is x
     assert preceding(x, 2, None).tolist() == [0, 0]
+    assert following(x, 2, None).tolist() == [0, 0]

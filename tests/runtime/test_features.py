@@ -129,12 +129,8 @@ def test_a_feature_at_the_embedding_is_refused_where_the_hook_cannot_serve_it(pl
         attach_to_embedding(plain, "word_embeddings", feature, batch)
     first = build_model(plan_of("*-/*"))
     first.post_process = False
-    with pytest.raises(FeatureInvalid, match="rolled"):
+    with pytest.raises(FeatureInvalid, match="embedding of its own"):
         attach_to_embedding(first, "bonus", feature, batch)
-    scattered = build_model(plan_of("*-/*"))
-    scattered.embedding.reduce_scatter_embeddings = True
-    with pytest.raises(FeatureInvalid, match="sequence parallelism"):
-        attach_to_embedding(scattered, "bonus", feature, batch)
 
 
 @pytest.mark.parametrize("bounds", [None, [0, 3, 8], [0, 0, 3, 3, 8]])

@@ -20,7 +20,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "nam-mini.toml"
         Layout(
             name="TP2 + SP",
             parallelism=Parallelism(tensor_parallel=2, sequence_parallel=True),
-            pattern="AEMR",
+            pattern="AEMR/AF",  # with n-grams rolled for MTP from piece to piece
         ),
         Layout(
             name="PP2, EP2",

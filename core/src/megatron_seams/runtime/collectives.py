@@ -152,3 +152,26 @@ def preceding(piece: Tensor, length: int, group: "ProcessGroup | None") -> Tenso
     ends: Tensor = gather_from_sequence_parallel_region(piece[-length:], group=group)
     before = ends[: rank_in(group) * min(length, len(piece))]
     return torch.cat([nothing, before])[-length:]
+
+
+def following(piece: Tensor, length: int, group: "ProcessGroup | None") -> Tensor:
+    """Fetch the positions after this rank's piece of a sequence that the group divides.
+
+    Args:
+        piece: [s / ranks, ...], this rank's piece.
+        length: How many positions, no more than a piece has.
+        group: The ranks, in the order of the sequence.
+
+    Returns:
+        [length, ...]: the first positions after the piece, zeros where the sequence has none. Their
+        gradients go to the ranks that have them.
+    """
+    nothing = piece.new_zeros(length, *piece.shape[1:])
+    if size_of(group) == 1:
+        return nothing
+    from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+    # Every rank's beginning; also on the last rank, which reads none of them but must be there
+    # when the gradients come back.
+    begins: Tensor = gather_from_sequence_parallel_region(piece[:length], group=group)
+    return torch.cat([begins, nothing])[(rank_in(group) + 1) * length :][:length]

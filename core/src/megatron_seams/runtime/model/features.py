@@ -13,6 +13,7 @@ from megatron_seams.errors import FeatureInvalid, HookMissing, Refusal
 from megatron_seams.hookspecs import FeatureContext
 from megatron_seams.planning.features import EMBEDDING
 from megatron_seams.planning.plan import PlannedFeature
+from megatron_seams.runtime.collectives import following
 from megatron_seams.runtime.model.batch import Batch
 from megatron_seams.runtime.model.fp8 import fp8_faults
 from megatron_seams.runtime.model.prepare import PreparedPlan
@@ -20,6 +21,7 @@ from megatron_seams.runtime.plugins import LoadedSeams
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from torch.distributed import ProcessGroup
 
     from megatron_seams.runtime.compat import HybridModel
 
@@ -37,12 +39,15 @@ class EmbeddingFeature:
         name: The feature's name.
         feature: Called as ``feature(input_ids, cu_seqlens=...)``, [b, s] -> what the word embedding
             returns: [b, s, h], or [s / tp, b, h] with ``reduce_scatter_embeddings``.
+        pieces: The tensor-parallel ranks that have the pieces of a sequence; None where each has
+            all of it.
         batch: The batch of the running forward.
     """
 
     name: str
     feature: nn.Module
     batch: Batch
+    pieces: "ProcessGroup | None" = None
 
     def add(self, embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Add the feature to the word embedding."""
@@ -51,10 +56,29 @@ class EmbeddingFeature:
         if before is None:
             added: Tensor = self.feature(args[0], cu_seqlens=self.batch.cu_seqlens)
         else:
-            added = _one_earlier(before, self.batch.cu_seqlens)
+            added = self._one_earlier(before)
         if self.batch.input_ids is not None:  # in a forward of the model's
             self.batch.enriched[self.name] = added
         return output + added
+
+    def _one_earlier(self, x: Tensor) -> Tensor:
+        """Move ``x`` by a position, as upstream rolls ids; each document's last becomes zero."""
+        if self.pieces is None:
+            rolled = x.roll(-1, dims=1)
+            return torch.where(self._last(x.shape[1], x.device)[:, None], 0, rolled)
+        ranks, rank = self.pieces.size(), self.pieces.rank()
+        rolled = torch.cat([x[1:], following(x, 1, self.pieces)])
+        last = self._last(len(x) * ranks, x.device).chunk(ranks)[rank]
+        return torch.where(last[:, None, None], 0, rolled)
+
+    def _last(self, length: int, device: torch.device) -> Tensor:
+        """Which positions of a row are a document's last, [s]."""
+        last = torch.zeros(length, dtype=torch.bool, device=device)
+        last[-1] = True
+        if self.batch.cu_seqlens is not None:
+            # -1, of an empty first document, is the last too.
+            last[self.batch.cu_seqlens[1:] - 1] = True
+        return last
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -92,16 +116,6 @@ class ResidualFeature:
         if args:
             return (added, *rest), dict(kwargs)
         return (), {**kwargs, "hidden_states": added}
-
-
-def _one_earlier(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Move [b, s, h] by one position, as upstream rolls ids; each document's last becomes zero."""
-    rolled = x.roll(-1, dims=1)
-    last = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
-    last[-1] = True
-    if cu_seqlens is not None:
-        last[cu_seqlens[1:] - 1] = True  # -1, of an empty first document, is the last too
-    return torch.where(last[:, None], 0, rolled)
 
 
 def attach_features(
@@ -184,18 +198,15 @@ def attach_to_embedding(model: "HybridModel", name: str, feature: nn.Module, bat
 
     Raises:
         FeatureInvalid: The name is taken; or the model has MTP depths and several stages, where MTP
-            calls another embedding, or pieces of the sequence, between which nothing is rolled.
+            calls another embedding.
     """
     embedding = model.embedding
-    if model.config.mtp_num_layers and (
-        not model.post_process or embedding.reduce_scatter_embeddings
-    ):
+    if model.config.mtp_num_layers and not model.post_process:
         raise _cannot(
             name,
             "at the embedding",
-            "MTP calls the embedding with token ids that are rolled by one, over several stages or "
-            "pieces of the sequence",
-            "leave out the MTP suffix or the feature; or one stage and no sequence parallelism",
+            "of several stages, MTP calls an embedding of its own on the last",
+            "leave out the MTP suffix or the feature, or have one stage",
         )
     if hasattr(embedding, name):
         raise _cannot(
@@ -205,8 +216,9 @@ def attach_to_embedding(model: "HybridModel", name: str, feature: nn.Module, bat
             "name the seam otherwise",
         )
     embedding.add_module(name, feature)
+    pieces = model.pg_collection.tp if embedding.reduce_scatter_embeddings else None
     embedding.word_embeddings.register_forward_hook(
-        EmbeddingFeature(name=name, feature=feature, batch=batch).add
+        EmbeddingFeature(name=name, feature=feature, batch=batch, pieces=pieces).add
     )
 
 
