@@ -43,7 +43,7 @@ def workspace(tmp_path: Path) -> Path:
     return folder
 
 
-def looked(*arguments: str | Path, site: Path | None = None, cwd: Path, code: int) -> dict:
+def looked(*arguments: str | Path, site: Path | None = None, cwd: Path, code: int | None) -> dict:
     """What the gate says, as JSON, with its verdicts as severity and code."""
     done = registry(
         "check", *arguments, "--format", "json", cwd=cwd, path=[site] if site else (), code=code
@@ -126,9 +126,10 @@ def test_a_workspace_of_published_plugins_is_clean_and_the_same_for_hook_and_ci(
     tree = looked(".", site=site, cwd=workspace, code=0)
     assert tree["verdicts"] == []
     assert (tree["seams"], tree["external"], tree["recipes"]) == (1, 1, 1)
-    installed = looked("--workspace", workspace, site=site, cwd=workspace, code=1)
+    # The other seams that are installed here, this repository's own, have no source in the tree,
+    # and decide the exit code.
+    installed = looked("--workspace", workspace, site=site, cwd=workspace, code=None)
     assert installed["external"] == 1
-    # The other seams that are installed here, this repository's own, have no source in the tree.
     assert {code for _, code in installed["verdicts"]} <= {"SEAM-O05", "SEAM-R13"}
 
 

@@ -176,7 +176,9 @@ def test_one_name_from_two_distributions_is_a_conflict_in_any_order(
 
     (finding,) = findings(found, "twice")
     assert finding["error"] == "DuplicateName"
-    assert "acme-twice 1.0 (acme_twice) and rapid-twice 1.0 (rapid_twice)" in finding["found"]
+    places = (sites[0] / "acme_twice-1.0.dist-info", sites[1] / "rapid_twice-1.0.dist-info")
+    assert f"acme-twice 1.0 (acme_twice, {places[0]})" in finding["found"]
+    assert f"rapid-twice 1.0 (rapid_twice, {places[1]})" in finding["found"]
     assert "twice" not in seams(found)
     assert "sound" in seams(found)
     assert [broken["distribution"] for broken in found["broken"]] == ["acme-twice", "rapid-twice"]
@@ -208,7 +210,10 @@ def test_two_records_of_one_distribution_in_one_folder_are_a_conflict(tmp_path: 
         install_plugin(tmp_path, "acme-kda", {"acme_kda": table}, version=version)
     found = listed(path=[tmp_path], cwd=tmp_path)
     assert codes(found)["kda"] == ["DuplicateName"]
-    assert "acme-kda 1.0 (acme_kda) and acme-kda 2.0" in findings(found, "kda")[0]["found"]
+    said = findings(found, "kda")[0]["found"]
+    for version in ("1.0", "2.0"):
+        record = tmp_path / f"acme_kda-{version}.dist-info"
+        assert f"acme-kda {version} (acme_kda, {record})" in said
 
 
 def test_several_seams_of_one_distribution_are_found_without_importing_their_parent(
