@@ -127,6 +127,9 @@ def built(surface: NativeSurface) -> Iterator[str]:
 
 def main(count: int, seed: int) -> None:
     """Make, read and where they are read run the changes."""
+    import conftest
+
+    conftest.planner()("*")  # what every forked process reads of the same files, once
     for module, functions in CHANGED:
         made = changes(inspect.getsource(module), functions, count // len(CHANGED), seed)
         for what, text in [("nothing", inspect.getsource(module)), *made]:

@@ -17,6 +17,7 @@ from megatron_seams.seams.discovery import Discovery
 from megatron_seams.seams.manifest import parse_manifest
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.locate import importable_megatron
+from megatron_seams.upstream.source import MegatronSource
 from megatron_seams.upstream.surface import NativeSurface, read_surface
 
 SEAMS = Path(__file__).parent / "seams"
@@ -49,11 +50,17 @@ PlanOf = Callable[..., Plan]
 
 
 @functools.cache
-def surface_in_hand() -> NativeSurface:
-    """The native surface of this run's Megatron; the suite runs on several releases."""
+def source_in_hand() -> MegatronSource:
+    """The source of this run's Megatron; the suite runs on several releases."""
     source, _ = importable_megatron()
     assert source is not None
-    return read_surface(source)
+    return source
+
+
+@functools.cache
+def surface_in_hand() -> NativeSurface:
+    """The native surface of this run's Megatron."""
+    return read_surface(source_in_hand())
 
 
 @pytest.fixture(scope="session")
@@ -87,8 +94,7 @@ def seam(name: str) -> Seam:
 
 def planner() -> PlanOf:
     """Resolves a pattern over the importable Megatron and the named test seams."""
-    source, _ = importable_megatron()
-    surface = surface_in_hand()
+    source, surface = source_in_hand(), surface_in_hand()
 
     def plan(
         pattern: str,

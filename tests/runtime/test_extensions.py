@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  # the module under test brings it, and what only plans has none
 
 from megatron_seams.runtime import extensions
 from megatron_seams.runtime.extensions import NotBuilt, build, keep_bytes, kept_bytes

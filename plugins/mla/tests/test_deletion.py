@@ -26,6 +26,11 @@ pytestmark = pytest.mark.suite
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDER, LINE = "plugins/mla", "/plugins/mla/"
+#: The tests of the planner, the recipes, the command line and the gate.
+STILL = (
+    *("resolver", "settings", "constraints", "pattern", "arguments", "recipes", "justify"),
+    *("cli", "allowlist", "docs", "check", "check_owners", "check_sources", "preview", "plugins"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +132,11 @@ def test_the_planner_the_command_line_and_the_gate_work_without_it(
     where = "import importlib.util as u; print(u.find_spec('megatron_seams{}'))"
     assert without.run("-c", where.format("_mla")).strip() == "None"
     assert str(without.folder / "core") in without.run("-c", where.format(""))
-    # Published releases are read from their wheels, whatever is installed.
-    said = without.run("-m", "pytest", "-q", "--light", "-m", "not published")
+    said = without.run("-m", "pytest", "-q", "--light", *map("tests/test_{}.py".format, STILL))
     summary = said.strip().splitlines()[-1]
     found = re.search(r"(\d+) passed", summary)
     assert found, summary
-    assert int(found[1]) > 1000, summary
+    assert int(found[1]) > 500, summary
     record_property("summary", summary)
     gate = without.run("-m", "megatron_seams", "check")
     assert "check: 0 errors" in gate

@@ -64,11 +64,7 @@ class Environment:
 
     def settings(self) -> NativeSettings:
         """The Megatron's configuration fields and flags; read when first asked for."""
-        return self._settings
-
-    @functools.cached_property
-    def _settings(self) -> NativeSettings:
-        return _understood(read_settings, self.source) if self.source else NativeSettings()
+        return _settings_of(self.source) if self.source else NativeSettings()
 
     def superseded_by(self, seam: Seam) -> str | None:
         """The symbol, field or flag of this Megatron that retires ``seam``, in words, or None."""
@@ -106,6 +102,12 @@ class Environment:
             file=str(seam.directory / MANIFEST),
             key="requires.megatron-core",
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _settings_of(source: MegatronSource) -> NativeSettings:
+    # Environments that differ in their seams alone have one source.
+    return _understood(read_settings, source)
 
 
 def _understood(read: Callable[[MegatronSource], T], source: MegatronSource) -> T:

@@ -32,9 +32,9 @@ METADATA, PKG_INFO, PROJECT = "METADATA", "PKG-INFO", "pyproject.toml"
 RECORD = "megatron_core-"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class MegatronSource:
-    """The source text of one megatron-core.
+    """The source text of one megatron-core, as it was opened: two openings are two sources.
 
     Attributes:
         origin: The folder or archive, for messages.
