@@ -11,8 +11,8 @@ from hypothesis import settings
 #: planner should not wait for a model to be built. The longest tests go before the many that build
 #: a model, so that no core is left with a long one at the end.
 _ORDER = ("published", "suite", "install", "megatron")
-#: What ``--light`` leaves out; reading every published release is no part of planning either.
-_HEAVY = ("install", "megatron", "published", "suite")
+#: What ``--light`` leaves out; published releases and the report's page are no part of planning.
+_HEAVY = ("browser", "install", "megatron", "published", "suite")
 #: What no file imports that ``--light`` collects; ``forked`` brings torch.
 _TORCH = frozenset({"torch", "triton", "megatron", "forked"})
 

@@ -36,6 +36,8 @@ from seam_support import (
     toml,
 )
 
+pytestmark = pytest.mark.browser
+
 MODEL = {"tokens": {"K": "kda", "N": "gla"}, "policy": {"experiments": ["gla"]}}
 EVIL = "</style><script>document.title='taken'</script><img src=x onerror=alert(1)>\"' {{ 7*7 }}"
 
