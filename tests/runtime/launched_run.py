@@ -125,6 +125,7 @@ def main():
         "unset": load(None),
         "edited": load(folder / "edited.json"),
         "another plan": load(folder / "other.json"),
+        "a version that is held": load(folder / "versions.json"),
         "a plugin without its module": load(missing_module),
     }
     sys.modules["megatron_seams.runtime.trainer.stack"] = (

@@ -88,6 +88,9 @@ def found(tmp_path_factory):
     written = (folder / "receipt.json").read_text()
     (folder / "edited.json").write_text(written.replace('"position": 2', '"position": 3'))
     _rewrite(folder / "other.json", "acme-rider", "acme-other")
+    (folder / "versions.json").write_text(written)
+    torch = json.loads(written)["software"]["torch"]
+    _rewrite(folder / "versions.json", f'"torch": "{torch}"', '"torch": "1.0"', held=["torch"])
     forked.run_python(
         *(HERE / "launched_run.py", folder, folder / "receipt.json", folder / "missing.json"),
         path=[folder / "site"],
@@ -102,11 +105,12 @@ def found(tmp_path_factory):
     return made
 
 
-def _rewrite(receipt, old, new):
-    """Another plan with a digest of its own, as an older environment would have written it."""
+def _rewrite(receipt, old, new, held=()):
+    """Another receipt with a digest of its own, as an older environment would have written it."""
     from megatron_seams.records.receipt import receipt_digest
 
     body = json.loads(receipt.read_text().replace(old, new))
+    body |= {"hold_software": list(held)} if held else {}
     body["digest"] = receipt_digest(body)
     text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     receipt.write_text(text)
@@ -118,6 +122,7 @@ def _rewrite(receipt, old, new):
         ("unset", ["SEAM-B09", "MEGATRON_SEAMS_RECEIPT is not set"]),
         ("edited", ["SEAM-V01", "it was edited"]),
         ("another plan", ["SEAM-V02", "acme-other", "acme-rider"]),
+        ("a version that is held", ["SEAM-V02", "software.torch: 1.0"]),
         ("a plugin without its module", ["SEAM-B01", "nowhere_at_all"]),
         (
             "import error",

@@ -34,6 +34,20 @@ def one_of(*choices: str) -> Check:
     return check
 
 
+def each_one_of(*choices: str) -> Check:
+    """Accept a list of these words, each at most once."""
+    one = one_of(*choices)
+
+    def check(instance: Any, attribute: Any, values: tuple[str, ...]) -> None:
+        for value in values:
+            one(instance, attribute, value)
+        if len(set(values)) < len(values):
+            message = f"expected each name once, found {', '.join(values)}"
+            raise ValueError(message)
+
+    return check
+
+
 def schema(supported: int) -> Check:
     """Accept the version of the file's format that this code reads."""
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from megatron_seams.cli.common import json_option, megatron_option, print_json
+from megatron_seams.cli.common import held_software, json_option, megatron_option, print_json
 from megatron_seams.cli.models import recipe_of, recipe_option
 from megatron_seams.cli.near import refuse_missing_receipt
 from megatron_seams.cli.screen import console
@@ -53,7 +53,13 @@ def accept_command(
         ) from error
     refuse_missing_receipt(receipt)
     now = None if recipe is None else recipe_of(recipe, None, None)
-    accepted = accept(receipt, read_environment(megatron), acceptance, recipe=now)
+    accepted = accept(
+        receipt,
+        read_environment(megatron),
+        acceptance,
+        recipe=now,
+        hold_software=held_software(),
+    )
     if as_json:
         print_json(
             {

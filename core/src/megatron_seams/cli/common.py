@@ -82,6 +82,17 @@ def receipt_option(command: F) -> F:
     return command
 
 
+def held_software() -> tuple[str, ...]:
+    """The distributions whose versions the working directory's workspace holds.
+
+    Raises:
+        Refusal: The workspace's settings are wrong.
+    """
+    from megatron_seams.governance.workspace import read_workspace
+
+    return read_workspace(Path()).policy.hold_software
+
+
 def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace: bool) -> None:
     """Write a receipt and report its path; without a file, do nothing.
 
@@ -94,7 +105,7 @@ def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace:
     from megatron_seams.records.keep import keep_receipt
 
     try:
-        keep_receipt(file, plan, recipe, replace=replace)
+        keep_receipt(file, plan, recipe, replace=replace, hold_software=held_software())
     except OSError as error:
         raise click.BadParameter(str(error), param_hint="--receipt") from error
     console(error=True).print(f"receipt: {file}", markup=False)

@@ -15,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from megatron_seams.cli.common import (
+    held_software,
     json_option,
     print_json,
     receipt_option,
@@ -88,7 +89,7 @@ def smoke_command(
         asked = asked_model(model, dialect, depth)
         plan = asked.plan(read_environment())
         require_runtime(plan)
-        return asked, plan, make_receipt(plan, asked.recipe)
+        return asked, plan, make_receipt(plan, asked.recipe, hold_software=held_software())
 
     asked, plan, kept = _on_every_rank(planned)
     recipe = asked.recipe

@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from megatron_seams.cli.common import json_option, megatron_option, print_json
+from megatron_seams.cli.common import held_software, json_option, megatron_option, print_json
 from megatron_seams.cli.models import recipe_of, recipe_option
 from megatron_seams.cli.near import refuse_missing_receipt
 from megatron_seams.cli.screen import console
@@ -30,11 +30,14 @@ def verify_command(
 
     Every difference is named: the Megatron, each seam's version and code, each layer and its stage;
     with --recipe each key of the recipe that has changed since. Other versions of megatron-seams,
-    torch, Transformer Engine and mamba-ssm are shown as information and refuse nothing.
+    torch, Transformer Engine and mamba-ssm are shown as information and refuse nothing, but those
+    that the receipt or the workspace holds (hold-software in its policy) are differences.
     """
     refuse_missing_receipt(receipt)
     now = None if recipe is None else recipe_of(recipe, None, None)
-    differences = verify(receipt, read_environment(megatron), recipe=now)
+    differences = verify(
+        receipt, read_environment(megatron), recipe=now, hold_software=held_software()
+    )
     refusal = Refusal(differences) if differences else None
     changed = software_since(receipt)
     if as_json:
@@ -48,7 +51,10 @@ def verify_command(
             }
         )
         context.exit(refusal.exit_code if refusal else ExitCode.OK)
+    named = {difference.key for difference in differences}
     for name, (was, here) in changed.items():
+        if f"software.{name}" in named:
+            continue
         shown = f"{name}: {was or 'none'} when the receipt was written, {here or 'none'} here"
         console().print(f"{shown} (information)", markup=False)
     if refusal is not None:

@@ -356,7 +356,14 @@ def _receipt_faults(
         try:
             _, kept = read_receipt(file)
             now = _recipe_now(file, kept, recipes)
-            differences = verify(file, environment, today=today, recipe=now)
+            differences = verify(
+                file,
+                environment,
+                today=today,
+                recipe=now,
+                hold_software=workspace.policy.hold_software,
+                runs_here=False,
+            )
         except SeamsError as unreadable:
             differences = (unreadable,)
         for difference in differences:

@@ -11,8 +11,9 @@ from packaging.specifiers import SpecifierSet
 
 from megatron_seams.base.structure import structure
 from megatron_seams.base.toml import TomlError, read_toml
-from megatron_seams.base.validators import specifier
+from megatron_seams.base.validators import each_one_of, specifier
 from megatron_seams.errors import Refusal, WorkspaceInvalid
+from megatron_seams.records.software import NAMED
 
 TABLE = "megatron-seams"
 _PROJECT = "pyproject.toml"
@@ -28,12 +29,15 @@ class WorkspacePolicy:
         external: The seams of other workspaces that are used here: CODEOWNERS says nothing about
             them, and a source tree is checked beside them.
         require_codeowners: Whether the source of every other seam lies in the tree of CODEOWNERS.
+        hold_software: The distributions of :data:`NAMED` whose versions the receipts of this
+            workspace hold: another version is then refused as another Megatron is.
     """
 
     megatron_core: str | None = field(default=None, validator=validators.optional(specifier))
     allow: tuple[str, ...] | None = None
     external: tuple[str, ...] = ()
     require_codeowners: bool = False
+    hold_software: tuple[str, ...] = field(default=(), validator=each_one_of(*NAMED))
 
     @property
     def range(self) -> SpecifierSet | None:

@@ -5,6 +5,7 @@ a receipt until a person has looked at the differences and accepted them here.
 """
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan
 from megatron_seams.records.receipt import body_digest, read_receipt, receipt_text
 from megatron_seams.records.request_json import request_of
-from megatron_seams.records.verify import differences, recipe_differences
+from megatron_seams.records.software import held_names
+from megatron_seams.records.verify import (
+    differences,
+    policy_differences,
+    recipe_differences,
+    software_differences,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +46,12 @@ class Acceptance:
 
 
 def accept(
-    path: Path, environment: Environment, acceptance: Acceptance, *, recipe: Recipe | None = None
+    path: Path,
+    environment: Environment,
+    acceptance: Acceptance,
+    *,
+    recipe: Recipe | None = None,
+    hold_software: Sequence[str] = (),
 ) -> tuple[ReceiptDiffers, ...]:
     """Rewrite a receipt to the plan that this environment makes of its recipe.
 
@@ -51,6 +63,8 @@ def accept(
         environment: The Megatron and the seams that make the new plan.
         acceptance: Who, why and when.
         recipe: The recipe as it is now, to be accepted too; the receipt's own by default.
+        hold_software: The distributions whose versions the receipt is to hold, besides those that
+            it does already.
 
     Returns:
         Every difference that was accepted; none if there is none, and the file is then not touched.
@@ -61,13 +75,13 @@ def accept(
         AcceptanceInvalid: The file cannot be locked or replaced.
         RecipeInvalid: The recipe holds a value that no recipe file can hold.
     """
-    found, _ = _accepted(path, environment, acceptance, recipe)
+    found, _ = _accepted(path, environment, acceptance, recipe, hold_software)
     if not found:
         return ()
     try:
         with locked(path):
             # Another process may have accepted while this one waited.
-            found, text = _accepted(path, environment, acceptance, recipe)
+            found, text = _accepted(path, environment, acceptance, recipe, hold_software)
             if found:
                 replace_text(path, text)
     except OSError as error:
@@ -81,13 +95,22 @@ def accept(
 
 
 def _accepted(
-    path: Path, environment: Environment, acceptance: Acceptance, recipe: Recipe | None
+    path: Path,
+    environment: Environment,
+    acceptance: Acceptance,
+    recipe: Recipe | None,
+    hold_software: Sequence[str],
 ) -> tuple[tuple[ReceiptDiffers, ...], str]:
     """What an acceptance would accept, and the receipt's text after it."""
     body, kept = read_receipt(path)
     wanted = kept if recipe is None else recipe
     plan = describe_plan(resolve(wanted, environment, today=acceptance.when))
-    found = (*recipe_differences(kept, wanted), *differences(body, plan))
+    found = (
+        *recipe_differences(kept, wanted),
+        *policy_differences(body, hold_software),
+        *software_differences(body, hold_software),
+        *differences(body, plan),
+    )
     entry = {
         "by": acceptance.by,
         "reason": acceptance.reason,
@@ -98,7 +121,8 @@ def _accepted(
     if body["schema"] > 1:
         entry["previous_body"] = body_digest(body)
     history = [*body.get("accepted", []), entry]
-    return found, receipt_text(plan, request_of(wanted), history)
+    held = held_names(body, hold_software)
+    return found, receipt_text(plan, request_of(wanted), history, hold_software=held)
 
 
 def _described(difference: ReceiptDiffers) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A checkpoint's receipt against that of the run that is to load it.
 
 A checkpoint moves between parallel layouts, so stages, ranks and parallel sizes are not compared;
-what the model is, is: every layer and its provider, Megatron, the seams' versions and code, and
-Megatron's settings.
+what the model is, is: every layer and its provider, Megatron, the seams' versions and code,
+Megatron's settings, and the versions of other software that either receipt holds.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, Final
 from megatron_seams.errors import CheckpointHeld, SeamsError
 from megatron_seams.records.plan_json import layer_line
 from megatron_seams.records.receipt import parse_receipt
-from megatron_seams.records.software import differing
+from megatron_seams.records.software import differing, held_differences, held_names
 
 #: Settings of Megatron that divide a model among ranks and leave it the same.
 _LAYOUT: Final = frozenset(
@@ -54,13 +54,25 @@ def held(saved: str, run: str, where: str) -> tuple[SeamsError, ...]:
             subject=where,
             key=key,
         )
-        for key, was, found in _differences("", _model(before), _model(now))
+        for key, was, found in (
+            *_differences("", _model(before), _model(now)),
+            *_software_held(before, now),
+        )
     )
 
 
 def software_differences(saved: str, run: str) -> dict[str, tuple[str | None, str | None]]:
     """Distribution -> its version in either receipt, where they differ: information."""
     return differing(*(json.loads(text).get("software", {}) for text in (saved, run)))
+
+
+def _software_held(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    names = held_names(before, held_names(now))
+    versions = (it.get("software", {}) for it in (before, now))
+    for name, (was, found) in held_differences(names, *versions).items():
+        yield f"software.{name}", was, found
 
 
 def _model(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Writing a receipt where one may be already: nothing that it records is lost by accident."""
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,12 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan
 from megatron_seams.records.receipt import make_receipt, read_receipt
-from megatron_seams.records.verify import differences, recipe_differences
+from megatron_seams.records.software import held_names
+from megatron_seams.records.verify import (
+    differences,
+    recipe_differences,
+    software_differences,
+)
 
 _ACCEPT: Final = (
     "accept the recipe as it is now with a reason, which keeps the history; or write to another "
@@ -18,7 +24,14 @@ _ACCEPT: Final = (
 )
 
 
-def keep_receipt(path: Path, plan: Plan, recipe: Recipe, *, replace: bool = False) -> None:
+def keep_receipt(
+    path: Path,
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    replace: bool = False,
+    hold_software: Sequence[str] = (),
+) -> None:
     """Write the receipt of a plan to a file.
 
     Args:
@@ -26,6 +39,8 @@ def keep_receipt(path: Path, plan: Plan, recipe: Recipe, *, replace: bool = Fals
         plan: The plan.
         recipe: Its recipe.
         replace: Whether to overwrite whatever the file holds.
+        hold_software: The distributions whose versions the receipt holds. Those that the receipt in
+            the file holds are held on.
 
     Raises:
         ReceiptKept: The file holds something else than a receipt of this plan without acceptances,
@@ -33,14 +48,14 @@ def keep_receipt(path: Path, plan: Plan, recipe: Recipe, *, replace: bool = Fals
         RecipeInvalid: The recipe holds a value that no recipe file can hold.
         OSError: The file cannot be written.
     """
-    text = make_receipt(plan, recipe)
+    text = make_receipt(plan, recipe, hold_software=hold_software)
     if _is_stream(path):
         replace_text(path, text)
         return
     with locked(path):
-        fault = None if replace else _against(path, plan, recipe)
-        if fault is not None:
-            raise fault
+        if not replace:
+            held = _against(path, plan, recipe)
+            text = make_receipt(plan, recipe, hold_software=sorted({*held, *hold_software}))
         replace_text(path, text)
 
 
@@ -51,31 +66,39 @@ def _is_stream(path: Path) -> bool:
         return False
 
 
-def _against(path: Path, plan: Plan, recipe: Recipe) -> ReceiptKept | None:
-    """Why a file is not to be overwritten; None if nothing in it would be lost."""
+def _against(path: Path, plan: Plan, recipe: Recipe) -> tuple[str, ...]:
+    """The distributions that the receipt in a file holds, none for a file that is new or empty.
+
+    Raises:
+        ReceiptKept: Something in the file would be lost.
+    """
     try:
         if not path.stat().st_size:
-            return None
+            return ()
     except FileNotFoundError:
-        return None
+        return ()
     try:
         body, kept = read_receipt(path)
     except ReceiptUnreadable as unreadable:
-        return _kept(
+        raise _kept(
             path,
             f"it is there already, and is no receipt that can be read: {unreadable.found}",
             "write to another file; or, if what it holds may be lost, replace it on purpose",
-        )
+        ) from unreadable
     count = len(body.get("accepted", []))
     if count:
         noun = "acceptance" if count == 1 else "acceptances"
-        return _kept(path, f"it holds {count} {noun}, which a new receipt would not", _ACCEPT)
-    found = (*recipe_differences(kept, recipe), *differences(body, describe_plan(plan)))
+        raise _kept(path, f"it holds {count} {noun}, which a new receipt would not", _ACCEPT)
+    found = (
+        *recipe_differences(kept, recipe),
+        *software_differences(body),
+        *differences(body, describe_plan(plan)),
+    )
     if found:
         first = f"{found[0].asked} -> {found[0].found}"
         more = f", and {len(found) - 1} more differences" if len(found) > 1 else ""
-        return _kept(path, f"it is the receipt of another plan ({first}{more})", _ACCEPT)
-    return None
+        raise _kept(path, f"it is the receipt of another plan ({first}{more})", _ACCEPT)
+    return held_names(body)
 
 
 def _kept(path: Path, found: str, advice: str) -> ReceiptKept:

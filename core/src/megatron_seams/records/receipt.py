@@ -16,7 +16,7 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan, layer_line
 from megatron_seams.records.request_json import recipe_of, request_of
-from megatron_seams.records.software import software
+from megatron_seams.records.software import HELD, software
 
 SCHEMA = 3
 #: The schemas that are read. Digests of schema 1 were taken in another way, and say nothing now.
@@ -28,17 +28,27 @@ _ANEW: Final = "write it anew from its recipe"
 MAX_BYTES = 32 * 1024 * 1024
 
 
-def make_receipt(plan: Plan, recipe: Recipe) -> str:
+def make_receipt(plan: Plan, recipe: Recipe, *, hold_software: Sequence[str] = ()) -> str:
     """The receipt of ``plan`` as text, ending in a newline; the same plan gives the same bytes.
+
+    Args:
+        plan: The plan.
+        recipe: Its recipe.
+        hold_software: The distributions of :data:`.software.NAMED` whose versions the receipt
+            holds: another version is then a difference.
 
     Raises:
         RecipeInvalid: The recipe holds a value that no recipe file can hold.
     """
-    return receipt_text(describe_plan(plan), request_of(recipe))
+    return receipt_text(describe_plan(plan), request_of(recipe), hold_software=hold_software)
 
 
 def receipt_text(
-    plan: Mapping[str, Any], request: Mapping[str, Any], accepted: Sequence[Mapping[str, Any]] = ()
+    plan: Mapping[str, Any],
+    request: Mapping[str, Any],
+    accepted: Sequence[Mapping[str, Any]] = (),
+    *,
+    hold_software: Sequence[str] = (),
 ) -> str:
     """The text of a receipt.
 
@@ -46,6 +56,7 @@ def receipt_text(
         plan: The plan, from :func:`describe_plan`.
         request: The recipe, from :func:`request_of`.
         accepted: The acceptances, the oldest first (:mod:`megatron_seams.records.accept`).
+        hold_software: As for :func:`make_receipt`.
     """
     body: dict[str, Any] = {
         "schema": SCHEMA,
@@ -55,6 +66,8 @@ def receipt_text(
         "request": request,
         "plan": plan,
     }
+    if hold_software:
+        body[HELD] = sorted(hold_software)
     if accepted:
         body["accepted"] = list(accepted)
     body["digest"] = receipt_digest(body)
@@ -129,7 +142,7 @@ def parse_receipt(text: str, where: str) -> tuple[dict[str, Any], Recipe]:
         )
     try:
         recipe, faults = recipe_of(body["request"], tagged=body["schema"] > 1)
-        whole = _is_whole(body["plan"])
+        whole = _is_whole(body["plan"]) and _holds_names(body)
         broken = _broken_link(body.get("accepted", []))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise unreadable(f"it lacks what a receipt holds ({error!r})", advice) from error
@@ -156,6 +169,14 @@ def _is_whole(plan: dict[str, Any]) -> bool:
     return all(isinstance(part, dict) for part in parts) and all(
         layer_line(layer) and isinstance(layer["position"], int) for layer in layers
     )
+
+
+def _holds_names(body: dict[str, Any]) -> bool:
+    """Whether what a receipt says of software can be compared; may raise if not."""
+    versions = body.get("software", {}).values()
+    known = all(value is None or isinstance(value, str) for value in versions)
+    names = body.get(HELD, [])
+    return known and isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _broken_link(accepted: list[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan, describe_seam, layer_line
 from megatron_seams.records.receipt import SCHEMA, read_receipt
 from megatron_seams.records.request_json import request_of
+from megatron_seams.records.software import HELD, held_differences, held_names, software
 
 #: Keys of a plan that inform and decide nothing. The reason for a provider names versions; the
 #: provider itself is compared.
@@ -29,6 +30,8 @@ def verify(
     *,
     today: datetime.date | None = None,
     recipe: Recipe | None = None,
+    hold_software: Sequence[str] = (),
+    runs_here: bool = True,
 ) -> tuple[SeamsError, ...]:
     """Compare a receipt with the plan that an environment makes of its recipe.
 
@@ -37,6 +40,10 @@ def verify(
         environment: The Megatron and the seams.
         today: The day on which overrides are judged; the system's by default.
         recipe: The recipe as it is now, which is compared with the one in the receipt.
+        hold_software: The distributions whose versions the workspace holds, besides those that the
+            receipt does; a receipt that holds fewer differs.
+        runs_here: Whether the plan is to run in this environment. Where it is only read, as by the
+            gate, which needs neither torch nor Transformer Engine, versions are not compared.
 
     Returns:
         Every difference; none if the environment still makes exactly this plan.
@@ -45,7 +52,11 @@ def verify(
         ReceiptUnreadable: The file is no receipt, or was edited.
     """
     body, kept = read_receipt(Path(path))
-    changed = () if recipe is None else tuple(recipe_differences(kept, recipe))
+    changed: tuple[SeamsError, ...] = tuple(policy_differences(body, hold_software))
+    if recipe is not None:
+        changed = (*recipe_differences(kept, recipe), *changed)
+    if runs_here:
+        changed = (*changed, *software_differences(body, hold_software))
     try:
         plan = resolve(kept, environment, today=today)
     except Refusal as refusal:
@@ -58,6 +69,27 @@ def recipe_differences(kept: Recipe, recipe: Recipe) -> Iterator[ReceiptDiffers]
     old, new = request_of(kept), request_of(recipe)
     for key in sorted({*old, *new} - {*_ASIDE}):
         yield from _compare(f"recipe.{key}", old.get(key), new.get(key), ())
+
+
+def policy_differences(
+    body: Mapping[str, Any], hold_software: Sequence[str]
+) -> Iterator[ReceiptDiffers]:
+    """The difference of a receipt that holds fewer versions than the workspace wants held."""
+    wanted = held_names(body, hold_software)
+    if set(wanted) - {*held_names(body)}:
+        yield _differs(HELD, list(held_names(body)), list(wanted))
+
+
+def software_differences(
+    body: Mapping[str, Any], hold_software: Sequence[str] = ()
+) -> Iterator[ReceiptDiffers]:
+    """Every version that is held, by the receipt or besides, and is another one here."""
+    names = held_names(body, hold_software)
+    if not names:
+        return
+    before = {**dict.fromkeys(names), **body.get("software", {})}
+    for name, (was, now) in held_differences(names, before, software()).items():
+        yield _differs(f"software.{name}", was, now)
 
 
 def differences(body: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[ReceiptDiffers]:
@@ -160,6 +192,11 @@ def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> 
 
     if path == "schema":
         advice = "accept it with a reason, which writes it in this schema and keeps its history"
+    elif path == HELD:
+        advice = (
+            "the workspace's policy holds more versions than the receipt: accept that with a "
+            "reason, so that every run of the receipt holds them"
+        )
     elif path.startswith("recipe."):
         advice = (
             "restore the recipe; or review the change, and accept the recipe as it is now with a "
