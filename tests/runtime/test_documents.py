@@ -2,13 +2,14 @@
 
 from itertools import accumulate, chain, pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_seams.errors import FeatureInvalid
+from megatron_seams.errors import FeatureInvalid, Unsupported
 from megatron_seams.runtime.documents import (
     DocumentBoundaries,
     document_positions,
@@ -16,7 +17,9 @@ from megatron_seams.runtime.documents import (
     document_starts,
     document_starts_by_token,
     packed_cu_seqlens,
+    row_boundaries,
 )
+from megatron_seams.runtime.refusals import Refusals
 
 EOD = 9
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(sum)
@@ -102,3 +105,26 @@ def test_a_token_that_never_comes_and_boundaries_of_another_shape_are_refused() 
     boundaries(EOD).check(10)
     with pytest.raises(FeatureInvalid, match="one row"):
         boundaries(EOD).starts(torch.zeros(2, 4, dtype=torch.int64), torch.tensor([0, 4]))
+
+
+def test_a_layers_row_ends_with_its_padding() -> None:
+    def bounds(batch: int = 1, **fields: Any) -> torch.Tensor | None:
+        names = ("cu_seqlens_q", "cu_seqlens_q_padded", "local_cp_size")
+        packed: Any = SimpleNamespace(**dict.fromkeys(names) | fields)
+        refusals = Refusals(seam="decay", owner="@lab/recurrent")
+        return row_boundaries(packed, tokens=6, batch=batch, refusals=refusals)
+
+    lengths = torch.tensor([0, 2, 4])
+    found = bounds(cu_seqlens_q=lengths)
+    assert found is not None
+    assert found.tolist() == [0, 2, 4, 6]
+    with pytest.raises(
+        Unsupported, match=r"packed-sequences with seam 'decay'[\s\S]*without cu_seq"
+    ):
+        bounds()
+    with pytest.raises(Unsupported, match="packed rows in a batch of 2"):
+        bounds(2, cu_seqlens_q=lengths)
+    with pytest.raises(Unsupported, match="local_cp_size 2"):
+        bounds(cu_seqlens_q=lengths, local_cp_size=2)
+    none = row_boundaries(None, tokens=6, batch=2, refusals=Refusals(seam="decay", owner="@lab/x"))
+    assert none is None

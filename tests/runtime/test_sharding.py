@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from megatron_seams.runtime.sharding import own_rows, sharded_parts
+from megatron_seams.runtime.sharding import ShardedModule, own_rows, sharded_parts
 
 PARTS = {"q": 4, "k": 2, "v": 6}
 
@@ -60,3 +61,41 @@ def test_a_parameter_of_several_parts_is_saved_part_by_part_as_one_rank_would_ha
         joined = factory.merge_fn([part.data for part in made])
         assert torch.equal(joined, mine)
     assert wholes == {"q": [0, 1, 2, 3], "k": [4, 5], "v": [6, 7, 8, 9, 10, 11]}
+
+
+@pytest.mark.megatron
+@pytest.mark.release
+def test_a_module_names_its_parameters_of_several_parts_those_of_children_too() -> None:
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+    from megatron_seams.runtime.cpu.world import cpu_world
+
+    class Mixer(ShardedModule):
+        def __init__(self, tp_group: Any) -> None:
+            super().__init__()
+            self.tp_group = tp_group
+            self.taps = nn.Parameter(torch.arange(3.0))
+            self.linear = nn.Linear(2, 3, bias=False)
+
+        def divided(self) -> dict[str, int]:
+            return {"taps": 0}
+
+        def divided_parts(self) -> dict[str, dict[str, int]]:
+            return {"taps": {"q": 1, "v": 2}, "linear.weight": {"q": 2, "v": 1}}
+
+    with cpu_world() as groups:
+        mixer = Mixer(groups.tp)
+        state = mixer.sharded_state_dict("a.")
+        apply_factories(state)
+        found = {
+            part.key: part.data.shape
+            for part in nested_values(state)
+            if isinstance(part, ShardedTensor)
+        }
+    assert found == {
+        "a.taps.q": (1,),
+        "a.taps.v": (2,),
+        "a.linear.weight.q": (2, 2),
+        "a.linear.weight.v": (1, 2),
+    }

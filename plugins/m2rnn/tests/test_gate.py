@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay, initial_dt_bias
+from megatron_seams.runtime.mixers import initial_dt_bias
+from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay
 
 
 def test_the_gate_is_the_papers_formula() -> None:
@@ -32,11 +33,3 @@ def test_decay_rates_are_drawn_evenly_up_to_sixteen() -> None:
     assert A.min() > 0
     assert 15.99 < A.max() <= 16.001
     assert abs(A.mean() - 8) < 0.1
-
-
-def test_time_steps_are_drawn_log_uniformly_between_their_ends() -> None:
-    torch.manual_seed(0)
-    dt = torch.nn.functional.softplus(initial_dt_bias(100_000, "cpu").double())
-    assert 0.999e-3 < dt.min() < 1.01e-3
-    assert 0.099 < dt.max() < 0.1001
-    assert abs(dt.log().mean() - math.log(1e-2)) < 0.02

@@ -13,7 +13,7 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.runtime.cpu.world import cpu_world
 from megatron_seams.runtime.model.build import build_model
 from megatron_seams_mamba3.layer.published import from_published
-from megatron_seams_mamba3.layer.step import heavy_tail, initial_dt_bias
+from megatron_seams_mamba3.layer.step import heavy_tail
 from seam_support import plan, recipe
 
 sys.path.append(str(Path(__file__).parent))
@@ -39,7 +39,7 @@ def _world() -> Iterator[None]:
         yield
 
 
-def built(**options: Any) -> Any:
+def built(*, move: float = 0.3, **options: Any) -> Any:
     """The mixer of a model with one layer, its weights moved away from their beginning."""
     asked = recipe(
         "K",
@@ -55,7 +55,7 @@ def built(**options: Any) -> Any:
     mixer = build_model(plan(asked, read_environment())).decoder.layers[0].mixer
     with torch.no_grad():
         for parameter in mixer.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter += move * torch.randn_like(parameter)
     return mixer
 
 
@@ -108,8 +108,11 @@ def test_weights_of_another_mixer_are_refused_by_name_and_shape() -> None:
         from_published(weights, layout)
 
 
-def test_the_first_steps_are_those_that_were_asked_for() -> None:
-    steps = functional.softplus(initial_dt_bias(1000, "cpu", smallest=1e-3, largest=0.1))
-    assert steps.min() >= 0.999e-3
-    assert steps.max() <= 0.1001
+def test_the_other_decay_is_a_line_above_zero_and_a_hyperbola_below() -> None:
     assert torch.allclose(heavy_tail(torch.tensor([-1.0, 0.0, 2.0])), torch.tensor([0.5, 1.0, 3.0]))
+
+
+def test_the_first_steps_are_those_that_were_asked_for() -> None:
+    mixer = built(**{"dt-min": 0.02, "dt-max": 0.05}, move=0.0)
+    steps = functional.softplus(mixer.dt_bias)
+    assert 0.0199 <= steps.min() < steps.max() <= 0.0501

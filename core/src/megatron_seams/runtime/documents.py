@@ -4,9 +4,10 @@ Megatron packs several documents into one row of T tokens (its ``thd`` format, b
 their cumulative lengths ``cu_seqlens``: 0, then the end of each document. A row without them may
 still hold several documents, each ended by a token of its own.
 
-A layer that loops over documents on the host uses :func:`document_spans`. Code that selects tokens
-on the device uses :func:`document_starts`, which does not wait for the device.
-:class:`DocumentBoundaries` is for features, which may have either source, both, or none.
+A layer reads the boundaries with :func:`row_boundaries`. One that loops over documents on the host
+uses :func:`document_spans`. Code that selects tokens on the device uses :func:`document_starts`,
+which does not wait for the device. :class:`DocumentBoundaries` is for features, which may have
+either source, both, or none.
 
 Importing this module imports torch and not Megatron.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from megatron_seams.errors import FeatureInvalid
+from megatron_seams.runtime.refusals import Refusals
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -43,6 +45,49 @@ def packed_cu_seqlens(packed: "PackedSeqParams | None") -> Tensor | None:
     padded: Tensor | None = packed.cu_seqlens_q_padded
     unpadded: Tensor | None = packed.cu_seqlens_q
     return unpadded if padded is None else padded
+
+
+def row_boundaries(
+    packed: "PackedSeqParams | None", *, tokens: int, batch: int, refusals: Refusals
+) -> Tensor | None:
+    """Read where the documents of a layer's input lie, all of its tokens accounted for.
+
+    Args:
+        packed: Megatron's description of a packed row; None where nothing is packed.
+        tokens: The length of the row, over all context-parallel ranks.
+        batch: The number of rows.
+        refusals: The seam's.
+
+    Returns:
+        [documents + 2] cumulative lengths: tokens after the last boundary are padding, and one
+        document more, perhaps empty. None where nothing is packed.
+
+    Raises:
+        Unsupported: No boundaries, several packed rows, or boundaries of a context-parallel group
+            of their own.
+    """
+    if packed is None:
+        return None
+    found = packed_cu_seqlens(packed)
+    if found is None:
+        raise refusals.unsupported(
+            "packed-sequences",
+            found="packed_seq_params without cu_seqlens_q",
+            then="pass the boundaries of the documents",
+        )
+    if batch != 1:
+        raise refusals.unsupported(
+            "packed-sequences",
+            found=f"packed rows in a batch of {batch}",
+            then="pack into one row",
+        )
+    if packed.local_cp_size is not None:
+        raise refusals.unsupported(
+            "a context-parallel size for each batch",
+            found=f"packed_seq_params with local_cp_size {packed.local_cp_size}",
+            then="turn hybrid context parallelism off",
+        )
+    return torch.cat([found, found.new_full((1,), tokens)])
 
 
 def document_spans(cu_seqlens: Tensor, tokens: int) -> Spans:

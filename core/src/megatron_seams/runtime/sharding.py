@@ -2,8 +2,8 @@
 
 A checkpoint of Megatron's describes each tensor as a shard of a whole, so that a model saved at one
 parallel size loads at another. Upstream's linears do this by themselves; :class:`ShardedModule`
-does it for parameters of a seam's own, and :func:`sharded_parts` for a parameter that holds several
-parts, each divided by itself.
+does it for parameters of a seam's own, and for a parameter that holds several parts, each divided
+by itself (:func:`sharded_parts`).
 
 Importing this module imports torch. Megatron is imported when a state is asked for, so that a
 module of torch alone runs without it.
@@ -62,6 +62,16 @@ class ShardedModule(nn.Module):
         """
         return {}
 
+    def divided_parts(self) -> Mapping[str, Mapping[str, int]]:
+        """Parameters of several parts, each divided by itself along the first dimension.
+
+        Returns:
+            A parameter's name, after those of children (``in_proj.weight``) -> each part's name ->
+            its rows on this rank, in order. A checkpoint has the parts one by one
+            (:func:`sharded_parts`).
+        """
+        return {}
+
     def sharded_state_dict(
         self,
         prefix: str = "",
@@ -99,6 +109,11 @@ class ShardedModule(nn.Module):
             state |= sharded_state_dict_default(
                 child, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=self.tp_group
             )
+        for name, parts in self.divided_parts().items():
+            key = f"{prefix}{name}"
+            state[key] = sharded_parts(
+                state[key], parts, tp_group=self.tp_group, sharded_offsets=sharded_offsets
+            )
         return state
 
 
@@ -106,7 +121,7 @@ def sharded_parts(
     whole: "ShardedTensor",
     parts: Mapping[str, int],
     *,
-    tp_group: "ProcessGroup",
+    tp_group: "ProcessGroup | None",
     sharded_offsets: Offsets = (),
 ) -> "ShardedTensorFactory":
     """Describe a parameter of several parts to Megatron's checkpoints part by part.
@@ -117,7 +132,7 @@ def sharded_parts(
     Args:
         whole: The parameter as one tensor; gives the key, the data and the replica.
         parts: Each part's name -> its rows on this rank, in order.
-        tp_group: The tensor-parallel ranks.
+        tp_group: The tensor-parallel ranks; None for a single one.
         sharded_offsets: Those that ``whole`` was made with.
 
     Returns:
@@ -127,7 +142,7 @@ def sharded_parts(
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
     axis = len(sharded_offsets)
-    place = (*sharded_offsets, (axis, tp_group.rank(), tp_group.size()))
+    place = (*sharded_offsets, (axis, rank_in(tp_group), size_of(tp_group)))
 
     def build(
         key: str, tensor: Tensor, replica_id: Any, flattened_range: slice | None

@@ -4,7 +4,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_seams.errors import OptionsInvalid
 from megatron_seams.hookspecs import LayerContext, hookimpl
-from megatron_seams_m2rnn.layer.mixer import M2RNNMixer, M2RNNMixerSubmodules
+from megatron_seams.runtime.mixers import Projections
+from megatron_seams_m2rnn.layer.mixer import M2RNNMixer
 from megatron_seams_m2rnn.options import Options
 
 
@@ -37,8 +38,5 @@ def recurrent_layer(context: LayerContext) -> ModuleSpec:
     return ModuleSpec(
         module=M2RNNMixer,
         params={"options": options},
-        submodules=M2RNNMixerSubmodules(
-            in_proj=context.backend.column_parallel_linear(),
-            out_proj=context.backend.row_parallel_linear(),
-        ),
+        submodules=Projections.of(context.backend),
     )

@@ -4,7 +4,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_seams.errors import OptionsInvalid
 from megatron_seams.hookspecs import LayerContext, hookimpl
-from megatron_seams_mamba3.layer.mixer import Mamba3Mixer, Mamba3MixerSubmodules
+from megatron_seams.runtime.mixers import Projections
+from megatron_seams_mamba3.layer.mixer import Mamba3Mixer
 from megatron_seams_mamba3.options import Options
 
 
@@ -37,8 +38,5 @@ def mamba3_layer(context: LayerContext) -> ModuleSpec:
     return ModuleSpec(
         module=Mamba3Mixer,
         params={"options": options},
-        submodules=Mamba3MixerSubmodules(
-            in_proj=context.backend.column_parallel_linear(),
-            out_proj=context.backend.row_parallel_linear(),
-        ),
+        submodules=Projections.of(context.backend),
     )

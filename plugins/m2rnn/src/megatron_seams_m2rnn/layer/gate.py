@@ -1,15 +1,11 @@
 """The forget gate: the share of its state that a head keeps at each step."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 #: A is drawn from (0, 16): arXiv:2603.14360, after Mamba-2.
 A_MAX = 16.0
-#: The time step is drawn log-uniformly between these.
-DT_RANGE = (1e-3, 0.1)
 
 
 def forget_gate(x: Tensor, A_log: Tensor, dt_bias: Tensor) -> Tensor:
@@ -34,10 +30,3 @@ def initial_decay(heads: int, device: torch.device | int | str) -> Tensor:
     A = torch.empty(heads, device=device).uniform_(0.0, A_MAX)
     # uniform_ may return its lower end, and the logarithm of 0 would make a gate that is stuck.
     return A.clamp_(min=1e-4).log_()
-
-
-def initial_dt_bias(heads: int, device: torch.device | int | str) -> Tensor:
-    """Draw softplus⁻¹(dt), dt log-uniform in [1e-3, 0.1], as [Nf] float32."""
-    low, high = map(math.log, DT_RANGE)
-    dt = torch.empty(heads, device=device).uniform_(low, high).exp_()
-    return dt + torch.log(-torch.expm1(-dt))

@@ -17,22 +17,27 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 from torch.nn import functional
 
 from megatron_seams.runtime.collectives import gathered, replicated
-from megatron_seams.runtime.sharding import Offsets, ShardedModule, own_rows, sharded_parts
+from megatron_seams.runtime.decoding import check_context, no_dynamic_batching
+from megatron_seams.runtime.mixers import (
+    Projections,
+    initial_dt_bias,
+    parameter_device,
+    split_parameter,
+)
+from megatron_seams.runtime.sharding import ShardedModule, own_rows
 from megatron_seams_m2rnn.layer.cache import kept
 from megatron_seams_m2rnn.layer.context_parallel import to_heads, to_tokens, token_order
 from megatron_seams_m2rnn.layer.convolution import causal_convolution
 from megatron_seams_m2rnn.layer.fusion import fused
-from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay, initial_dt_bias
+from megatron_seams_m2rnn.layer.gate import forget_gate, initial_decay
 from megatron_seams_m2rnn.layer.norm import SplitRMSNorm
-from megatron_seams_m2rnn.layer.refusal import unsupported
+from megatron_seams_m2rnn.layer.refusal import REFUSALS
 from megatron_seams_m2rnn.layer.row import Row
 from megatron_seams_m2rnn.ops.operator import m2rnn
 from megatron_seams_m2rnn.options import Options
@@ -88,19 +93,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@attrs.frozen(kw_only=True)
-class M2RNNMixerSubmodules:
-    """The mixer's projections, from the backend that builds the rest of the model.
-
-    Attributes:
-        in_proj: The column parallel linear.
-        out_proj: The row parallel linear.
-    """
-
-    in_proj: type
-    out_proj: type
-
-
 class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatron ships no types
     """Mix along the sequence with a matrix-state recurrent network.
 
@@ -124,7 +116,7 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
     def __init__(
         self,
         config: "TransformerConfig",
-        submodules: M2RNNMixerSubmodules,
+        submodules: Projections,
         options: Options,
         d_model: int,
         layer_number: int,
@@ -141,64 +133,29 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         self.layout = options.layout(d_model, tp=tp, cp=self.cp_group.size())
         heads, channels = self.layout.heads, self.layout.channels
         self.widths = {name: width // tp for name, width in channels.items()}
-        self.in_proj = submodules.in_proj(
-            d_model,
-            sum(channels.values()),
-            config=config,
-            init_method=config.init_method,
-            gather_output=False,
-            bias=False,
-            skip_bias_add=False,
-            is_expert=False,
-            tp_comm_buffer_name="fc1",
-            tp_group=self.tp_group,
-        )
-
-        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+        linear = {"width": d_model, "config": config, "tp_group": self.tp_group}
+        self.in_proj = submodules.into(channels, **linear)
+        split = functools.partial(split_parameter, tp_group=self.tp_group)
+        device = parameter_device(config)
         kind = {"device": device, "dtype": config.params_dtype}
         mixed = [channels[name] for name in "qkv"]
         # The default of nn.Conv1d: uniform within one over the square root of the taps.
         bound = options.conv_size**-0.5
         taps = torch.empty(sum(mixed), options.conv_size, **kind).uniform_(-bound, bound)
-        self.conv_weight = self._split(taps, mixed)
-        self.A_log = self._split(initial_decay(heads.f, device), [heads.f])
-        self.dt_bias = self._split(initial_dt_bias(heads.f, device), [heads.f])
+        self.conv_weight = split(taps, parts=mixed)
+        self.A_log = split(initial_decay(heads.f, device))
+        self.dt_bias = split(initial_dt_bias(heads.f, device))
         W = torch.eye(options.V, **kind).repeat(heads.W, 1, 1)
         # Where there are fewer matrices than ranks, every rank has all of them.
         self.W_is_split = heads.W % tp == 0
-        self.W = self._split(W, [heads.W]) if self.W_is_split else nn.Parameter(W)
+        self.W = split(W) if self.W_is_split else nn.Parameter(W)
         # One dimension, since Megatron decays the weights that have more, and D is not decayed.
         inner = channels["g"]
-        self.D = self._split(torch.ones(inner, device=device), [inner])
+        self.D = split(torch.ones(inner, device=device))
         self.norm = SplitRMSNorm(
             inner, eps=config.layernorm_epsilon, tp_group=self.tp_group, **kind
         )
-        # Upstream's resharding of a running model reads the parts of a fused weight there.
-        weight: Any
-        for weight, parts in ((self.in_proj.weight, channels), (self.conv_weight, "qkv")):
-            weight.partition_sizes = [self.widths[name] for name in parts]
-        self.out_proj = submodules.out_proj(
-            inner,
-            d_model,
-            config=config,
-            init_method=config.output_layer_init_method,
-            bias=False,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            is_expert=False,
-            tp_comm_buffer_name="fc2",
-            tp_group=self.tp_group,
-        )
-
-    def _split(self, whole: Tensor, widths: list[int]) -> nn.Parameter:
-        """Keep this rank's rows of each part.
-
-        Every rank draws the whole, from the random state that Megatron gives all ranks of a model
-        alike, so that a seed means the same values at every tensor-parallel size.
-        """
-        parameter = nn.Parameter(own_rows(whole, widths, self.tp_group))
-        set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
-        return parameter
+        self.out_proj = submodules.out_of(inner, **linear)
 
     def forward(
         self,
@@ -225,7 +182,13 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
                 the layer has not seen.
         """
         if inference_context is not None:
-            self._refuse_inference(inference_context, packed_seq_params)
+            check_context(
+                inference_context,
+                packed_seq_params,
+                refusals=REFUSALS,
+                sequence_parallel=self.config.sequence_parallel and self.layout.tp > 1,
+                context_parallel=self.layout.cp > 1,
+            )
         projected, _ = self.in_proj(hidden_states)
         g_width = self.widths["g"]
         qkvf, g = torch.split(projected, [projected.shape[-1] - g_width, g_width], dim=-1)
@@ -309,44 +272,20 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
             return self.W.narrow(0, first, self.layout.local.W)
         return replicated(self.W, self.tp_group).narrow(0, first, self.layout.local.W)
 
-    def _refuse_inference(self, context: Any, packed: "PackedSeqParams | None") -> None:
-        """Refuse what a kept state cannot be combined with."""
-        refused = {
-            "dynamic batching": not context.is_static_batching(),
-            "packed sequences": packed is not None,
-            "sequence parallelism": self.config.sequence_parallel and self.layout.tp > 1,
-            "context parallelism": self.layout.cp > 1,
-        }
-        for what, so in refused.items():
-            if so:
-                raise unsupported(f"inference with {what}", what, "use a static context without it")
-
     def mamba_state_shapes_per_request(self) -> None:
         """Refuse upstream's dynamic inference, which asks for the shapes of the states.
 
         Raises:
             Unsupported: Always.
         """
-        what = "dynamic batching"
-        raise unsupported(f"inference with {what}", what, "use a static context")
+        raise no_dynamic_batching(REFUSALS)
 
     def divided(self) -> dict[str, int]:
         """All parameters, but for transition matrices that are fewer than the ranks."""
         own = (name for name, _ in self.named_parameters(recurse=False))
         return {name: 0 for name in own if name != "W" or self.W_is_split}
 
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: Offsets = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Describe the parameters to Megatron's checkpoints, to be read at any parallel size."""
-        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+    def divided_parts(self) -> dict[str, dict[str, int]]:
+        """The parts of the input projection, and those of it that are convolved."""
         mixed = {name: self.widths[name] for name in "qkv"}
-        for name, widths in (("in_proj.weight", self.widths), ("conv_weight", mixed)):
-            key = f"{prefix}{name}"
-            sharded[key] = sharded_parts(
-                sharded[key], widths, tp_group=self.tp_group, sharded_offsets=sharded_offsets
-            )
-        return sharded
+        return {"in_proj.weight": self.widths, "conv_weight": mixed}

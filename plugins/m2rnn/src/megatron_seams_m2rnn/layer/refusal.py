@@ -1,19 +1,7 @@
-"""The refusal of what the manifest does not claim."""
+"""The refusals of what the manifest does not claim."""
 
-from megatron_seams.errors import Unsupported
+from typing import Final
 
+from megatron_seams.runtime.refusals import Refusals
 
-def unsupported(capability: str, found: str, then: str) -> Unsupported:
-    """Make the refusal.
-
-    Args:
-        capability: The manifest's word, or what is left out of it.
-        found: What was met.
-        then: What to change.
-    """
-    return Unsupported(
-        asked=f"{capability} with seam 'm2rnn', whose manifest does not say that it supports it",
-        found=found,
-        next=f"{then}, or ask @megatron-seams/recurrent for {capability}",
-        subject="m2rnn",
-    )
+REFUSALS: Final = Refusals(seam="m2rnn", owner="@megatron-seams/recurrent")

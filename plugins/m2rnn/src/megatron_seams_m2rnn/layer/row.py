@@ -6,8 +6,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from megatron_seams.runtime.documents import document_positions, packed_cu_seqlens
-from megatron_seams_m2rnn.layer.refusal import unsupported
+from megatron_seams.runtime.documents import document_positions, row_boundaries
+from megatron_seams_m2rnn.layer.refusal import REFUSALS
 from megatron_seams_m2rnn.ops.documents import Documents
 
 if TYPE_CHECKING:
@@ -52,27 +52,9 @@ class Row:
                 group of their own.
             ValueError: Boundaries on the CPU that do not describe the row.
         """
-        if packed is None:
+        cumulative = row_boundaries(packed, tokens=tokens, batch=batch, refusals=REFUSALS)
+        if cumulative is None:
             return cls(documents=Documents(steps=tokens))
-        found = packed_cu_seqlens(packed)
-        if found is None:
-            raise unsupported(
-                "packed-sequences",
-                "packed_seq_params without cu_seqlens_q",
-                "pass the boundaries of the documents",
-            )
-        if batch != 1:
-            raise unsupported(
-                "packed-sequences", f"packed rows in a batch of {batch}", "pack into one row"
-            )
-        if packed.local_cp_size is not None:
-            raise unsupported(
-                "a context-parallel size for each batch",
-                f"packed_seq_params with local_cp_size {packed.local_cp_size}",
-                "turn hybrid context parallelism off",
-            )
-        # The padding, or an empty document.
-        cumulative = torch.cat([found, found.new_full((1,), tokens)])
         documents = Documents.packed(cumulative, tokens)
         position = document_positions(cumulative, tokens).to(device)
         return cls(documents=documents, position=position)

@@ -1,11 +1,13 @@
 """The inference cache of a layer: the state after the tokens seen so far."""
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
 from torch import Tensor
 
+from megatron_seams.runtime.decoding import kept_state
 from megatron_seams_mamba3.ops.contract import State
 
 if TYPE_CHECKING:
@@ -51,42 +53,21 @@ def kept(
 ) -> Kept:
     """Find a layer's cache in upstream's inference context, or begin one.
 
-    It is in the same dictionary as upstream's own, as a pair with the batch in the second
-    dimension, so that upstream's ``swap_key_value_dict`` reorders it too.
-
     Args:
-        context: The context; at its ``sequence_len_offset`` 0 a sequence begins.
+        context: The context.
         layer_number: The 1-based global number of the layer.
         layout: The mixer's sizes.
         batch: The rows of this call.
         like: A tensor of the layer's device and dtype.
 
     Raises:
-        ValueError: The context continues a sequence that this layer has not seen, or the batch is
-            larger than the context.
+        ValueError: As :func:`~megatron_seams.runtime.decoding.kept_state`.
     """
-    memory: dict[int, Any] = context.key_value_memory_dict
-    begins = context.sequence_len_offset == 0
-    if layer_number not in memory:
-        if not begins:
-            message = (
-                f"the inference context is at token {context.sequence_len_offset}, of which layer "
-                f"{layer_number} has seen none; start at token 0"
-            )
-            raise ValueError(message)
-        wide = torch.promote_types(torch.float32, like.dtype)
-        shape = (layout.local_heads, context.max_batch_size)
-        rest = layout.A + layout.R * layout.N + layout.P
-        memory[layer_number] = (
-            like.new_zeros(*shape, layout.P, layout.N, dtype=wide),
-            like.new_zeros(*shape, rest, dtype=wide),
-        )
-    first = context.batch_size_offset
-    h, rest = (part[:, first : first + batch] for part in memory[layer_number])
-    if h.shape[1] < batch:
-        message = f"a batch of {batch} at {first} in a context of {context.max_batch_size}"
-        raise ValueError(message)
-    if begins:
-        h.zero_()
-        rest.zero_()
-    return Kept(h=h.transpose(0, 1), rest=rest.transpose(0, 1), layout=layout)
+    zeros = functools.partial(like.new_zeros, dtype=torch.promote_types(torch.float32, like.dtype))
+
+    def begin(rows: int) -> tuple[Tensor, Tensor]:
+        of = (layout.local_heads, rows)
+        return zeros(*of, layout.P, layout.N), zeros(*of, layout.A + layout.R * layout.N + layout.P)
+
+    h, rest = kept_state(context, layer_number, batch=batch, begin=begin)
+    return Kept(h=h, rest=rest, layout=layout)

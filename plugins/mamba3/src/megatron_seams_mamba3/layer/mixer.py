@@ -14,21 +14,27 @@ Over tensor-parallel ranks every part of the input projection is split by itself
 to the output projection happens on the rank that has the heads; :mod:`.layout` says which.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_seams.runtime.collectives import gathered
-from megatron_seams.runtime.sharding import Offsets, ShardedModule, own_rows, sharded_parts
+from megatron_seams.runtime.decoding import check_context, no_dynamic_batching
+from megatron_seams.runtime.documents import row_boundaries
+from megatron_seams.runtime.mixers import (
+    Projections,
+    initial_dt_bias,
+    parameter_device,
+    split_parameter,
+)
+from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_mamba3.layer.cache import Kept, kept
 from megatron_seams_mamba3.layer.norm import HeadNorm, StateNorm
-from megatron_seams_mamba3.layer.refusal import unsupported
-from megatron_seams_mamba3.layer.row import boundaries
-from megatron_seams_mamba3.layer.step import initial_dt_bias, step_and_decay
+from megatron_seams_mamba3.layer.refusal import REFUSALS
+from megatron_seams_mamba3.layer.step import step_and_decay
 from megatron_seams_mamba3.ops.contract import Mimo
 from megatron_seams_mamba3.ops.operator import mamba3
 from megatron_seams_mamba3.options import Options
@@ -38,19 +44,6 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.transformer_config import TransformerConfig
     from torch.distributed import ProcessGroup
-
-
-@attrs.frozen(kw_only=True)
-class Mamba3MixerSubmodules:
-    """The mixer's projections, from the backend that builds the rest of the model.
-
-    Attributes:
-        in_proj: The column parallel linear.
-        out_proj: The row parallel linear.
-    """
-
-    in_proj: type
-    out_proj: type
 
 
 class Mamba3Mixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatron ships no types
@@ -76,7 +69,7 @@ class Mamba3Mixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megat
     def __init__(
         self,
         config: "TransformerConfig",
-        submodules: Mamba3MixerSubmodules,
+        submodules: Projections,
         options: Options,
         d_model: int,
         layer_number: int,
@@ -89,59 +82,25 @@ class Mamba3Mixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megat
         self.tp_group = pg_collection.tp
         layout = self.layout = options.layout(d_model, tp=self.tp_group.size())
         H, P, R, N = layout.heads, layout.P, layout.R, layout.N
-        self.in_proj = submodules.in_proj(
-            d_model,
-            sum(layout.channels.values()),
-            config=config,
-            init_method=config.init_method,
-            gather_output=False,
-            bias=False,
-            skip_bias_add=False,
-            is_expert=False,
-            tp_comm_buffer_name="fc1",
-            tp_group=self.tp_group,
-        )
-        # Upstream's resharding of a running model reads the parts of a fused weight there.
-        weight: Any = self.in_proj.weight
-        weight.partition_sizes = list(layout.widths.values())
-
-        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+        linear = {"width": d_model, "config": config, "tp_group": self.tp_group}
+        self.in_proj = submodules.into(layout.channels, **linear)
+        split = functools.partial(split_parameter, tp_group=self.tp_group)
+        device = parameter_device(config)
         norm = {"tp_group": self.tp_group, "device": device, "dtype": config.params_dtype}
         dt_bias = initial_dt_bias(H, device, smallest=options.dt_min, largest=options.dt_max)
-        self.dt_bias = self._split(dt_bias)
-        self.B_bias = self._split(torch.ones(H, R, N, device=device))
-        self.C_bias = self._split(torch.ones(H, R, N, device=device))
+        self.dt_bias = split(dt_bias)
+        self.B_bias = split(torch.ones(H, R, N, device=device))
+        self.C_bias = split(torch.ones(H, R, N, device=device))
         self.B_norm, self.C_norm = StateNorm(N, **norm), StateNorm(N, **norm)
         if options.mimo_rank is not None:
-            self.mimo_x = self._split(torch.full((H, R, P), 1 / R, device=device))
-            self.mimo_z = self._split(torch.ones(H, R, P, device=device))
-            self.mimo_o = self._split(torch.full((H, R, P), 1 / R, device=device))
-        self.D = self._split(torch.ones(H, device=device))
+            self.mimo_x = split(torch.full((H, R, P), 1 / R, device=device))
+            self.mimo_z = split(torch.ones(H, R, P, device=device))
+            self.mimo_o = split(torch.full((H, R, P), 1 / R, device=device))
+        self.D = split(torch.ones(H, device=device))
         if options.out_norm:
-            weight = self._split(torch.ones(H * P, device=device))
+            weight = split(torch.ones(H * P, device=device))
             self.norm = HeadNorm(weight, P, tp_group=self.tp_group)
-        self.out_proj = submodules.out_proj(
-            H * P,
-            d_model,
-            config=config,
-            init_method=config.output_layer_init_method,
-            bias=False,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            is_expert=False,
-            tp_comm_buffer_name="fc2",
-            tp_group=self.tp_group,
-        )
-
-    def _split(self, whole: Tensor) -> nn.Parameter:
-        """Keep this rank's rows.
-
-        Every rank draws the whole, from the random state that Megatron gives all ranks of a model
-        alike, so that a seed means the same values at every tensor-parallel size.
-        """
-        parameter = nn.Parameter(own_rows(whole, [whole.shape[0]], self.tp_group).clone())
-        set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
-        return parameter
+        self.out_proj = submodules.out_of(H * P, **linear)
 
     def forward(
         self,
@@ -168,7 +127,12 @@ class Mamba3Mixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megat
                 the layer has not seen.
         """
         if inference_context is not None:
-            self._refuse_inference(inference_context, packed_seq_params)
+            check_context(
+                inference_context,
+                packed_seq_params,
+                refusals=REFUSALS,
+                sequence_parallel=self.config.sequence_parallel and self.layout.tp > 1,
+            )
         projected, _ = self.in_proj(hidden_states)
         tokens, batch = projected.shape[:2]
         past = None
@@ -176,7 +140,9 @@ class Mamba3Mixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megat
             past = kept(
                 inference_context, self.layer_number, self.layout, batch=batch, like=projected
             )
-        cu_seqlens = boundaries(packed_seq_params, tokens=tokens, batch=batch)
+        cu_seqlens = row_boundaries(
+            packed_seq_params, tokens=tokens, batch=batch, refusals=REFUSALS
+        )
         y = self._recur(projected.transpose(0, 1), cu_seqlens, past)
         out, _ = self.out_proj(y.flatten(2).transpose(0, 1).contiguous())
         return out, None
@@ -243,43 +209,18 @@ class Mamba3Mixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megat
         added: Tensor = (ranks * self.mimo_o.transpose(0, 1)).sum(2).to(y.dtype)
         return added
 
-    def _refuse_inference(self, context: Any, packed: "PackedSeqParams | None") -> None:
-        """Refuse what a kept state cannot be combined with."""
-        refused = {
-            "dynamic batching": not context.is_static_batching(),
-            "packed sequences": packed is not None,
-            "sequence parallelism": self.config.sequence_parallel and self.layout.tp > 1,
-        }
-        for what, so in refused.items():
-            if so:
-                raise unsupported(f"inference with {what}", what, "use a static context without it")
-
     def mamba_state_shapes_per_request(self) -> None:
         """Refuse upstream's dynamic inference, which asks for the shapes of the states.
 
         Raises:
             Unsupported: Always.
         """
-        what = "dynamic batching"
-        raise unsupported(f"inference with {what}", what, "use a static context")
+        raise no_dynamic_batching(REFUSALS)
 
     def divided(self) -> dict[str, int]:
         """All of the mixer's own parameters: each is one of heads."""
         return {name: 0 for name, _ in self.named_parameters(recurse=False)}
 
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: Offsets = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Describe the parameters to Megatron's checkpoints, to be read at any parallel size."""
-        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        key = f"{prefix}in_proj.weight"
-        sharded[key] = sharded_parts(
-            sharded[key],
-            self.layout.widths,
-            tp_group=self.tp_group,
-            sharded_offsets=sharded_offsets,
-        )
-        return sharded
+    def divided_parts(self) -> dict[str, dict[str, int]]:
+        """The input projection's parts."""
+        return {"in_proj.weight": self.layout.widths}

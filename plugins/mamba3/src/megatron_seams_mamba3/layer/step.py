@@ -1,13 +1,8 @@
 """The step Δ and the decay A Δ of each head at each token."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-#: No head begins with a smaller step.
-DT_FLOOR = 1e-4
 
 
 def step_and_decay(
@@ -35,12 +30,3 @@ def step_and_decay(
 def heavy_tail(x: Tensor) -> Tensor:
     """1 + x above 0 and 1 / (1 - x) below: positive, and slower to vanish than softplus."""
     return x.clamp(min=0) + 1 / (1 - x.clamp(max=0))
-
-
-def initial_dt_bias(
-    heads: int, device: torch.device | int | str, *, smallest: float, largest: float
-) -> Tensor:
-    """Draw softplus⁻¹(Δ), Δ log-uniform between the two, as [H] float32."""
-    low, high = math.log(smallest), math.log(largest)
-    dt = torch.empty(heads, device=device).uniform_(low, high).exp_().clamp_(min=DT_FLOOR)
-    return dt + torch.log(-torch.expm1(-dt))
