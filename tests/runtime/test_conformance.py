@@ -30,7 +30,7 @@ class Reports:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             self.outcomes[report.outcome] += 1
-        if report.failed:
+        if report.failed or report.skipped:
             self.texts[report.nodeid.rpartition("::")[2]] = report.longreprtext
 
 
@@ -77,9 +77,9 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 @pytest.mark.release
 def test_a_seam_that_keeps_every_rule_passes(kit) -> None:
     found = kit()
-    assert found.texts == {}
+    assert list(found.texts) == ["test_two_ranks_compute_what_one_does[context-parallel]"]
     # What it does not claim, context parallelism, is the one thing that is skipped.
-    assert found.outcomes == {"passed": 25, "skipped": 1}
+    assert found.outcomes == {"passed": 26, "skipped": 1}
 
 
 #: A class of the good one's name around it.
@@ -221,6 +221,22 @@ BAD = {
         {"mixer.py": ("sequence_len_offset > 0", "sequence_len_offset > 99")},
         "the logits after token 9",
     ),
+    "makes a linear when it first runs": (
+        rules.WIDTHS,
+        {
+            "mixer.py": (
+                "        x, _ = self.in_proj(hidden_states)",
+                "        if not hasattr(self, 'late'):\n"
+                "            self.late = type(self.in_proj)(\n"
+                "                hidden_states.shape[-1], 24, config=self.config, bias=False,\n"
+                "                init_method=self.config.init_method, gather_output=True,\n"
+                "                tp_group=self.tp_group)\n"
+                "        self.late(hidden_states)\n"
+                "        x, _ = self.in_proj(hidden_states)",
+            )
+        },
+        "on one rank decoder.layers.0.mixer.late with 24 x 128",
+    ),
     "needs more than it claims": (
         rules.REFUSED,
         {"seam.toml": ("tensor-parallel = true", "tensor-parallel = false")},
@@ -246,7 +262,8 @@ TESTS = {
     rules.ROUND_TRIP: "comes_back",
     rules.PACKED: "leak",
     rules.INFERENCE: "continues",
-    rules.REFUSED: "is_refused",
+    rules.REFUSED: "what_it_does_not_support",
+    rules.WIDTHS: "fp8",
     rules.SPREAD: "two_ranks",
 }
 
@@ -274,6 +291,18 @@ def test_a_leak_inside_packed_documents_alone_is_found(kit) -> None:
     (text,) = found.texts.values()
     assert f"rule {rules.CAUSAL.name!r}" in text
     assert "with other tokens from 1 on in a packed row, the logits at token 0 differ" in text
+
+
+def test_widths_that_fp8_does_not_take_on_two_ranks_alone_are_said(kit, tmp_path: Path) -> None:
+    (tmp_path / "narrow.toml").write_text("[megatron]\nhidden_size = 48\n")
+    others = "pipeline-parallel = {0}\nexpert-parallel = {0}"
+    edits = {"seam.toml": (others.format("true"), others.format("false"))}
+    options = ("--seam-options", str(tmp_path / "narrow.toml"))
+    found = kit("-k", TESTS[rules.WIDTHS], *options, edits=edits)
+    assert found.outcomes == {"skipped": 1}
+    (why,) = found.texts.values()
+    assert "with fp8 a model of these sizes is refused: on two ranks" in why
+    assert "decoder.layers.0.mixer.in_proj with 24 x 48" in why
 
 
 @pytest.mark.parametrize(

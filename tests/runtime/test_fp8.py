@@ -39,3 +39,19 @@ def test_without_fp8_any_width_is_taken(layer):
     from megatron_seams.runtime.model.fp8 import fp8_faults
 
     assert list(fp8_faults(types.SimpleNamespace(fp8=None), {3: layer})) == []
+
+
+def test_every_matrix_of_transformer_engines_modules_is_looked_at():
+    import torch
+
+    from megatron_seams.runtime.model.fp8 import fp8_faults
+
+    fused = type("FusedFeedForward", (torch.nn.Module,), {"__module__": "transformer_engine.x"})()
+    fused.fc1_weight = torch.nn.Parameter(torch.empty(48, 32))
+    fused.fc2_weight = torch.nn.Parameter(torch.empty(32, 40))
+    fused.layer_norm_weight = torch.nn.Parameter(torch.empty(7))
+    own = torch.nn.Linear(3, 5)  # torch's, which fp8 does not run
+    layer = torch.nn.ModuleDict({"mlp": fused, "router": own})
+    (fault,) = fp8_faults(types.SimpleNamespace(fp8="hybrid"), {2: layer})
+    assert "mlp.fc2_weight" in fault.asked
+    assert "32 outputs and 40 inputs" in fault.found

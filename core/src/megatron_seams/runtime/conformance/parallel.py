@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -26,6 +27,7 @@ from megatron_seams.runtime.conformance.models import (
     tokens,
 )
 from megatron_seams.runtime.conformance.subject import OVER_RANKS, Subject
+from megatron_seams.runtime.conformance.widths import Widths, widths_under_fp8
 from megatron_seams.runtime.cpu.ranks import RankFailed, on_ranks
 from megatron_seams.runtime.cpu.world import cuda_on_cpu, gloo_world
 from megatron_seams.runtime.model.next_token import NextTokenBatch
@@ -41,10 +43,24 @@ _PATIENCE: Final = datetime.timedelta(minutes=3)
 
 _CHECKPOINT, _FOUND = "checkpoint", "found.pt"
 
+#: The capability that divides a seam's linears, whose widths are then looked at on each rank.
+_DIVIDES: Final = "tensor-parallel"
 
-def over_ranks(
-    subject: Subject, groups: "ProcessGroupCollection", folder: Path
-) -> dict[str, str | None]:
+
+@attrs.frozen(kw_only=True)
+class Spread:
+    """What two ranks have shown.
+
+    Attributes:
+        differs: Capability -> what differs from one process, None where nothing does.
+        widths: What fp8 would make of the seam's linears on a rank of two tensor-parallel ones.
+    """
+
+    differs: Mapping[str, str | None]
+    widths: Widths = attrs.field(factory=Widths)
+
+
+def over_ranks(subject: Subject, groups: "ProcessGroupCollection", folder: Path) -> Spread:
     """Compare every parallel capability that the seam claims with one process.
 
     Args:
@@ -53,8 +69,8 @@ def over_ranks(
         folder: Empty, for checkpoints.
 
     Returns:
-        Capability -> what differs, None where nothing does. One launch serves them all; where it
-        fails, each gets a launch of its own, so that none hides another.
+        What differs by capability. One launch serves them all; where it fails, each gets a launch
+        of its own, so that none hides another.
     """
     claimed = {name: subject.plan(name) for name in OVER_RANKS if subject.supports(name)}
     for name, plan in claimed.items():
@@ -63,25 +79,30 @@ def over_ranks(
             (reference / _CHECKPOINT).mkdir(parents=True)
             _reference(subject.alone(name), groups, reference)
     if not claimed:
-        return {}
+        return Spread(differs={})
     try:
         return _launched(claimed, folder)
     except RankFailed:
-        found: dict[str, str | None] = {}
+        found = Spread(differs={})
         for name, plan in claimed.items():
             try:
-                found |= _launched({name: plan}, folder)
+                one = _launched({name: plan}, folder)
             except RankFailed as error:
-                found[name] = str(error)
+                one = Spread(differs={name: str(error)})
+            widths = one.widths if name == _DIVIDES else found.widths
+            found = Spread(differs={**found.differs, **one.differs}, widths=widths)
         return found
 
 
-def _launched(plans: Mapping[str, Plan], folder: Path) -> dict[str, str | None]:
+def _launched(plans: Mapping[str, Plan], folder: Path) -> Spread:
     ranks = on_ranks(spread, plans, folder, world_size=2)
-    return {
-        name: next((differs for rank in ranks if (differs := rank[name]) is not None), None)
-        for name in plans
-    }
+    return Spread(
+        differs={
+            name: next((it for rank in ranks if (it := rank.differs[name]) is not None), None)
+            for name in plans
+        },
+        widths=next((rank.widths for rank in ranks if rank.widths.odd), Widths()),
+    )
 
 
 def _reference(plan: Plan, groups: "ProcessGroupCollection", folder: Path) -> None:
@@ -110,12 +131,17 @@ def step(model: nn.Module) -> None:
                 parameter.grad = None
 
 
-def spread(plans: Mapping[str, Plan], folder: Path) -> dict[str, str | None]:
-    """On a rank: each capability -> what differs from one process."""
-    return {name: _compared(plan, folder / layers_of(plan)) for name, plan in plans.items()}
+def spread(plans: Mapping[str, Plan], folder: Path) -> Spread:
+    """On a rank: what differs from one process by capability, and the widths of linears."""
+    found = {name: _compared(name, plan, folder / layers_of(plan)) for name, plan in plans.items()}
+    return Spread(
+        differs={name: differs for name, (differs, _) in found.items()},
+        widths=found[_DIVIDES][1] if _DIVIDES in found else Widths(),
+    )
 
 
-def _compared(plan: Plan, folder: Path) -> str | None:
+def _compared(capability: str, plan: Plan, folder: Path) -> tuple[str | None, Widths]:
+    widths = Widths()
     expected = torch.load(folder / _FOUND, weights_only=True)
     with cuda_on_cpu(), gloo_world(plan.parallelism, timeout=_PATIENCE) as groups:
         stage = groups.pp.rank()
@@ -124,16 +150,20 @@ def _compared(plan: Plan, folder: Path) -> str | None:
         load_checkpoint(model, folder / _CHECKPOINT)
         before = _computed(model, plan, groups)
         _complete(model, groups)
+        if capability == _DIVIDES:
+            widths = widths_under_fp8(model, plan, groups)
         if plan.parallelism.expert_parallel > 1:
             # Each rank's experts have seen both ranks' tokens: their gradients are another batch's.
-            return _differs("the losses", before, expected["before"]) if last else None
+            differs = _differs("the losses", before, expected["before"]) if last else None
+            return differs, widths
         step(model)
         after = _computed(model, plan, groups)
         if not last:
-            return None
-        return _differs("the losses", before, _own(expected["before"], groups)) or _differs(
+            return None, widths
+        differs = _differs("the losses", before, _own(expected["before"], groups)) or _differs(
             "the losses after one step", after, _own(expected["after"], groups)
         )
+        return differs, widths
 
 
 def _computed(model: nn.Module, plan: Plan, groups: "ProcessGroupCollection") -> Tensor | None:

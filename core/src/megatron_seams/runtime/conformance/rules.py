@@ -130,6 +130,13 @@ SPREAD = Rule(
     next="look at the collectives of the forward and backward pass and at the sharded state, or "
     "set the capability to false in [supports]",
 )
+WIDTHS = Rule(
+    name="fp8 widths",
+    says="under fp8 every linear of the seam has outputs and inputs on each rank that are "
+    "multiples of 16, or the model is refused when it is built",
+    next="build every linear in the constructor, as a submodule, so that its widths are known "
+    "then; round its sizes on each rank up to multiples of 16",
+)
 REFUSED = Rule(
     name="refusal",
     says="what [supports] does not say is refused before anything is built",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_seams.runtime.compat import HybridModel
+    from megatron_seams.runtime.conformance.parallel import Spread
 
 #: Imports a package and prints which of the forbidden ones it imported.
 _IMPORT = """
@@ -101,8 +102,8 @@ class SeamConformance:
         subject: Subject,
         world: "ProcessGroupCollection",
         tmp_path_factory: pytest.TempPathFactory,
-    ) -> dict[str, str | None]:
-        """Capability -> what differs over two ranks."""
+    ) -> "Spread":
+        """What two ranks have shown."""
         from megatron_seams.runtime.conformance.parallel import over_ranks
 
         return over_ranks(subject, world, tmp_path_factory.mktemp("conformance"))
@@ -239,12 +240,30 @@ class SeamConformance:
 
     @pytest.mark.parametrize("capability", OVER_RANKS)
     def test_two_ranks_compute_what_one_does(
-        self, subject: Subject, spread: dict[str, str | None], capability: str
+        self, subject: Subject, spread: "Spread", capability: str
     ) -> None:
         """Two processes over gloo load one rank's checkpoint; their losses are its own."""
         self._claimed(subject, capability)
-        if differs := spread[capability]:
+        if differs := spread.differs[capability]:
             rules.SPREAD.broken(f"{capability}: {differs}")
+
+    def test_fp8_takes_its_widths_or_is_refused(
+        self,
+        model: "HybridModel",
+        plan: Plan,
+        world: "ProcessGroupCollection",
+        request: pytest.FixtureRequest,
+    ) -> None:
+        """The linears of one rank, and of each of two tensor-parallel ranks; skipped if refused."""
+        from megatron_seams.runtime.conformance.models import losses_of, tokens
+        from megatron_seams.runtime.conformance.widths import check_widths, widths_under_fp8
+
+        losses_of(model, tokens())  # which makes whatever the constructor did not
+        refused = [check_widths("one rank", widths_under_fp8(model, plan, world))]
+        spread: Spread = request.getfixturevalue("spread")
+        refused.append(check_widths("two ranks", spread.widths))
+        if said := "; ".join(filter(None, refused)):
+            pytest.skip(f"with fp8 a model of these sizes is refused: {said}")
 
     @staticmethod
     def _claimed(subject: Subject, capability: str) -> None:

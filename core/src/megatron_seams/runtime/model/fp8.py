@@ -28,14 +28,12 @@ def fp8_faults(
     """
     if not getattr(config, "fp8", None):
         return
-    odd: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    odd: dict[tuple[str, tuple[int, int]], list[int]] = {}
     for number, layer in built.items():
-        for name, module in layer.named_modules():
-            shape = _shape(module)
+        for name, shape in linear_widths(layer):
             if any(width % MULTIPLE for width in shape):
                 odd.setdefault((name, shape), []).append(number)
-    for (name, shape), numbers in odd.items():
-        rows, columns = shape
+    for (name, (rows, columns)), numbers in odd.items():
         yield UpstreamForbids(
             asked=f"fp8 = {config.fp8!r} for linear {name} of a seam's layers",
             found=f"its weight on this rank has {rows} outputs and {columns} inputs, and both must "
@@ -47,10 +45,20 @@ def fp8_faults(
         )
 
 
-def _shape(module: nn.Module) -> tuple[int, ...]:
-    """The outputs and inputs of a linear that fp8 would run; empty for any other module."""
+def linear_widths(layer: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The name, and the outputs and inputs on this rank, of each weight that fp8 would multiply.
+
+    Those are the matrices of upstream's parallel linears and of Transformer Engine's modules, some
+    of which have several: a fused feed-forward layer, the experts of a grouped linear.
+    """
+    for name, module in layer.named_modules():
+        if _multiplies(module):
+            for key, weight in module.named_parameters(recurse=False):
+                if weight.dim() == 2:
+                    whole = f"{name}.{key}".lstrip(".")
+                    yield name if key == "weight" else whole, (weight.shape[0], weight.shape[1])
+
+
+def _multiplies(module: nn.Module) -> bool:
     engine = any(each.__module__.partition(".")[0] == _ENGINE for each in type(module).__mro__)
-    if not engine and not isinstance(module, ColumnParallelLinear | RowParallelLinear):
-        return ()
-    weight = getattr(module, "weight", None)
-    return tuple(weight.shape) if weight is not None and weight.dim() == 2 else ()
+    return engine or isinstance(module, ColumnParallelLinear | RowParallelLinear)
