@@ -4,7 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-import torch
+
+from megatron_seams.runtime.parity import Parity
 
 pytestmark = pytest.mark.megatron
 
@@ -17,8 +18,8 @@ def test_the_example_trains_every_block_and_asks_it(capsys: pytest.CaptureFixtur
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    example.BATCH, example.QUESTIONS, example.RATES = 16, 32, (2e-2,)
-    recurrent, attention, larger = example.main(["--steps", "40"])
+    example.TASK, example.RATES = Parity(batch=16, questions=32), (2e-2,)
+    recurrent, attention, larger = example.main(["--steps", "40"]).values()
     said = capsys.readouterr().out
     assert said.count("M2RNN, positions none") == 2  # the try, and that it is the best
     assert said.count("attention, positions") == 3
@@ -29,5 +30,3 @@ def test_the_example_trains_every_block_and_asks_it(capsys: pytest.CaptureFixtur
         assert one.accuracy.shape == (256,)
         assert 0 <= one.trained <= 1
     assert recurrent.accuracy[:2].min() == 1.0
-    bits, parities = example.draw(5, 3, torch.Generator().manual_seed(0))
-    assert parities.tolist() == [[sum(row[: n + 1]) % 2 for n in range(5)] for row in bits.tolist()]
