@@ -14,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_seams.base.files import files_below, files_named, read_at_most, replace_text
+from megatron_seams.base.files import (
+    files_below,
+    files_named,
+    read_at_most,
+    read_file,
+    replace_text,
+)
 from seam_support import registry, run_python
 
 
@@ -178,8 +184,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(
     ids=lambda command: str(command[0]),
 )
 def test_a_command_whose_write_fails_keeps_the_file_that_was_there(
-    command: tuple[str, ...], tmp_path: Path
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Python's own files of byte code would be cut off too, and fail every later import.
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     file = tmp_path / "folder" / "file"
     file.parent.mkdir()
     file.write_text("old")
@@ -197,6 +205,13 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert read_at_most(tmp_path / "file", 3) == b"123"
     assert read_at_most(tmp_path / "file", 9) == b"12345"
+    assert read_at_most(tmp_path / "file", 0) == b""
+    long = os.urandom(200_000)
+    (tmp_path / "long").write_bytes(long)
+    assert read_at_most(tmp_path / "long", 150_000) == long[:150_000]
+    assert read_file(tmp_path / "long", len(long)) == long
+    with pytest.raises(OSError, match="more than 199,999 bytes"):
+        read_file(tmp_path / "long", len(long) - 1)
     with pytest.raises(FileNotFoundError):
         read_at_most(tmp_path / "nowhere", 1)
 

@@ -91,12 +91,11 @@ class Installed:
         A damaged file that does not mention the group is another package's to report.
         """
         try:
-            if group not in (self.distribution.read_text("entry_points.txt") or ""):
+            text = self.distribution.read_text("entry_points.txt") or ""
+            if group not in text:
                 return ()
-            found = self.distribution.entry_points
-            points = tuple(
-                (str(entry.name), str(entry.value)) for entry in found if entry.group == group
-            )
+            found = Metadata(lambda _: text.encode(), self.root).entry_points
+            points = tuple((entry.name, entry.value) for entry in found if entry.group == group)
         except (OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
         except Exception:  # noqa: BLE001 - whatever its reader raises on a damaged file

@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _NOT_SOURCE = frozenset({"__pycache__", "node_modules", "site-packages"})
+#: The bytes that are read at once: room is made for as many, however small the file is.
+_PIECE = 64 * 1024
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -45,7 +46,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
     if mode is not None:
         # Who may write the folder could replace the file without being allowed to write it.
         os.close(os.open(target, os.O_WRONLY))
-    temporary = target.with_name(f".megatron-seams-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".megatron-seams-{os.urandom(8).hex()}.tmp")
     # 0o666, less what the umask takes away, is what a new file gets from open().
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -162,19 +163,30 @@ def read_at_most(path: Path, most: int) -> bytes:
         # waiting, since a pipe may have taken its place in between.
         _require_regular(path, path.stat().st_mode)
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as stream:
+        try:
             _require_regular(path, os.fstat(handle).st_mode)
-            return stream.read(most)
+            return _read(handle, most)
+        finally:
+            os.close(handle)
     except ValueError as error:  # a NUL in the path
         raise OSError(errno.EINVAL, str(error), str(path)) from error
 
 
+def _read(handle: int, most: int) -> bytes:
+    pieces: list[bytes] = []
+    while most > 0 and (piece := os.read(handle, min(most, _PIECE))):
+        pieces.append(piece)
+        most -= len(piece)
+    return b"".join(pieces)
+
+
 def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        message = "it is a pipe, a socket or a device; only regular files are read"
-        raise OSError(errno.EINVAL, message, str(path))
+    message = "it is a pipe, a socket or a device; only regular files are read"
+    raise OSError(errno.EINVAL, message, str(path))
 
 
 def files_named(root: Path, name: str) -> Iterator[Path]:

@@ -182,23 +182,17 @@ def _damaged(
 
 def open_installed(claim: Claim, project: Installed) -> ManifestFile | BrokenSeam:
     """The manifest of a claim of an installed distribution, or why there is none to read."""
-
-    def read() -> ManifestFile:
-        roots = [root.resolve() for root in project.editable_roots()]
-        found = open_manifest(claim, _locate(claim, project), *roots)
-        return attrs.evolve(found, project=project)
-
-    return guarded(claim, read)
+    return guarded(claim, lambda: open_manifest(claim, _locate(claim, project), project))
 
 
-def open_manifest(claim: Claim, folder: Path, *roots: Path) -> ManifestFile:
+def open_manifest(claim: Claim, folder: Path, project: Installed | None = None) -> ManifestFile:
     """The manifest in the folder of a claimed package.
 
     Args:
         claim: The claim.
         folder: The package's folder.
-        roots: Folders that a link may lead to beside its package: those of an editable project,
-            since setuptools' strict mode installs a tree of links.
+        project: The distribution; None where it is not installed. A link may lead from its package
+            to the folders of an editable one: setuptools' strict mode installs a tree of links.
 
     Raises:
         ManifestUnreadable: It cannot be read, or is a link out of its package; a link may lead to
@@ -207,13 +201,15 @@ def open_manifest(claim: Claim, folder: Path, *roots: Path) -> ManifestFile:
     file = folder / MANIFEST
     if file.is_symlink():
         target = file.resolve()
-        if not any(target.is_relative_to(root) for root in (folder.resolve(), *roots)):
+        roots = (folder, *(project.editable_roots() if project else ()))
+        if not any(target.is_relative_to(root.resolve()) for root in roots):
             raise unreadable(claim, file, f"it is a link to {target}, outside its package")
     try:
         # One byte more than allowed is enough to know that it is too large.
-        return ManifestFile(claim=claim, folder=folder, data=read_at_most(file, MAX_BYTES + 1))
+        data = read_at_most(file, MAX_BYTES + 1)
     except OSError as error:
         raise unreadable(claim, file, str(error)) from error
+    return ManifestFile(claim=claim, folder=folder, data=data, project=project)
 
 
 def read_seam(found: ManifestFile) -> Seam | BrokenSeam:
