@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
+from megatron_seams.base.files import read_file
+from megatron_seams.base.toml import MAX_BYTES
 from megatron_seams.cli.common import json_option, megatron_option, print_json, show_faults
 from megatron_seams.cli.rows import Row, draw_rows
 from megatron_seams.cli.screen import console
@@ -71,13 +73,25 @@ def _justifications() -> "dict[str, tuple[Justified, ...]]":
     here = Path().resolve()
     if not any((folder / "pyproject.toml").is_file() for folder in (here, *here.parents)):
         return {}
-    # Imported here: outside a workspace a list reads no recipe.
-    from megatron_seams.governance.justified import justifications
+    # Imported here: outside a workspace a list reads no recipe, nor where none gives a reason.
     from megatron_seams.governance.workspace import read_workspace
 
     with contextlib.suppress(Refusal):
-        return justifications(read_workspace(Path()))
+        workspace = read_workspace(here)
+        if any(map(_may_justify, workspace.files("recipes", "refused"))):
+            from megatron_seams.governance.justified import justifications
+
+            return justifications(workspace)
     return {}
+
+
+def _may_justify(recipe: Path) -> bool:
+    """Whether the text of a recipe has the key, or an escape, by which it can be spelled."""
+    try:
+        text = read_file(recipe, MAX_BYTES)
+    except OSError:
+        return False
+    return b"justify" in text or b"\\" in text
 
 
 def _row(row: FamilyRow, owners: bool, justified: "Mapping[str, tuple[Justified, ...]]") -> Row:

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from megatron_seams.errors import Refusal, Unjustified, WorkspaceInvalid
-from megatron_seams.governance.ownership import NOTICE
+from megatron_seams.governance.reviews import NOTICE
 from megatron_seams.governance.workspace import Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.recipes.policy import Justification

@@ -24,7 +24,8 @@ from megatron_seams.errors import (
 )
 from megatron_seams.governance.codeowners import LOCATIONS, Codeowners
 from megatron_seams.governance.justified import committed_recipes, unjustified
-from megatron_seams.governance.ownership import ownership_faults, review_due, skipped_lines
+from megatron_seams.governance.ownership import ownership_faults, skipped_lines
+from megatron_seams.governance.reviews import review_due
 from megatron_seams.governance.scope import Scope
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment

@@ -7,7 +7,7 @@ import attrs
 
 from megatron_seams.errors import SeamsError
 from megatron_seams.governance.audit import Audit
-from megatron_seams.governance.ownership import review_due
+from megatron_seams.governance.reviews import review_due
 from megatron_seams.planning.environment import Environment
 from megatron_seams.report.links import Link, papers_of
 from megatron_seams.seams.manifest import CAPABILITIES, Manifest

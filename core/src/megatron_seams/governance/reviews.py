@@ -1,0 +1,32 @@
+"""Review dates: the day by which a seam's owner says again why it is still here."""
+
+import datetime
+from typing import Final
+
+from megatron_seams.errors import ReviewDue
+from megatron_seams.seams.manifest import MANIFEST
+from megatron_seams.seams.seam import Seam
+
+#: A review date this near is a finding.
+NOTICE: Final = datetime.timedelta(days=60)
+
+
+def review_due(seam: Seam, today: datetime.date) -> ReviewDue | None:
+    """The finding that a seam's review date has passed or is near; None if it is further off."""
+    by = seam.manifest.seam.review_by
+    left = (by - today).days
+    if by - today > NOTICE:
+        return None
+    days = "day" if abs(left) == 1 else "days"
+    when = f"it passed {-left} {days} ago" if left < 0 else f"it is in {left} {days}"
+    tracked = ", ".join(it.text for it in seam.manifest.upstream.references)
+    again = f"which were {tracked}" if tracked else "of which there was none"
+    return ReviewDue(
+        asked=f"a review of {seam.claim} by {by}",
+        found=when,
+        next=f"{seam.owner} looks for upstream's changes again ({again}) and corrects [upstream] "
+        "tracking, then says why the seam is still here by a later [seam] review-by, or deletes it",
+        subject=seam.name,
+        file=str(seam.directory / MANIFEST),
+        key="seam.review-by",
+    )
