@@ -145,6 +145,7 @@ NOT_FOR_A_LISTING = {
         for name in (
             *("governance.gate", "governance.preview", "governance.workspace"),
             *("planning.plan", "planning.resolver", "recipes.recipe", "records.receipt", "report"),
+            "upstream.settings",
         )
     ),
 }
@@ -159,6 +160,24 @@ def test_a_listing_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     # A name that is not there would never be loaded.
     assert not [name for name in NOT_FOR_A_LISTING if importlib.util.find_spec(name) is None]
     assert {"megatron_seams.recipes.recipe", "rich"} <= imported(site, tmp_path, "resolve", "M")
+
+
+def test_a_listing_in_a_workspace_reads_recipes_where_one_gives_a_reason(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install_plugin(site, "acme-kda", {"acme_kda": manifest_table("kda", "kda")})
+    (tmp_path / "pyproject.toml").write_text("[tool.megatron-seams.policy]\n")
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / "model.toml"
+    reason = '{}\nseam = "kda"\nreason = "It is new."\nreview-by = 2027-05-01\n'
+    for table, is_read in (
+        ("", False),
+        (reason.format("[[justify]]"), True),
+        (reason.format('[["\\u006austify"]]'), True),
+    ):
+        recipe.write_text(RECIPE + table)
+        modules = imported(site, tmp_path, "list", "--owners", "--json") & NOT_FOR_A_LISTING
+        read = {"megatron_seams.recipes.recipe"} if is_read else set()
+        assert modules == {"megatron_seams.governance.workspace", *read}
 
 
 def test_the_trap_does_go_off_when_it_is_stepped_on(

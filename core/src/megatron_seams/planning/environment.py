@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 from packaging.version import Version
@@ -17,9 +17,11 @@ from megatron_seams.seams.discovery import Discovery, discover
 from megatron_seams.seams.manifest import MANIFEST
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.locate import importable_megatron, megatron_missing, open_megatron
-from megatron_seams.upstream.settings import NativeSettings, read_settings
 from megatron_seams.upstream.source import MegatronSource, unknown_shape
 from megatron_seams.upstream.surface import NativeSurface, read_surface
+
+if TYPE_CHECKING:
+    from megatron_seams.upstream.settings import NativeSettings
 
 T = TypeVar("T")
 
@@ -62,9 +64,9 @@ class Environment:
         """All known families by name."""
         return {family.name: family for family in self.discovery.families}
 
-    def settings(self) -> NativeSettings:
+    def settings(self) -> "NativeSettings":
         """The Megatron's configuration fields and flags; read when first asked for."""
-        return _settings_of(self.source) if self.source else NativeSettings()
+        return _settings_of(self.source)
 
     def superseded_by(self, seam: Seam) -> str | None:
         """The symbol, field or flag of this Megatron that retires ``seam``, in words, or None."""
@@ -105,9 +107,12 @@ class Environment:
 
 
 @functools.lru_cache(maxsize=4)
-def _settings_of(source: MegatronSource) -> NativeSettings:
+def _settings_of(source: MegatronSource | None) -> "NativeSettings":
+    # Imported when they are read, which a listing seldom does (tests/test_light.py).
+    from megatron_seams.upstream.settings import NativeSettings, read_settings
+
     # Environments that differ in their seams alone have one source.
-    return _understood(read_settings, source)
+    return _understood(read_settings, source) if source else NativeSettings()
 
 
 def _understood(read: Callable[[MegatronSource], T], source: MegatronSource) -> T:
