@@ -9,11 +9,13 @@ import ast
 import copy
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 
 from megatron_seams.upstream.ast_queries import is_docstring
+
+T = TypeVar("T", bound=ast.AST)
 
 #: Functions that only write to a log.
 _LOGS: Final = frozenset({"log_single_rank", "log_on_each_pipeline_stage"})
@@ -90,38 +92,58 @@ def digest(node: ast.stmt, without: Collection[ast.stmt] = ()) -> str:
         node: The function or class.
         without: Statements in it that are read by themselves and are no part of its form.
     """
-    copied = copy.deepcopy(node, {id(statement): _LEFT_OUT for statement in without})
-    text = ast.unparse(_Plain().visit(copied))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    plain = _Plain({id(statement) for statement in without}).visit(node)
+    return hashlib.sha256(ast.unparse(plain).encode()).hexdigest()[:16]
 
 
-#: Stands for a statement that is no part of a form.
-_LEFT_OUT: Final = ast.Pass()
-
-
-class _Plain(ast.NodeTransformer):
-    """Takes docstrings, annotations, messages and the words of log entries out of a tree."""
-
-    def visit_Pass(self, node: ast.Pass) -> ast.AST | None:
-        """A statement that is left out, or one that does nothing."""
-        return None if node is _LEFT_OUT else node
+class _Copying(ast.NodeTransformer):
+    """Makes another tree, and leaves the one that it visits as it is."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Visit what a node consists of; a body that is emptied becomes ``pass``."""
-        super().generic_visit(node)
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If)) and not node.body:
-            node.body = [ast.Pass()]
-        return node
+        """A node of what the parts become."""
+        return super().generic_visit(_copied(node)) if node._fields else node
+
+
+def _copied(node: T) -> T:
+    """Another node of the same parts, whose lists may be changed."""
+    found = copy.copy(node)
+    vars(found).update({key: [*it] for key, it in vars(node).items() if isinstance(it, list)})
+    return found
+
+
+class _Plain(_Copying):
+    """Takes docstrings, annotations, messages and the words of log entries out of a tree.
+
+    Args:
+        without: The identities of statements that are left out.
+    """
+
+    def __init__(self, without: Collection[int]) -> None:
+        self._without = without
+
+    def visit(self, node: ast.AST) -> ast.AST | None:
+        """What a node becomes; None where it is left out."""
+        made: ast.AST | None = None if id(node) in self._without else super().visit(node)
+        return made
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """A node of what its parts become; a body that is emptied becomes ``pass``."""
+        found = super().generic_visit(node)
+        if isinstance(found, (ast.FunctionDef, ast.ClassDef, ast.If)) and not found.body:
+            found.body = [ast.Pass()]
+        return found
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         """A parameter without its annotation."""
-        node.annotation = None
-        return node
+        found = _copied(node)
+        found.annotation = None
+        return found
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         """A function without its return annotation."""
-        node.returns = None
-        return self.generic_visit(node)
+        found = _copied(node)
+        found.returns = None
+        return self.generic_visit(found)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
         """An assignment without its annotation; a declaration keeps its name."""
@@ -142,16 +164,15 @@ class _Plain(ast.NodeTransformer):
         """An exception without its message."""
         match node.exc:
             case ast.Call(func=ast.Name() as kind):
-                node.exc = kind
+                return ast.Raise(exc=kind, cause=node.cause)
         return node
 
     def visit_Assert(self, node: ast.Assert) -> ast.Assert:
         """An assertion without its message."""
-        node.msg = None
-        return node
+        return ast.Assert(test=node.test, msg=None)
 
 
-class _Wordless(ast.NodeTransformer):
+class _Wordless(_Copying):
     """Takes the words out of formatted text and leaves what is computed for it."""
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:

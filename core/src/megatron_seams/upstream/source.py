@@ -74,10 +74,11 @@ class MegatronSource:
                 tree = ast.parse(data)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise unknown_shape(self.origin, f"megatron/{path}: {error!s:.200}") from error
-        if _is_deeper(tree, _MAX_DEPTH):
+        nodes = _nodes(tree, _MAX_DEPTH)
+        if nodes is None:
             found = f"megatron/{path} is nested more than {_MAX_DEPTH} deep"
             raise unknown_shape(self.origin, found)
-        return SourceFile(origin=self.origin, path=path, data=data, tree=tree)
+        return SourceFile(origin=self.origin, path=path, data=data, tree=tree, nodes=nodes)
 
     def version(self) -> Version:
         """The version that ``package_info.py`` states.
@@ -131,14 +132,18 @@ def _digits(value: object) -> str | None:
         return None
 
 
-def _is_deeper(tree: ast.AST, most: int) -> bool:
-    """Whether a tree is nested more deeply; what reads it goes down by calling itself."""
-    level: list[ast.AST] = [tree]
+def _nodes(tree: ast.AST, most: int) -> tuple[ast.AST, ...] | None:
+    """Every node of a tree, breadth first; None where it is nested more deeply than ``most``.
+
+    What reads a tree goes down by calling itself.
+    """
+    level, found = [tree], [tree]
     for _ in range(most):
         level = [child for node in level for child in ast.iter_child_nodes(node)]
         if not level:
-            return False
-    return True
+            return tuple(found)
+        found += level
+    return None
 
 
 @attrs.frozen(kw_only=True)
@@ -150,17 +155,14 @@ class SourceFile:
         path: Where it is inside ``megatron``.
         data: Its bytes.
         tree: Its syntax tree.
+        nodes: Every node of the tree, breadth first.
     """
 
     origin: str
     path: str
     data: bytes = attrs.field(repr=False)
     tree: ast.Module = attrs.field(repr=False)
-
-    @functools.cached_property
-    def nodes(self) -> tuple[ast.AST, ...]:
-        """Every node of the tree, breadth first."""
-        return tuple(ast.walk(self.tree))
+    nodes: tuple[ast.AST, ...] = attrs.field(repr=False)
 
     @functools.cached_property
     def bound(self) -> Counter[str]:
