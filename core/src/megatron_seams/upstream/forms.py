@@ -121,10 +121,9 @@ class _Plain(_Copying):
     def __init__(self, without: Collection[int]) -> None:
         self._without = without
 
-    def visit(self, node: ast.AST) -> ast.AST | None:
+    def visit(self, node: ast.AST) -> Any:
         """What a node becomes; None where it is left out."""
-        made: ast.AST | None = None if id(node) in self._without else super().visit(node)
-        return made
+        return None if id(node) in self._without else super().visit(node)
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """A node of what its parts become; a body that is emptied becomes ``pass``."""
