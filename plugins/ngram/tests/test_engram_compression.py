@@ -115,7 +115,7 @@ def test_a_table_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
         ({"compression-file": "a", "compression-sha256": "0" * 63}, "64 hexadecimal digits"),
         ({"orders": [1, 2]}, "expected 2 and above"),
         ({"kernel": 0}, "'kernel' must be >= 1"),
-        ({"backend": "cuda"}, "expected one of 'cpu', 'torch'"),
+        ({"backend": "cuda"}, "expected one of 'cpu', 'triton', 'torch'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(table: dict[str, Any], says: str) -> None:

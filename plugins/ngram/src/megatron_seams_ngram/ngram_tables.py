@@ -11,7 +11,7 @@ from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_ngram.ops import huge_pages
 from megatron_seams_ngram.ops.dispatch import choose
 from megatron_seams_ngram.ops.indices import Constants
-from megatron_seams_ngram.ops.lookup import look_up
+from megatron_seams_ngram.ops.lookup import look_up_ngrams
 from megatron_seams_ngram.tables.hash_tables import HashTables
 from megatron_seams_ngram.tables.splitmix64 import nth
 
@@ -95,24 +95,31 @@ class NgramTables(ShardedModule):
         for mark, value in marks.items():
             setattr(self.weight, mark, value)
 
-    def forward(self, input_ids: Tensor, starts: Tensor | None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, starts: Tensor | None, *, sequence_first: bool = False
+    ) -> Tensor:
         """Look up the n-grams that end at each position.
 
         Args:
             input_ids: [b, s] int64.
             starts: [b, s] or [1, s] int64, the first position of each token's document; None where
                 every row of the batch is one document.
+            sequence_first: Whether to return [s, b, ...].
 
         Returns:
-            [b, s, tables * width]: the rows that this rank has, zeros in place of the others.
+            [b, s, tables * width]: the rows that this rank has, zeros in place of the others. With
+            ``sequence_first`` [s, b, tables * width], contiguous.
         """
-        rows = look_up(
+        rows = look_up_ngrams(
             self.weight,
-            self.indices(input_ids, starts),
+            input_ids.long(),
+            starts,
+            self.constants,
             first=self.first_row,
             kernels=choose(self.backend, self.weight.device),
-        )
-        return rows.flatten(start_dim=2)
+            sequence_first=sequence_first,
+        ).flatten(start_dim=2)
+        return rows.transpose(0, 1).contiguous() if sequence_first else rows
 
     def indices(self, input_ids: Tensor, starts: Tensor | None) -> Tensor:
         """Hash the n-grams that end at each position.
@@ -120,9 +127,13 @@ class NgramTables(ShardedModule):
         Returns:
             [b, s, tables] int64, rows of the whole matrix.
         """
-        constants = Constants(**{name: getattr(self, name) for name in _NAMES})
         kernels = choose(self.backend, self.weight.device)
-        return kernels.hash_indices(input_ids.long(), starts, constants)
+        return kernels.hash_indices(input_ids.long(), starts, self.constants)
+
+    @property
+    def constants(self) -> Constants:
+        """The rule's numbers, where the module lies."""
+        return Constants(**{name: getattr(self, name) for name in _NAMES})
 
     def divided(self) -> dict[str, int]:
         """The rows; all constants are on every rank."""

@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 #: The kernels of the tables (:mod:`megatron_seams_ngram.ops.dispatch`).
-Backend = Literal["cpu", "torch"]
+Backend = Literal["cpu", "triton", "torch"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 

@@ -165,7 +165,7 @@ class Engram(ShardedModule):
         """
         self._check(hidden_states)
         starts = self.boundaries.starts(input_ids, cu_seqlens)
-        rows = self.tables(self._compressed(input_ids), starts).transpose(0, 1).contiguous()
+        rows = self.tables(self._compressed(input_ids), starts, sequence_first=True)
         if self.sequence_parallel:
             rows = summed_and_scattered(rows, self.tp_group)
         else:

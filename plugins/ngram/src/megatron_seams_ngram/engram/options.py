@@ -68,8 +68,8 @@ class Options:
             (:mod:`megatron_seams_ngram.engram.compression`); left out, tokens stay as they are.
         compression_sha256: The file's digest, so that a receipt names its contents and not only its
             path.
-        backend: What works on the tables, ``cpu`` (C++) or ``torch``, with the same numbers; left
-            out, the device's own.
+        backend: What works on the tables, ``cpu`` (C++), ``triton`` or ``torch``, with the same
+            numbers; left out, the device's own.
 
     Raises:
         ValueError: A size, id or seed out of range, orders that do not ascend from 2, only one of

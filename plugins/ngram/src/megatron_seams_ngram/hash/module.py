@@ -110,9 +110,13 @@ class HashedNgramEmbedding(ShardedModule):
         Raises:
             FeatureInvalid: As :meth:`DocumentBoundaries.starts`.
         """
-        rows = self.tables(input_ids, self.boundaries.starts(input_ids, cu_seqlens))
+        rows = self.tables(
+            input_ids,
+            self.boundaries.starts(input_ids, cu_seqlens),
+            sequence_first=self.reduce_scatter_embeddings,
+        )
         if self.reduce_scatter_embeddings:
-            rows = summed_and_scattered(rows.transpose(0, 1).contiguous(), self.tp_group)
+            rows = summed_and_scattered(rows, self.tp_group)
         else:
             rows = summed(rows, self.tp_group)
         return linear(rows, self.projection)

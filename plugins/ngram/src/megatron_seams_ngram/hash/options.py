@@ -22,8 +22,8 @@ class Options:
             token has. A token's own id makes missing history look like that token.
         end_of_document_id: The token that ends a document; windows stop behind it. Left out, they
             stop at ``cu_seqlens`` alone.
-        backend: The kernels, ``cpu`` (C++) or ``torch``, with the same numbers; left out, the
-            device's own.
+        backend: The kernels, ``cpu`` (C++), ``triton`` or ``torch``, with the same numbers; left
+            out, the device's own.
 
     Raises:
         ValueError: A size, id or seed out of range, or orders that do not ascend from 2.

@@ -83,6 +83,21 @@ def hash_indices(input_ids: Tensor, starts: Tensor | None, constants: Constants)
     return out
 
 
+def hash_and_gather(
+    input_ids: Tensor,
+    starts: Tensor | None,
+    constants: Constants,
+    table: Tensor,
+    first: int,
+    *,
+    sequence_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """Hash positions and look their rows up; as :func:`.torch_kernels.hash_and_gather`."""
+    del sequence_first
+    indices = hash_indices(input_ids, starts, constants)
+    return gather(table, indices, first), indices
+
+
 def gather(table: Tensor, indices: Tensor, first: int) -> Tensor:
     """Look rows up; as :func:`.torch_kernels.gather`, for any type of ``table``."""
     rows, width = table.shape

@@ -1,5 +1,6 @@
 """Looking rows up; backward adds to the table's own gradient, without a dense one beside it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,10 @@ from torch.autograd.graph import get_gradient_edge
 
 from megatron_seams_ngram.ops import huge_pages
 from megatron_seams_ngram.ops.dispatch import Kernels
+from megatron_seams_ngram.ops.indices import Constants
+
+#: From the part of all tables to the rows, [b, s, tables, width], and where they lie.
+_Finding = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def look_up(weight: Tensor, indices: Tensor, *, first: int, kernels: Kernels) -> Tensor:
@@ -34,18 +39,61 @@ def look_up(weight: Tensor, indices: Tensor, *, first: int, kernels: Kernels) ->
     Returns:
         [b, s, tables, width]; zeros for the rows of other parts.
     """
+
+    def find(table: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.gather(table, indices, first), indices
+
+    return _found(weight, find, first, kernels)
+
+
+def look_up_ngrams(
+    weight: Tensor,
+    input_ids: Tensor,
+    starts: Tensor | None,
+    constants: Constants,
+    *,
+    first: int,
+    kernels: Kernels,
+    sequence_first: bool = False,
+) -> Tensor:
+    """Hash the n-grams that end at each position and look their rows up, in one.
+
+    Args:
+        weight: As in :func:`look_up`, and so is the gradient.
+        input_ids: [b, s] int64.
+        starts: [b, s] or [1, s] int64, as in :func:`.indices.hash_indices`.
+        constants: The rule's.
+        first: As in :func:`look_up`.
+        kernels: Who does the work.
+        sequence_first: Whether the caller goes on with [s, b, ...]: the rows may then lie in that
+            order in memory.
+
+    Returns:
+        [b, s, tables, width]; zeros for the rows of other parts.
+    """
+
+    def find(table: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.hash_and_gather(
+            input_ids, starts, constants, table, first, sequence_first=sequence_first
+        )
+
+    return _found(weight, find, first, kernels)
+
+
+def _found(weight: Tensor, find: _Finding, first: int, kernels: Kernels) -> Tensor:
     if not (torch.is_grad_enabled() and weight.requires_grad):
-        return kernels.gather(weight.detach(), indices, first)
-    rows: Tensor = _LookUp.apply(weight, indices, first, kernels)
+        return find(weight.detach())[0]
+    rows: Tensor = _LookUp.apply(weight, find, first, kernels)
     return rows
 
 
 class _LookUp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, indices: Tensor, first: int, kernels: Kernels) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, find: _Finding, first: int, kernels: Kernels) -> Tensor:
+        rows, indices = find(weight.detach())
         ctx.save_for_backward(weight, indices)
         ctx.first, ctx.kernels = first, kernels
-        return kernels.gather(weight.detach(), indices, first)
+        return rows
 
     @staticmethod
     @torch.autograd.function.once_differentiable

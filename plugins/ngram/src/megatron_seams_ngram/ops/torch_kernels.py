@@ -3,9 +3,37 @@
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from megatron_seams_ngram.ops.indices import hash_indices
+from megatron_seams_ngram.ops.indices import Constants, hash_indices
 
-__all__ = ["gather", "hash_indices", "scatter"]
+__all__ = ["gather", "hash_and_gather", "hash_indices", "scatter"]
+
+
+def hash_and_gather(
+    input_ids: Tensor,
+    starts: Tensor | None,
+    constants: Constants,
+    table: Tensor,
+    first: int,
+    *,
+    sequence_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """Hash positions, and look their rows up in a part of all tables.
+
+    Args:
+        input_ids: As in :func:`.indices.hash_indices`.
+        starts: Likewise.
+        constants: Likewise.
+        table: As in :func:`gather`.
+        first: Likewise.
+        sequence_first: Whether the caller goes on with [s, b, ...]. A kernel may then write the
+            rows in that order, and return them transposed; this one does not.
+
+    Returns:
+        What :func:`gather` returns, and the indices.
+    """
+    del sequence_first
+    indices = hash_indices(input_ids, starts, constants)
+    return gather(table, indices, first), indices
 
 
 def gather(table: Tensor, indices: Tensor, first: int) -> Tensor:
