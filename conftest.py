@@ -1,4 +1,4 @@
-"""What every test of the repository shares, a plugin's own too: their order and their processes."""
+"""Settings of every test of the repository, the plugins' too: their order and their processes."""
 
 import ast
 import sys

@@ -49,8 +49,8 @@ an interruption.
 With `--json` the answer is one document, of a schema that `registry docs` lists; a refusal too, of
 [refused.schema.json](schema/refused.schema.json).
 
-What is drawn fits the terminal: columns that find no room go below their row, and nothing is cut.
-Paths and next steps stay one line, to be copied. A pipe has 100 columns, and `COLUMNS` sets
+Tables and drawings fit the terminal: columns that find no room go below their row, and nothing is
+cut. Paths and next steps stay one line, to be copied. A pipe has 100 columns, and `COLUMNS` sets
 another width; messages on a pipe are not wrapped.
 
 A shell completes commands, options, families, seams, upstream's constants, pages and files, once
@@ -103,8 +103,8 @@ architecture's own |
 
 A layer that is a mixer and a feed-forward layer becomes two layers, as upstream's hybrid patterns
 have it: Megatron's layer numbers are then not the configuration's. Of a configuration of several
-models (`text_config`, `llm_config`) the part that describes the language model is read, and that
-is said.
+models (`text_config`, `llm_config`) the part that describes the language model is read, and a note
+says so.
 
 Sizes take Megatron's names and go to `[megatron]`. A key that changes the model and that no setting
 of Megatron carries is named in a note, with its value: the plan leaves it out.
@@ -113,7 +113,7 @@ of Megatron carries is named in a note, with its value: the plan leaves it out.
 
 A block whose family Megatron or an installed seam builds is planned; any other is refused by its
 family, with the architecture's name for it. An architecture that is not listed is refused by its
-name; with a `hybrid_override_pattern` it is read as `nemotron_h`, and that is said.
+name; with a `hybrid_override_pattern` it is read as `nemotron_h`, and a note says so.
 
 | `model_type` | models | block -> family | followed by |
 | --- | --- | --- | --- |

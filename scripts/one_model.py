@@ -24,7 +24,7 @@ HERE = "installed"
 
 
 def rows(release: str, recipes: list[Path], drop: list[str]) -> list[dict[str, Any]]:
-    """What both roads make of each recipe on one release."""
+    """The models of both roads for each recipe on one release."""
     paths = [] if release == HERE else [str(megatron_releases.installation(release))]
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""What the site has beside docs/: the pages of the repository's root, and the Python API.
+"""The site's pages from outside docs/: the pages of the repository's root, and the Python API.
 
 mkdocs calls it (mkdocs.yml). The API's names are those of ``import megatron_seams``.
 """

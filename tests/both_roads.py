@@ -139,7 +139,7 @@ def without_cuda() -> Iterator[None]:
 
 
 def compared(file: Path, folder: Path, backend: Any, drop: str | None) -> dict[str, Any]:
-    """What the two roads make of one recipe."""
+    """The models of the two roads for one recipe."""
     import attrs
 
     from megatron_seams.errors import Refusal

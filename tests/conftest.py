@@ -1,4 +1,4 @@
-"""What the tests beside this file share."""
+"""Fixtures of the tests beside this file."""
 
 from pathlib import Path
 

@@ -71,12 +71,12 @@ def _codes(found: Discovery) -> list[str]:
 
 
 def installed(_: Path) -> list[str]:
-    """What an audit of the environment finds."""
+    """The findings of an audit of the environment."""
     return _codes(discover())
 
 
 def tree(folder: Path) -> list[str]:
-    """What an audit of source trees finds."""
+    """The findings of an audit of source trees."""
     good = folder.parent / f"{folder.name}-good"
     source_plugin(good, "acme-sound", {"acme_sound": manifest_table("sound", "family_sound")})
     seam_folders(folder)
@@ -84,7 +84,7 @@ def tree(folder: Path) -> list[str]:
 
 
 def wheel(file: Path) -> list[str]:
-    """What an audit of wheels finds."""
+    """The findings of an audit of wheels."""
     good = file.with_name("good.whl")
     site = file.parent / "good-files"
     install_plugin(site, "acme-sound", {"acme_sound": manifest_table("sound", "family_sound")})
@@ -95,14 +95,14 @@ def wheel(file: Path) -> list[str]:
 
 
 def megatron(path: Path) -> list[str]:
-    """What a plan against a Megatron says of it, and of the plugins beside it."""
+    """The faults of a plan against a Megatron, and of the plugins beside it."""
     found = read_environment(path)
     assert "sound" in [seam.name for seam in found.discovery.seams]
     return sorted({fault.code for fault in found.faults})
 
 
 def raising(read: Callable[[Path], object]) -> Callable[[Path], list[str]]:
-    """What a reader of one file refuses."""
+    """The refusal of a reader of one file."""
 
     def codes(path: Path) -> list[str]:
         read(path)

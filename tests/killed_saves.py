@@ -31,7 +31,7 @@ _SECONDS: Final = 120.0
 
 @attrs.frozen(kw_only=True)
 class Killed:
-    """What a killed save left.
+    """The files that a killed save left.
 
     Attributes:
         seconds: After how long it was killed; None for one that was left to its end.
@@ -62,7 +62,7 @@ def kill_saves(
         chance: Picks the moments, up to a third more than what a whole save took.
 
     Returns:
-        What the save left that was not killed, and then each killed one.
+        The files of the save that was not killed, and then of each killed one.
     """
     forked.save_without_a_manager()
     forked._environment_of_server()
@@ -122,7 +122,7 @@ def _save(model: Any, receipt: str, folder: Path, name: str) -> None:
 
 
 def _found(model: Any, receipt: str, folder: Path, first: Any, after: float | None) -> Killed:
-    """What a restart finds: it loads what the tracker names, compared with the receipt."""
+    """The state after a restart: it loads what the tracker names, compared with the receipt."""
     named = (folder / TRACKER).read_text()
     same = True
     for name in {FIRST, named}:

@@ -1,4 +1,4 @@
-"""What the planner's tests are made of: seams, environments and recipes as values, and plugins laid
+"""The parts of the planner's tests: seams, environments and recipes as values, and plugins laid
 out on disk exactly as an installer leaves them.
 """
 
@@ -163,17 +163,17 @@ def surface(
 ) -> NativeSurface:
     """A surface like 0.19, less the constants ``without``; ``exclusive`` keeps ``*`` apart."""
     symbols = tuple(symbol for symbol in SYMBOLS if symbol.constant not in set(without))
-    said = "Not supported to have both Attention and MLA/DSA in one model"
+    reason = "Not supported to have both Attention and MLA/DSA in one model"
     beside = tuple(
-        Exclusion(operator="has", constant=symbol.constant, message=said)
+        Exclusion(operator="has", constant=symbol.constant, message=reason)
         for symbol in symbols
         if symbol.constant in ("DS_ATTENTION", "MLA")
     )
-    attention = Exclusion(operator="has", constant="ATTENTION", message=said)
+    attention = Exclusion(operator="has", constant="ATTENTION", message=reason)
     rule = Exclusion(
         operator="and",
-        parts=(attention, Exclusion(operator="or", parts=beside, message=said)),
-        message=said,
+        parts=(attention, Exclusion(operator="or", parts=beside, message=reason)),
+        message=reason,
     )
     return NativeSurface(
         version=Version(version),
@@ -420,7 +420,7 @@ def run_python(
     kept = os.environ.get("PYTHONPATH", "")
     folders = [*map(str, path), *([kept] if kept else [])]
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **variables}
-    # What decides on colour is set by the test alone.
+    # Only the test sets the variables that decide on colour.
     for name in {"FORCE_COLOR", "NO_COLOR", "COLUMNS"} - set(variables):
         settings.pop(name, None)
     done = subprocess.run(

@@ -39,7 +39,7 @@ def changes(text: str, functions: set[str], count: int, seed: int) -> Iterator[t
         seed: Of the draw.
 
     Yields:
-        What was changed, and the whole module with the change in it; it is still Python.
+        The change in words, and the whole module with it; it is still Python.
     """
     tree = ast.parse(text)
     draw = random.Random(seed)  # noqa: S311  # nothing secret
@@ -83,13 +83,13 @@ def _edits(function: ast.FunctionDef, draw: random.Random) -> Iterator[tuple[str
     aside = {
         id(part)
         for node in nodes
-        for said in (
+        for expression in (
             node.value if isinstance(node, ast.Expr) else None,
             getattr(node, "annotation", None),
             getattr(node, "returns", None),
         )
-        if isinstance(said, ast.expr) and not isinstance(said, ast.Call)
-        for part in ast.walk(said)
+        if isinstance(expression, ast.expr) and not isinstance(expression, ast.Call)
+        for part in ast.walk(expression)
     }
     for at, node in enumerate(nodes):
         if id(node) in aside:

@@ -36,7 +36,7 @@ def allowing(names: list[str] | None, *seams: Seam) -> Environment:
 
 
 @pytest.mark.parametrize(
-    ("said", "names"),
+    ("value", "names"),
     [
         (None, None),
         ("", set()),
@@ -47,11 +47,11 @@ def allowing(names: list[str] | None, *seams: Seam) -> Environment:
     ],
 )
 def test_operators_name_seams_apart_by_spaces_or_commas(
-    said: str | None, names: set[str] | None, monkeypatch: pytest.MonkeyPatch
+    value: str | None, names: set[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    if said is not None:
-        monkeypatch.setenv(VARIABLE, said)
+    if value is not None:
+        monkeypatch.setenv(VARIABLE, value)
     expected = {} if names is None else {VARIABLE: frozenset(names)}
     assert operators_allowlist().lists == expected
 

@@ -96,7 +96,7 @@ def test_a_shell_keeps_every_word_as_it_is(here: tuple[Environment, NativeSettin
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "words"),
     [
         ({"add_bias_linear": False}, ("--disable-bias-linear",)),
         ({"add_bias_linear": True}, ()),
@@ -135,13 +135,13 @@ def test_a_shell_keeps_every_word_as_it_is(here: tuple[Environment, NativeSettin
     ids=str,
 )
 def test_a_setting_becomes_the_flag_that_sets_it(
-    settings: dict[str, Any], said: tuple[str, ...], here: tuple[Environment, NativeSettings]
+    settings: dict[str, Any], words: tuple[str, ...], here: tuple[Environment, NativeSettings]
 ) -> None:
     found = native_arguments(plan(recipe("*-", megatron=settings), here[0]), here[1])
     plain = native_arguments(plan(recipe("*-"), here[0]), here[1])
     added = [word for group in found.groups if group not in plain.groups for word in group]
-    # Some are said without the setting too, since the class's default is not the trainer's.
-    assert tuple(added) == said or (not added and said in found.groups)
+    # Some are printed without the setting too, since the class's default is not the trainer's.
+    assert tuple(added) == words or (not added and words in found.groups)
 
 
 def test_what_the_recipe_leaves_to_defaults_is_said_where_the_roads_differ(
@@ -157,7 +157,7 @@ def test_what_the_recipe_leaves_to_defaults_is_said_where_the_roads_differ(
     ):
         assert group == found[found.index(group[0]) :][:2]
     assert "--untie-embeddings-and-output-weights" in found
-    # Derived by both in the same way, or said by nobody.
+    # Derived by both in the same way, or printed by neither.
     assert not {"--num-query-groups", "--kv-channels", "--seed", "--num-layers"} & set(found)
 
 
@@ -209,8 +209,8 @@ def test_everything_that_no_flag_says_is_refused_at_once(
     with pytest.raises(Refusal) as refused:
         native_arguments(made, here[1])
     assert all(isinstance(reason, NoArgument) for reason in refused.value.reasons)
-    said = {"attention_softmax_in_fp32"}  # the default of the command line
-    assert {reason.subject for reason in refused.value.reasons} == set(settings) - said
+    defaults = {"attention_softmax_in_fp32"}  # the default of the command line
+    assert {reason.subject for reason in refused.value.reasons} == set(settings) - defaults
 
 
 def test_a_gate_without_its_activation_is_refused_with_what_to_set(

@@ -45,7 +45,7 @@ def judged(tree: Path, codeowners: str | None = None, policy: str = "", **option
     return check(made, read_workspace(tree), codeowners=find_codeowners(tree), **options)  # type: ignore[arg-type]
 
 
-def said(gate: Gate) -> list[tuple[str, str, str | None, int | None]]:
+def findings(gate: Gate) -> list[tuple[str, str, str | None, int | None]]:
     """Severity, cause, file and line of each verdict."""
     return [
         (one.severity, type(one.finding).__name__, one.finding.file, one.finding.line)
@@ -67,7 +67,7 @@ def said(gate: Gate) -> list[tuple[str, str, str | None, int | None]]:
     ],
 )
 def test_an_owner_who_owns_the_folder_is_no_finding(text: str, tree: Path) -> None:
-    assert said(judged(tree, text)) == []
+    assert findings(judged(tree, text)) == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_missing_shadowed_or_different_owner_is_named_with_file_and_line(
     text: str, cause: str, line: int | None, names: list[str], tree: Path
 ) -> None:
     gate = judged(tree, text)
-    assert said(gate) == [("error", cause, str(tree / "CODEOWNERS"), line)]
+    assert findings(gate) == [("error", cause, str(tree / "CODEOWNERS"), line)]
     assert gate.exit_code is ExitCode.FINDINGS
     text_ = str(gate.verdicts[0].finding)
     for part in [*names, "@acme/layers", "seam 'kda' of acme-kda 1.0"]:
@@ -111,7 +111,7 @@ def test_a_missing_shadowed_or_different_owner_is_named_with_file_and_line(
 
 def test_each_line_that_takes_files_away_is_one_finding(tree: Path) -> None:
     gate = judged(tree, "* @acme/core\n/plugins/kda/ @acme/layers\n*.py @b\nseam.toml @c\n")
-    assert sorted(said(gate)) == [
+    assert sorted(findings(gate)) == [
         ("error", "OwnerShadowed", str(tree / "CODEOWNERS"), 3),
         ("error", "OwnerShadowed", str(tree / "CODEOWNERS"), 4),
     ]
@@ -121,12 +121,12 @@ def test_a_folder_with_a_space_is_advised_as_it_must_be_written(tree: Path) -> N
     (tree / "plugins" / "kda").rename(tree / "plugins" / "our kda")
     (finding,) = (one.finding for one in judged(tree, "* @acme/core\n").verdicts)
     (line,) = [line for line in finding.next.split("`") if line.startswith("/")]
-    assert said(judged(tree, f"* @acme/core\n{line}\n")) == []
+    assert findings(judged(tree, f"* @acme/core\n{line}\n")) == []
 
 
 def test_a_line_that_github_skips_gives_nothing_and_is_said(tree: Path) -> None:
     gate = judged(tree, "* @acme/core\n/plugins/kda/ acme/layers\n")
-    assert said(gate) == [
+    assert findings(gate) == [
         ("error", "OwnerDiffers", str(tree / "CODEOWNERS"), 1),
         ("warning", "CodeownersInvalid", str(tree / "CODEOWNERS"), 2),
     ]
@@ -161,7 +161,7 @@ def test_what_is_installed_or_built_in_the_tree_is_no_source(tree: Path) -> None
         toml(manifest_table("kda"))
     )
     text = "/plugins/kda/src/ @acme/layers\n"
-    assert said(judged(tree, text)) == []
+    assert findings(judged(tree, text)) == []
     (tree / "CODEOWNERS").write_text(text)
     done = registry("check", cwd=tree, path=[site], code=0)
     assert "SEAM-O04" in done.stderr
@@ -182,7 +182,7 @@ def test_a_review_is_asked_for_sixty_days_ahead_and_must_not_be_missed(
     manifest = tree / "plugins" / "kda" / "src" / "acme_kda" / "seam.toml"
     line = manifest.read_text().splitlines().index(f"review-by = {by}") + 1
     expected = [(severity, "ReviewDue", str(manifest), line)] if severity else []
-    assert said(gate) == expected
+    assert findings(gate) == expected
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_review_date_may_be_the_last_there_is(tree: Path) -> None:
     table = manifest_table("kda")
     table["seam"]["review-by"] = datetime.date.max
     (tree / "plugins" / "kda" / "src" / "acme_kda" / "seam.toml").write_text(toml(table))
-    assert said(judged(tree, "* @acme/layers\n")) == []
+    assert findings(judged(tree, "* @acme/layers\n")) == []
 
 
 # --- allowlists -------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_a_seam_that_is_not_allowed_is_a_warning_with_who_says_so(tree: Path) ->
     (verdict,) = gate.verdicts
     assert (verdict.severity, type(verdict.finding).__name__) == ("warning", "NotAllowed")
     assert "[tool.megatron-seams.policy] allow allows only gla" in verdict.finding.found
-    assert said(judged(tree, "* @acme/layers\n", policy='allow = ["gla", "kda"]\n')) == []
+    assert findings(judged(tree, "* @acme/layers\n", policy='allow = ["gla", "kda"]\n')) == []
     (tree / "CODEOWNERS").write_text("* @acme/layers\n")
     (tree / "pyproject.toml").write_text(WORKSPACE)
     done = registry("check", "plugins", cwd=tree, code=0, **{VARIABLE: "gla,other"})

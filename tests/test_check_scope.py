@@ -44,7 +44,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def looked(*arguments: str | Path, site: Path | None = None, cwd: Path, code: int | None) -> dict:
-    """What the gate says, as JSON, with its verdicts as severity and code."""
+    """The gate's answer as JSON, with its verdicts as severity and code."""
     done = registry(
         "check", *arguments, "--format", "json", cwd=cwd, path=[site] if site else (), code=code
     )

@@ -272,10 +272,10 @@ def test_a_models_folder_is_read_by_its_configuration(name: str) -> None:
 )
 def test_a_path_is_refused_once_with_the_next_step(name: str, found: str, advice: str) -> None:
     for command in ("resolve", "args", "smoke"):
-        said = invoke(command, name, code=2)
-        assert "refused: 1 reason" in said
-        assert found in said
-        assert advice in said
+        printed = invoke(command, name, code=2)
+        assert "refused: 1 reason" in printed
+        assert found in printed
+        assert advice in printed
 
 
 @pytest.mark.usefixtures("places")
@@ -377,8 +377,8 @@ def test_colour_in_a_terminal_and_the_same_words(model: Path, site: Path, tmp_pa
     drawn = in_a_terminal("resolve", model, path=site, cwd=tmp_path)
     assert f"{ESCAPE}[" in drawn
     plain = re.sub(r"\x1b\[[0-9;]*m", "", drawn)
-    for said in ("native 2", "seam 1", "experiment 1", "@acme/linear", "MK ML"):
-        assert said in plain
+    for printed in ("native 2", "seam 1", "experiment 1", "@acme/linear", "MK ML"):
+        assert printed in plain
     assert ESCAPE not in in_a_terminal("resolve", model, path=site, cwd=tmp_path, TERM="dumb")
     refused = in_a_terminal("resolve", "MQ", path=site, cwd=tmp_path)
     assert f"{ESCAPE}[" in refused
@@ -412,9 +412,9 @@ def test_the_strip_marks_the_layers_that_are_refused_and_only_those(tmp_path: Pa
 
 
 def test_a_refusal_that_concerns_no_layer_draws_no_strip() -> None:
-    said = invoke("resolve", "M*|MD", code=2)
-    assert "SEAM-R08" in said
-    assert "M*MD" not in said
+    printed = invoke("resolve", "M*|MD", code=2)
+    assert "SEAM-R08" in printed
+    assert "M*MD" not in printed
 
 
 def test_a_long_model_is_drawn_in_numbered_rows(tmp_path: Path) -> None:

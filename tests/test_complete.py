@@ -1,4 +1,4 @@
-"""What a shell completes of a command line, and that it loads little for it."""
+"""Completion of a command line in a shell, and that it loads little."""
 
 import json
 from pathlib import Path

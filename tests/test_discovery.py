@@ -210,10 +210,10 @@ def test_two_records_of_one_distribution_in_one_folder_are_a_conflict(tmp_path: 
         install_plugin(tmp_path, "acme-kda", {"acme_kda": table}, version=version)
     found = listed(path=[tmp_path], cwd=tmp_path)
     assert codes(found)["kda"] == ["DuplicateName"]
-    said = findings(found, "kda")[0]["found"]
+    shown = findings(found, "kda")[0]["found"]
     for version in ("1.0", "2.0"):
         record = tmp_path / f"acme_kda-{version}.dist-info"
-        assert f"acme-kda {version} (acme_kda, {record})" in said
+        assert f"acme-kda {version} (acme_kda, {record})" in shown
 
 
 def test_several_seams_of_one_distribution_are_found_without_importing_their_parent(
@@ -225,7 +225,7 @@ def test_several_seams_of_one_distribution_are_found_without_importing_their_par
         f"acme_many.{name}": manifest_table(name, f"family_{name}") for name in ("one", "two")
     }
     install_plugin(tmp_path / "site", "acme-many", manifests, code=code)
-    # What ties the manifest to its package must not be the parent's own folder.
+    # The manifest must not be tied to its package by the parent's own folder.
     (tmp_path / "site" / "acme_many" / "seam.toml").write_text("not read")
     found = listed(path=[tmp_path / "site"], cwd=tmp_path)
     assert {"one", "two"} <= set(seams(found))
@@ -308,11 +308,11 @@ def test_families_that_manifests_disagree_on_are_conflicts(tmp_path: Path) -> No
         assert named[name] == ["FamilyConflict"], name
     assert not {"agrees", "concurs"} & set(named)
     for name in ("says", "contradicts"):
-        said = findings(found, name)[0]["found"]
-        assert "'Delta rule.'" in said
-        assert "'Something else.'" in said
-        assert "acme-says 1.0" in said
-        assert "acme-contradicts 1.0" in said
+        shown = findings(found, name)[0]["found"]
+        assert "'Delta rule.'" in shown
+        assert "'Something else.'" in shown
+        assert "acme-says 1.0" in shown
+        assert "acme-contradicts 1.0" in shown
     families = {family["family"]: family for family in found["families"]}
     assert "disputed" not in families
     assert families["shared"]["summary"] == "One meaning."

@@ -41,12 +41,12 @@ def valid(repository: Path, found: Any) -> Any:
 
 
 def test_it_says_what_there_is_and_which_policy_applies(where: Path, repository: Path) -> None:
-    said = asked(code=0)
-    assert "megatron-core 0.19.2" in said
-    assert "seam 'kda' of acme-kda 1.0 (owner @acme/layers): kda" in said
-    assert f"workspace: {where / 'pyproject.toml'}" in said.replace("\n    ", " ")
-    assert "releases trained on: >=0.18" in said
-    assert "seams allowed: kda" in said
+    printed = asked(code=0)
+    assert "megatron-core 0.19.2" in printed
+    assert "seam 'kda' of acme-kda 1.0 (owner @acme/layers): kda" in printed
+    assert f"workspace: {where / 'pyproject.toml'}" in printed.replace("\n    ", " ")
+    assert "releases trained on: >=0.18" in printed
+    assert "seams allowed: kda" in printed
     found = valid(repository, asked("--json", code=0))
     assert found["policy"]["codeowners"] == str(where / "CODEOWNERS")
     assert found["megatron_core"]["symbols"]["M"] == "mamba"
@@ -62,9 +62,9 @@ def test_findings_and_a_missing_megatron_decide_the_exit_code(
     fault = MegatronMissing(asked="a megatron-core", found="there is none", next="install it")
     none = environment(native=NativeSurface(), faults=[fault])
     monkeypatch.setattr(module, "read_environment", lambda: none)
-    said = asked(code=3)
-    assert "megatron-core none" in said
-    assert "no model can be built here" in said
+    printed = asked(code=3)
+    assert "megatron-core none" in printed
+    assert "no model can be built here" in printed
     valid(repository, asked("--json", code=3))
 
 

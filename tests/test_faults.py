@@ -464,8 +464,8 @@ def test_a_fault_is_one_finding_and_the_others_are_listed_as_before(
 
     assert exit_code == ExitCode.FINDINGS
     # Neither has its source in this workspace, which the gate says of each that it can read.
-    said = [(one["code"], one["subject"]) for one in gate["verdicts"]]
-    new = [one for one in said if one not in judged_before and one != ("SEAM-O04", "bad")]
+    pairs = [(one["code"], one["subject"]) for one in gate["verdicts"]]
+    new = [one for one in pairs if one not in judged_before and one != ("SEAM-O04", "bad")]
     assert new == [(f"SEAM-{code}", finding["subject"])]
 
 

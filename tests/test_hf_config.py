@@ -32,7 +32,7 @@ def pattern(tmp_path: Path, **config: Any) -> str:
 
 
 def refused(tmp_path: Path, config: Any) -> list[str]:
-    """What each reason against a configuration has found."""
+    """The ``found`` of each reason against a configuration."""
     with pytest.raises(Refusal) as found:
         read_hf_config(written(tmp_path, config))
     assert all(isinstance(reason, RecipeInvalid) for reason in found.value.reasons)
@@ -99,10 +99,10 @@ def test_stages_and_mtp_parts_are_not_counted_as_layers(tmp_path: Path) -> None:
 
 def test_letters_of_a_fork_are_refused_one_by_one(tmp_path: Path) -> None:
     path = written(tmp_path, {"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-CR"})
-    said = command("resolve", path, code=2)
-    assert "token 'C'" in said
-    assert "token 'R'" in said
-    assert "refused: 2 reasons" in said
+    printed = command("resolve", path, code=2)
+    assert "token 'C'" in printed
+    assert "token 'R'" in printed
+    assert "refused: 2 reasons" in printed
 
 
 @pytest.mark.parametrize("value", [4, {"M": 1}, [1, 2]])
@@ -221,17 +221,17 @@ def test_every_fixture_is_read() -> None:
 
 @pytest.mark.parametrize("name", [name for name, (_, foreign) in PATTERNS.items() if not foreign])
 def test_native_blocks_are_planned_and_their_double_layers_are_said(name: str) -> None:
-    said = command("resolve", DATA / f"{name}.json", code=0)
-    assert ("is two of Megatron's" in said) == (name != "nemotron_3_nano")
+    printed = command("resolve", DATA / f"{name}.json", code=0)
+    assert ("is two of Megatron's" in printed) == (name != "nemotron_3_nano")
 
 
 @pytest.mark.parametrize("name", [name for name, (_, foreign) in PATTERNS.items() if foreign])
 def test_a_foreign_block_is_refused_by_architecture_and_block(name: str) -> None:
-    said = command("resolve", DATA / f"{name}.json", code=2)
+    printed = command("resolve", DATA / f"{name}.json", code=2)
     (family,) = PATTERNS[name][1].values()
-    assert f"[SEAM-R01] a provider for family '{family}'" in said
-    assert f"found: {name}'s block '" in said
-    assert "refused: 1 reason" in said
+    assert f"[SEAM-R01] a provider for family '{family}'" in printed
+    assert f"found: {name}'s block '" in printed
+    assert "refused: 1 reason" in printed
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_a_released_configuration_has_the_sizes_of_its_recipe() -> None:
     released = read_hf_config(DATA / "nemotron_3_nano.json")
     shipped = load_recipe(ROOT / "recipes" / "nemotron-3-nano-30b-a3b.toml")
     assert released.recipe.model.pattern == shipped.model.pattern
-    # What a configuration of weights does not say of training, and what is Megatron's default.
+    # Settings of training that a configuration of weights leaves out, and Megatron's defaults.
     training = {"moe_router_load_balancing_type", "moe_aux_loss_coeff", "moe_grouped_gemm"}
     assert set(shipped.megatron) - set(released.recipe.megatron) == training
     assert set(released.recipe.megatron) - set(shipped.megatron) == {"layernorm_epsilon"}
@@ -646,9 +646,9 @@ def test_infinity_is_a_number(tmp_path: Path) -> None:
 def test_what_is_no_configuration_is_said_once(data: bytes, says: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(data)
-    said = command("resolve", path, code=2)
-    assert says in said
-    assert "refused: 1 reason" in said
+    printed = command("resolve", path, code=2)
+    assert says in printed
+    assert "refused: 1 reason" in printed
 
 
 def test_every_architecture_is_in_the_table_of_the_documentation() -> None:

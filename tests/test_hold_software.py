@@ -119,14 +119,14 @@ def test_names_that_cannot_be_compared_make_it_no_receipt(edit: Any, file: Path)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [
         ('["cuda"]', "expected one of megatron-seams, torch, transformer-engine, mamba-ssm; found"),
         ('["torch", "torch"]', "expected each name once"),
         ("true", "expected an array"),
     ],
 )
-def test_the_policy_is_strict(value: str, said: str, tmp_path: Path) -> None:
+def test_the_policy_is_strict(value: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         f"[tool.megatron-seams.policy]\nhold-software = {value}\n"
     )
@@ -135,7 +135,7 @@ def test_the_policy_is_strict(value: str, said: str, tmp_path: Path) -> None:
     (fault,) = refused.value.reasons
     assert fault.code == "SEAM-W01"
     assert str(fault.key).startswith("tool.megatron-seams.policy.hold-software")
-    assert said in fault.found
+    assert expected in fault.found
 
 
 def test_on_the_command_line_the_policy_travels_with_the_receipt(

@@ -237,14 +237,14 @@ def test_uninstalling_the_recurrent_seam_refuses_its_four_layers_and_says_what_t
     distribution = load_recipe(RECIPE).install["recurrent"]
     machine.pip("uninstall", distribution)
 
-    said = machine.registry("resolve", RECIPE, cwd=tmp_path, code=2)
+    printed = machine.registry("resolve", RECIPE, cwd=tmp_path, code=2)
 
-    assert "SEAM-R01" in said
-    assert "a provider for family 'recurrent' (token 'R', 4 layers)" in said
-    assert "layers: 12, 24, 36, 48" in said
-    assert f"pip install {distribution}" in said
-    assert "refused: 1 reason" in said
-    assert "x refused 4" in said
+    assert "SEAM-R01" in printed
+    assert "a provider for family 'recurrent' (token 'R', 4 layers)" in printed
+    assert "layers: 12, 24, 36, 48" in printed
+    assert f"pip install {distribution}" in printed
+    assert "refused: 1 reason" in printed
+    assert "x refused 4" in printed
     verified = machine.registry("verify", receipt, cwd=tmp_path, code=2)
     assert "12, 24, 36, 48" in verified
     assert "SEAM-V02" in verified

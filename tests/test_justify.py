@@ -149,9 +149,9 @@ def test_the_list_and_the_plan_show_it(tmp_path: Path) -> None:
     table = manifest_table("trial", "kda", status="experiment")
     install_plugin(site, "acme-trial", {"acme_trial": table})
     file = committed(tmp_path, [reason()], model={"name": "a model", "pattern": "MK"})
-    said = f"justified until {TODAY + 90 * DAY}: Upstream has no trial."
+    note = f"justified until {TODAY + 90 * DAY}: Upstream has no trial."
     shown = registry("list", cwd=tmp_path, path=[site]).stdout
-    assert f"trial in model.toml, {said}" in shown
+    assert f"trial in model.toml, {note}" in shown
     listed = json.loads(registry("list", "--json", cwd=tmp_path, path=[site]).stdout)
     (row,) = (it for it in listed["families"] if it["family"] == "kda")
     assert row["seams"][0]["justified"] == [
@@ -161,4 +161,4 @@ def test_the_list_and_the_plan_show_it(tmp_path: Path) -> None:
             "review_by": str(TODAY + 90 * DAY),
         }
     ]
-    assert said in registry("resolve", file, cwd=tmp_path, path=[site], code=0).stdout
+    assert note in registry("resolve", file, cwd=tmp_path, path=[site], code=0).stdout

@@ -1,4 +1,4 @@
-"""What a message says to do next is true when it is followed literally."""
+"""The next step of a message works when it is followed literally."""
 
 import datetime
 import json
@@ -90,8 +90,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_file_that_is_not_there_is_refused_with_the_one_that_is_meant(
     arguments: tuple[str, ...], meant: str
 ) -> None:
-    said = invoke(*arguments, code=2)
-    assert f"did you mean {meant}?" in said
+    shown = invoke(*arguments, code=2)
+    assert f"did you mean {meant}?" in shown
     assert Path(meant).is_file()
 
 
@@ -101,9 +101,9 @@ def test_a_file_that_is_not_there_is_refused_with_the_one_that_is_meant(
     [("resolve", "nowhere.toml"), ("resolve", "no/where.json"), ("verify", "nothing.json")],
 )
 def test_no_file_is_made_up(arguments: tuple[str, ...]) -> None:
-    said = invoke(*arguments, code=2)
-    assert "there is no such file" in said
-    assert "did you mean" not in said
+    shown = invoke(*arguments, code=2)
+    assert "there is no such file" in shown
+    assert "did you mean" not in shown
 
 
 # --- the line of CODEOWNERS -------------------------------------------------------------------
@@ -121,8 +121,10 @@ def test_the_line_of_codeowners_gives_the_new_folder_to_its_owner_from_anywhere(
     (root / inside).mkdir(parents=True, exist_ok=True)
     for at, out in ((root / inside, Path()), (tmp_path, root / inside), (root, Path(inside))):
         monkeypatch.chdir(at)
-        said = invoke("new", "kda", "--family", "kda", "--owner", "@acme/kda", "--out", out, code=0)
-        (line,) = re.findall(r"^to add to (.*?CODEOWNERS): (.*)$", said, re.MULTILINE)
+        shown = invoke(
+            "new", "kda", "--family", "kda", "--owner", "@acme/kda", "--out", out, code=0
+        )
+        (line,) = re.findall(r"^to add to (.*?CODEOWNERS): (.*)$", shown, re.MULTILINE)
         assert Path(line[0]).resolve() == owners.resolve()
         owners.write_text(f"* @acme/all\n{line[1]}\n")
         found = find_codeowners(root)
@@ -138,8 +140,8 @@ def test_without_a_repository_the_line_says_that_its_path_is_to_be_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = invoke("new", "kda", "--family", "kda", "--owner", "@acme/kda", code=0)
-    assert "with the path from your repository's root: /seam-kda/ @acme/kda" in said
+    shown = invoke("new", "kda", "--family", "kda", "--owner", "@acme/kda", code=0)
+    assert "with the path from your repository's root: /seam-kda/ @acme/kda" in shown
 
 
 # --- one cause --------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def test_the_schemas_take_every_recipe_and_manifest_here_and_no_unknown_key(
 def test_surface_takes_a_seams_word_for_a_symbol_as_plans_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What SEAM-S04 advises ends it."""
+    """The advice of SEAM-S04 ends it."""
     native = surface()
     symbol = NativeSymbol(constant="CSA", symbol="C", slot="csa_layer", keywords=("config",))
     source = MegatronSource(origin="/a/megatron", read=lambda _: None)
@@ -218,15 +220,15 @@ def test_surface_takes_a_seams_word_for_a_symbol_as_plans_do(
     found = attrs.evolve(native, symbols=(*native.symbols, symbol))
     monkeypatch.setattr(f"{module}.read_surface", lambda _: found)
     monkeypatch.setattr(f"{module}.discover", lambda: environment().discovery)
-    said = invoke("surface", "x", code=1)
-    assert "SEAM-S04" in said
-    assert 'symbol-name = "CSA"' in said
+    shown = invoke("surface", "x", code=1)
+    assert "SEAM-S04" in shown
+    assert 'symbol-name = "CSA"' in shown
     claim = {"fallback": "native", "accepts": {"symbol-name": "CSA"}}
     seam = make_seam("csa", "compressed", **claim)
     monkeypatch.setattr(f"{module}.discover", lambda: environment(seam).discovery)
-    said = invoke("surface", "x", code=0)
-    assert re.search(r"^C +CSA +compressed +csa_layer", said, re.MULTILINE)
-    assert "SEAM-S04" not in said
+    shown = invoke("surface", "x", code=0)
+    assert re.search(r"^C +CSA +compressed +csa_layer", shown, re.MULTILINE)
+    assert "SEAM-S04" not in shown
 
 
 def test_a_command_is_advised_only_where_it_helps() -> None:

@@ -132,7 +132,7 @@ def test_what_an_option_is_for_informs_and_its_type_decides() -> None:
     def digest(**changes: Any) -> str:
         return manifest_digest(with_options({"a": {"type": "int", "summary": "A.", **changes}}))
 
-    assert digest() == digest(summary="Said otherwise.")
+    assert digest() == digest(summary="In other words.")
     assert len({digest(), digest(type="str"), digest(default=3), digest(required=True)}) == 4
     assert manifest_digest(with_options(None)) != manifest_digest(with_options({}))
 

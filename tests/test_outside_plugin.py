@@ -98,7 +98,7 @@ def fresh(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Fresh:
 
 def test_the_page_holds_from_top_to_bottom(repository: Path, fresh: Fresh) -> None:
     page = (repository / "docs" / "write-a-seam.md").read_text(encoding="utf-8")
-    said: dict[str, str] = {}
+    printed: dict[str, str] = {}
     written: list[str] = []
     for step in steps(page):
         if isinstance(step, File):
@@ -110,23 +110,23 @@ def test_the_page_holds_from_top_to_bottom(repository: Path, fresh: Fresh) -> No
         done = fresh.run(step)
         assert done.returncode == 0, f"{step}\n{done.stdout}\n{done.stderr}"
         assert "leaked" not in done.stderr, step  # as extension modules say at the end of a process
-        said[str(step)] = done.stdout
+        printed[str(step)] = done.stdout
 
-    # What the author fills in is all that the page rewrites.
+    # The page rewrites only what the author fills in.
     package = "seam-kda/src/seam_kda"
     assert written == [
         *(f"{package}/{name}" for name in ("seam.toml", "plugin.py", "mixer.py")),
         "with-kda.toml",
     ]
-    (line,) = [it for it in said["registry list --owners"].splitlines() if it.startswith("kda")]
+    (line,) = [it for it in printed["registry list --owners"].splitlines() if it.startswith("kda")]
     assert "experiment" in line
     assert "@my-team/attention" in line
-    assert "experiment 2" in said["registry resolve with-kda.toml"]
-    assert "2 steps" in said["registry smoke with-kda.toml --steps 2 --save proof"]
+    assert "experiment 2" in printed["registry resolve with-kda.toml"]
+    assert "2 steps" in printed["registry smoke with-kda.toml --steps 2 --save proof"]
     for kit in ("pytest seam-kda", "pytest --seam kda"):
-        assert re.search(r"\d\d passed", said[kit]), said[kit]
-        assert not re.search(r"failed|error", said[kit].splitlines()[-1])
-    assert "check: 0 errors" in said["registry check seam-kda"]
+        assert re.search(r"\d\d passed", printed[kit]), printed[kit]
+        assert not re.search(r"failed|error", printed[kit].splitlines()[-1])
+    assert "check: 0 errors" in printed["registry check seam-kda"]
 
 
 def test_it_is_refused_until_the_recipe_names_the_experiment(fresh: Fresh) -> None:

@@ -1,4 +1,4 @@
-"""What installers leave, and leave behind: found as it is, with a next step that works."""
+"""Files that installers leave, and leave behind: found as they are, with a next step that works."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ Found = Callable[..., Discovery]
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Found:
-    """What is found with some folders first on the path."""
+    """The seams found with some folders first on the path."""
 
     def look(*folders: Path) -> Discovery:
         monkeypatch.setattr(sys, "path", [*map(str, folders), *sys.path])

@@ -127,7 +127,7 @@ def test_a_recipe_that_becomes_possible_is_shown_layer_by_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keywords", "said"),
+    ("keywords", "expected"),
     [
         ({}, "the manifest does not say what the seam takes"),
         ({"takes": ["config", "layer_number", "pg_collection", "name"]}, "the seam does not take"),
@@ -135,7 +135,7 @@ def test_a_recipe_that_becomes_possible_is_shown_layer_by_layer() -> None:
     ],
 )
 def test_a_renamed_keyword_breaks_the_seam_and_both_names_are_said(
-    keywords: dict[str, list[str]], said: str, tmp_path: Path
+    keywords: dict[str, list[str]], expected: str, tmp_path: Path
 ) -> None:
     seam = with_keywords(**keywords) if keywords else RIDER
     renamed = edited(
@@ -147,7 +147,7 @@ def test_a_renamed_keyword_breaks_the_seam_and_both_names_are_said(
     assert why.startswith("slot mamba_layer: ")
     assert "now passes" in why
     assert "'stage'" in why
-    assert said in why
+    assert expected in why
     assert "no longer passes 'pp_layer_offset'" in why
 
 

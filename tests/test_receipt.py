@@ -202,7 +202,7 @@ def test_a_file_that_is_renamed_differs(site: Path, native: NativeSurface, tmp_p
 #: Manifest keys that inform, with other values than those of the tests' manifests.
 INFORMATION: dict[str, tuple[str, str, object]] = {
     "owner": ("seam", "owner", "@acme/others"),
-    "summary": ("seam", "summary", "Said in other words."),
+    "summary": ("seam", "summary", "In other words."),
     "review": ("seam", "review-by", datetime.date(2028, 1, 1)),
     "introduced": ("seam", "introduced", datetime.date(2026, 11, 2)),
     "tracking": ("upstream", "tracking", "NVIDIA/Megatron-LM#1"),

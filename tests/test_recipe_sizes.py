@@ -79,11 +79,11 @@ def test_every_supported_megatron_has_arguments_for_a_published_model(
 ) -> None:
     environment = read_environment(megatron_releases.wheel(release))
     plan = resolve(load_recipe(path), environment)
-    said = native_arguments(plan, environment.settings()).words
+    printed = native_arguments(plan, environment.settings()).words
     for flag, key in (("--hidden-size", "hidden_size"), ("--padded-vocab-size", "vocab_size")):
-        assert said[said.index(flag) + 1] == str(plan.megatron[key])
-    assert "--position-embedding-type" in said
-    assert "--bf16" in said
+        assert printed[printed.index(flag) + 1] == str(plan.megatron[key])
+    assert "--position-embedding-type" in printed
+    assert "--bf16" in printed
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

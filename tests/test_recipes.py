@@ -111,11 +111,11 @@ def test_nam56r_without_the_recurrent_seam_says_what_is_missing_where_and_what_t
     assert isinstance(fault, NoProvider)
     assert fault.positions == RECURRENT
     assert fault.subject == "recurrent"
-    said = str(fault)
-    assert "'R'" in said
-    assert "12, 24, 36, 48" in said
-    assert "recurrent" in said
-    assert f"pip install {named('nam56r-mamba2').install['recurrent']}" in said
+    text = str(fault)
+    assert "'R'" in text
+    assert "12, 24, 36, 48" in text
+    assert "recurrent" in text
+    assert f"pip install {named('nam56r-mamba2').install['recurrent']}" in text
 
 
 def test_nam56r_as_published_is_planned_whole(here: Environment) -> None:

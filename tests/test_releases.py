@@ -1,7 +1,7 @@
 """The runtime and every plugin on each supported Megatron release beside the installed one.
 
-What can differ by release is marked ``release``. These tests run once more here, in a process
-whose path has the older release first; torch and everything else stay the environment's.
+A test whose outcome can differ by release is marked ``release``. These tests run once more here, in
+a process whose path has the older release first; torch and everything else stay the environment's.
 """
 
 import os
@@ -55,12 +55,12 @@ def test_what_differs_by_release_passes_on(
     kits = {file.stem for file in repository.glob("plugins/*/tests/test_*conformance.py")}
     assert kits
     assert kits <= {file.stem for file in marked}
-    # Said by a test that compared what was imported with what was read.
+    # Recorded by a test that compared what was imported with what was read.
     (megatron,) = {
-        said.attrib["value"]
+        entry.attrib["value"]
         for case in passed
-        for said in case.iter("property")
-        if said.attrib["name"] == "megatron-core"
+        for entry in case.iter("property")
+        if entry.attrib["name"] == "megatron-core"
     }
     assert megatron.startswith(f"{release}.")
     summary = done.stdout.strip().splitlines()[-1]

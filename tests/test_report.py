@@ -78,7 +78,7 @@ class _Text(HTMLParser):
             self.text += data
 
 
-def said(page: str) -> str:
+def words(page: str) -> str:
     return " ".join(_Text(page).text.split())
 
 
@@ -86,7 +86,7 @@ def said(page: str) -> str:
 
 
 def test_every_family_and_every_seam_is_on_the_page_with_what_it_waits_for() -> None:
-    text = said(page_of())
+    text = words(page_of())
     for part in (
         "megatron-core 0.19.2",
         "Owner @acme/layers Review by 2027-05-01, in 151 days Introduced 2026-11-01, 30 days ago "
@@ -119,7 +119,7 @@ def test_each_layer_says_its_number_provider_owner_and_reason() -> None:
 
 def test_a_refused_model_shows_which_layers_and_why() -> None:
     page = page_of("MXKX")
-    text = said(page)
+    text = words(page)
     assert "4 layers, 2 refused, 2 open" in text
     assert "SEAM-P02" in text
     assert "Layers 2, 4." in text
@@ -128,14 +128,14 @@ def test_a_refused_model_shows_which_layers_and_why() -> None:
 
 def test_without_a_megatron_that_is_said_first_and_nothing_is_native() -> None:
     where = environment(make_seam("kda"), native=NativeSurface(), faults=[megatron_missing()])
-    text = said(render(where, [("m.toml", recipe("MK", tokens={"K": "kda"}))], today=TODAY))
+    text = words(render(where, [("m.toml", recipe("MK", tokens={"K": "kda"}))], today=TODAY))
     assert "no Megatron can be read, so nothing is native" in text
     assert text.index("SEAM-S01") < text.index("seam kda 1.0")
     assert " native M" not in text
 
 
 def test_a_page_without_seams_and_models_says_so() -> None:
-    text = said(render(environment(), today=TODAY))
+    text = words(render(environment(), today=TODAY))
     assert "None is installed: every layer is Megatron's own." in text
     assert "Models" not in text
 
@@ -149,7 +149,7 @@ def test_a_page_without_seams_and_models_says_so() -> None:
     ],
 )
 def test_a_review_that_is_near_or_past_stands_out(today: datetime.date, says: str | None) -> None:
-    text = said(page_of(today=today))
+    text = words(page_of(today=today))
     assert (says in text) if says else "Review by 2027-05-01, in 151 days" in text
 
 
@@ -195,15 +195,17 @@ def test_a_reference_to_upstream_s_work_is_a_link_and_plain_words_are_none() -> 
 
 def test_the_verdict_says_the_worst_first_and_counts_the_rest() -> None:
     good = render(environment(make_seam()), [("m", recipe("MK", **MODEL_K))], today=TODAY)
-    assert "All is in order refused 0 of 1 superseded 0 reviews due 0 experiments 0 " in said(good)
+    assert "All is in order refused 0 of 1 superseded 0 reviews due 0 experiments 0 " in words(good)
     late = page_of("MXKX", today=datetime.date(2027, 5, 3))
     assert (
         "Refused 1 of 1; broken 1; reviews due 2, 2 overdue refused 1 of 1 broken 1 superseded 0 "
         "reviews due 2, 2 overdue experiments 1 "
-    ) in said(late)
+    ) in words(late)
     gone = make_seam("latent", "mla", fallback="native", accepts={"symbol-name": "MLA"})
-    assert "Superseded 1 refused" not in said(render(environment(gone), today=TODAY))
-    assert "Superseded 1 superseded 1 reviews due 0" in said(render(environment(gone), today=TODAY))
+    assert "Superseded 1 refused" not in words(render(environment(gone), today=TODAY))
+    assert "Superseded 1 superseded 1 reviews due 0" in words(
+        render(environment(gone), today=TODAY)
+    )
 
 
 MODEL_K = {"tokens": {"K": "kda"}}
@@ -216,17 +218,17 @@ def test_refused_models_come_first_and_an_unreadable_recipe_is_one(tmp_path: Pat
         'schema = 1\n[model]\nname = "good"\npattern = "M*"\n'
     )
     registry("report", cwd=tmp_path, code=0)
-    text = said((tmp_path / "seams.html").read_text(encoding="utf-8"))
+    text = words((tmp_path / "seams.html").read_text(encoding="utf-8"))
     assert text.index("b.toml refused") < text.index("good a.toml")
     assert "SEAM-C01" in text
     assert "Refused 1 of 2" in text
 
 
 def test_each_seam_names_the_models_that_use_it() -> None:
-    text = said(page_of())
+    text = words(page_of())
     assert "Used by test model (2 layers)" in text
     assert "Used by test model (1 layer)" in text
-    unused = said(render(environment(make_seam()), today=TODAY))
+    unused = words(render(environment(make_seam()), today=TODAY))
     assert "Used by no model on this page" in unused
 
 
@@ -261,7 +263,7 @@ def test_the_layers_of_an_mtp_depth_are_a_box_of_their_own() -> None:
     labels = re.findall(r'aria-label="((?:MTP l|L)ayer \d, .)', page)
     assert labels == ["Layer 1, M", "Layer 2, K", "MTP layer 1, *", "MTP layer 2, -"]
     assert page.count('tabindex="0"') == 1
-    assert "2 layers, 1 native, 1 seam" in said(page)
+    assert "2 layers, 1 native, 1 seam" in words(page)
 
 
 # --- a workspace ------------------------------------------------------------------------------

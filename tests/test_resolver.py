@@ -181,11 +181,11 @@ def test_a_pin_to_a_broken_seam_says_what_is_broken_and_takes_no_other() -> None
 
 def test_the_order_in_which_seams_are_found_changes_nothing() -> None:
     seams = [make_seam(name, "kda") for name in "abc"]
-    said = {
+    texts = {
         str(refusal(recipe("KM", **K), environment(*order)))
         for order in itertools.permutations(seams)
     }
-    assert len(said) == 1
+    assert len(texts) == 1
 
 
 # --- none -------------------------------------------------------------------------------------
@@ -399,10 +399,10 @@ def test_every_reason_is_reported_at_once_in_the_order_of_the_layers() -> None:
 
 def test_a_refusal_is_the_same_text_every_time() -> None:
     asked = recipe("?KR!", dialect="nam", tokens={"K": "kda"})
-    said = {
+    texts = {
         str(refusal(asked, environment(make_seam(), broken=[broken("x", "kda")]))) for _ in "ab"
     }
-    assert len(said) == 1
+    assert len(texts) == 1
 
 
 def test_a_refusal_carries_the_layers_so_that_they_can_be_drawn() -> None:

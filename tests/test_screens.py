@@ -1,4 +1,4 @@
-"""What the commands draw fits the screen, at three widths and on a pipe."""
+"""The commands' drawings fit the screen, at three widths and on a pipe."""
 
 import re
 from pathlib import Path
@@ -103,6 +103,6 @@ def test_ranges_of_layers() -> None:
 
 
 def test_the_width_of_a_pipe_is_what_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    for said, width in {"72": 72, "3": 20, "": 100, "wide": 100}.items():
-        monkeypatch.setenv("COLUMNS", said)
+    for value, width in {"72": 72, "3": 20, "": 100, "wide": 100}.items():
+        monkeypatch.setenv("COLUMNS", value)
         assert console().width == width

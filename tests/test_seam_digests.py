@@ -275,7 +275,7 @@ def test_files_of_editors_and_tools_do_not_differ(name: str, site: Path) -> None
 def test_manifests_are_not_code(site: Path) -> None:
     before = digest()
     manifest = site / "acme_kda" / "seam.toml"
-    manifest.write_text(manifest.read_text() + "# said again\n")
+    manifest.write_text(manifest.read_text() + "# a comment\n")
     assert digest() == before
 
 

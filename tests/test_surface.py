@@ -119,9 +119,9 @@ def test_the_surface_that_the_other_tests_plan_against_is_the_installed_one(
 def test_upstream_forbids_attention_beside_latent_or_sparse_attention(
     installed: Path, constants: set[str], forbidden: bool
 ) -> None:
-    said = read(installed).forbidden(constants)
-    assert bool(said) == forbidden
-    assert all("Attention" in text for text in said)
+    answer = read(installed).forbidden(constants)
+    assert bool(answer) == forbidden
+    assert all("Attention" in text for text in answer)
 
 
 def test_the_version_is_read_from_the_source_and_agrees_with_the_distribution(
@@ -260,8 +260,8 @@ def test_a_wheel_with_a_damaged_file_is_of_an_unknown_shape(tree: Path, tmp_path
 def test_the_python_is_what_the_metadata_says(installed: Path, tree: Path) -> None:
     from importlib.metadata import metadata
 
-    said = metadata("megatron-core")["Requires-Python"]
-    assert open_megatron(installed).requires_python() == said == ">=3.12"
+    answer = metadata("megatron-core")["Requires-Python"]
+    assert open_megatron(installed).requires_python() == answer == ">=3.12"
     assert open_megatron(tree).requires_python() is None
     (tree / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.13"\n')
     assert open_megatron(tree).requires_python() == ">=3.13"
@@ -463,7 +463,7 @@ def test_a_source_of_another_shape_is_an_error_and_nothing_is_native(what: str, 
     assert isinstance(fault, SurfaceUnknown)
     assert fault.found
     refused = reasons(recipe("M"), found)
-    # What follows from it is no cause of its own: it names the layers that lack a provider.
+    # A consequence of it is no cause of its own: it names the layers that lack a provider.
     assert [(type(reason), reason.positions) for reason in refused] == [(SurfaceUnknown, (1,))]
 
 
@@ -559,7 +559,7 @@ def test_a_package_that_shadows_megatron_is_named(tmp_path: Path) -> None:
 
 def test_a_pre_release_before_a_range_is_called_one() -> None:
     seam = make_seam(requires=">=0.17,<0.20")
-    for version, said in (("0.17.0rc0", True), ("0.16.1", False), ("0.20.0rc1", False)):
+    for version, answer in (("0.17.0rc0", True), ("0.16.1", False), ("0.20.0rc1", False)):
         native = attrs.evolve(environment().surface, version=Version(version))
         fault = environment(seam, native=native).out_of_range(seam)
-        assert ("is a pre-release" in (fault.found if fault else "")) == said
+        assert ("is a pre-release" in (fault.found if fault else "")) == answer

@@ -1,4 +1,4 @@
-"""Upstream's own parser and dataclasses, held against what is read of them and written for them.
+"""Upstream's own parser and dataclasses, against what is read from them and written for them.
 
 On the Megatron that is imported; tests/test_releases.py runs this on the other ones. One process
 with upstream's parser (tests/real_parser.py) answers for all tests.
@@ -39,7 +39,7 @@ num_moe_experts = 8
 
 @attrs.frozen
 class Real:
-    """What upstream says.
+    """Upstream's answer.
 
     Attributes:
         described: Its flags, the fields of its configuration and the arguments of its model.
@@ -65,8 +65,8 @@ def real(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Real:
             lines.append(done.stdout.splitlines())
     assert len(lines) >= 5
     (folder / "lines.json").write_text(json.dumps(lines))
-    said = forked.run_python(REAL, folder / "lines.json", code=0)
-    answer = json.loads(said.stdout.strip().splitlines()[-1])
+    run = forked.run_python(REAL, folder / "lines.json", code=0)
+    answer = json.loads(run.stdout.strip().splitlines()[-1])
     return Real(described=answer["described"], lines=lines, parsed=answer["parsed"])
 
 

@@ -83,7 +83,7 @@ CASES = tuple(dict.fromkeys((*PATTERNS, *PIPELINES)))
 
 @functools.cache
 def _upstream(release: str) -> dict[Case, dict[str, Any]]:
-    """What upstream says to every case."""
+    """Upstream's verdict on every case."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cases.json"
         file.write_text(json.dumps([attrs.asdict(case) for case in CASES]))
@@ -114,16 +114,16 @@ def _ours(case: Case, release: str) -> Plan | Refusal:
     return Refusal([unstarted]) if unstarted else plan
 
 
-def _accepts(said: dict[str, Any]) -> bool:
-    return said["parser"] is None and said["arguments"] is None
+def _accepts(answer: dict[str, Any]) -> bool:
+    return answer["parser"] is None and answer["arguments"] is None
 
 
-def _fails_later(case: Case, said: dict[str, Any]) -> bool:
+def _fails_later(case: Case, answer: dict[str, Any]) -> bool:
     """Whether upstream accepts a case and then cannot build it, or builds other layers."""
-    if said["configuration"] is not None or any(isinstance(it, str) for it in said["stages"]):
+    if answer["configuration"] is not None or any(isinstance(it, str) for it in answer["stages"]):
         return True
     built, numbered = "", True
-    for _, offset, layers in said["stages"]:
+    for _, offset, layers in answer["stages"]:
         numbered &= not layers or offset == len(built)
         built += layers
     return not numbered or built != case.pattern.partition("/")[0].replace("|", "")
@@ -132,38 +132,38 @@ def _fails_later(case: Case, said: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_verdict_is_upstreams_or_upstream_fails_later(release: str) -> None:
     wrong = []
-    for case, said in _upstream(release).items():
+    for case, answer in _upstream(release).items():
         ours = _ours(case, release)
-        if isinstance(ours, Plan) != (_accepts(said) and not _fails_later(case, said)):
-            wrong.append((case, ours, said))
+        if isinstance(ours, Plan) != (_accepts(answer) and not _fails_later(case, answer)):
+            wrong.append((case, ours, answer))
     assert not wrong, wrong[:5]
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_patterns_that_upstream_accepts_and_cannot_build_have_no_layer(release: str) -> None:
     """The exceptions among patterns, by name: a new one is seen."""
-    said = _upstream(release)
-    later = {it.pattern for it in PATTERNS if _accepts(said[it]) and _fails_later(it, said[it])}
+    answer = _upstream(release)
+    later = {it.pattern for it in PATTERNS if _accepts(answer[it]) and _fails_later(it, answer[it])}
     assert later == WITHOUT_LAYERS
     for pattern in WITHOUT_LAYERS:
-        assert said[Case(pattern, _stages(pattern))]["configuration"].startswith("ZeroDivision")
+        assert answer[Case(pattern, _stages(pattern))]["configuration"].startswith("ZeroDivision")
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_plan_has_the_layers_stages_and_ranks_that_upstream_cuts(release: str) -> None:
     planned = 0
-    for case, said in _upstream(release).items():
+    for case, answer in _upstream(release).items():
         ours = _ours(case, release)
         if isinstance(ours, Refusal):
             continue
         planned += 1
         pipeline = ours.pipeline
         symbols = "".join(layer.provider.symbol for layer in ours.layers)
-        assert said["layers"] == len(ours.layers)
-        assert said["mtp_depths"] == ours.pattern.mtp_depths
-        assert said["virtual"] == pipeline.virtual
+        assert answer["layers"] == len(ours.layers)
+        assert answer["mtp_depths"] == ours.pattern.mtp_depths
+        assert answer["virtual"] == pipeline.virtual
         # Where a stage without layers begins means nothing.
-        assert [[rank, at if on else None, on] for rank, at, on in said["stages"]] == [
+        assert [[rank, at if on else None, on] for rank, at, on in answer["stages"]] == [
             [pipeline.rank_of(stage), part.start if symbols[part] else None, symbols[part]]
             for stage, part in enumerate(pipeline.slices())
         ], case
@@ -179,10 +179,10 @@ def test_a_plan_has_the_layers_stages_and_ranks_that_upstream_cuts(release: str)
 def test_a_first_and_last_stage_with_more_layers_than_there_are_repeat_some(release: str) -> None:
     """The exception among pipelines: upstream's checks pass, and stages share layers."""
     case = Case("ME*-ME*-", 4, 7, 3)
-    said = _upstream(release)[case]
-    assert _accepts(said)
-    assert said["configuration"] is None
-    assert [layers for _, _, layers in said["stages"]] == ["ME*-ME*", "", "", "E*-"]
+    answer = _upstream(release)[case]
+    assert _accepts(answer)
+    assert answer["configuration"] is None
+    assert [layers for _, _, layers in answer["stages"]] == ["ME*-ME*", "", "", "E*-"]
     ours = _ours(case, release)
     assert isinstance(ours, Refusal)
     assert "the pattern has 8 layers" in ours.reasons[0].found

@@ -39,8 +39,8 @@ NEEDED = {
 }
 
 
-def said(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What a call gives, and what it raises, as text."""
+def outcome(call: Callable[[], Any]) -> tuple[Any, str | None]:
+    """The result of a call, and its error as text."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             return call(), None
@@ -58,11 +58,11 @@ def verdict(parser: argparse.ArgumentParser, case: dict[str, Any]) -> dict[str, 
     args = copy.copy(parser.parse_args(words))
     args._is_global_batch_size_explicitly_specified = False
     args.rank, args.world_size = 0, case["ranks"]
-    parsed, parser_says = said(lambda: allocation.parse_hybrid_pattern(case["pattern"]))
-    _, arguments_say = said(lambda: arguments.validate_args(args, {}))
+    parsed, parser_says = outcome(lambda: allocation.parse_hybrid_pattern(case["pattern"]))
+    _, arguments_say = outcome(lambda: arguments.validate_args(args, {}))
     config = None
     if arguments_say is None:
-        _, config = said(lambda: arguments.core_transformer_config_from_args(args))
+        _, config = outcome(lambda: arguments.core_transformer_config_from_args(args))
     found = {"parser": parser_says, "arguments": arguments_say, "configuration": config}
     if parser_says is None and arguments_say is None:
         virtual = args.virtual_pipeline_model_parallel_size
@@ -85,7 +85,7 @@ def stages(main: str, case: dict[str, Any], virtual: int | None) -> list[Any]:
         torch.distributed.get_world_size = lambda *_: case["ranks"]
         ends = {f"{end}_stage_layers": case.get(end) for end in ("first", "last")}
         allocation.log_on_each_pipeline_stage = lambda *_, **__: None
-        chosen, error = said(
+        chosen, error = outcome(
             lambda chunk=chunk, ends=ends: allocation.select_pipeline_segment(
                 main, group, None if virtual is None else chunk, **ends
             )

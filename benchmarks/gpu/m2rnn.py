@@ -154,7 +154,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def ways(case: Case, rounds: int, peer: Callable[..., Any] | None) -> dict[str, Way]:
-    """What is measured at a shape."""
+    """The measurements at one shape."""
     sets = [case.draw(seed) for seed in range(min(3, rounds))]
     dy = torch.randn(case.batch, case.steps, case.heads, V, device="cuda").bfloat16()
     found = {

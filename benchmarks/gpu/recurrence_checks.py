@@ -1,4 +1,4 @@
-"""What backends of the M²RNN recurrence must hold on a GPU before a time of theirs counts.
+"""Checks that a backend of the M²RNN recurrence passes on a GPU before its times count.
 
 Every check draws its own inputs. The truth is backend ``torch`` in float64, on the same GPU, from
 the inputs as they were rounded. Memory that torch hands out is poisoned with NaN before each run.

@@ -3,7 +3,7 @@
     python changed_source.py COUNT SEED
 
 Prints a JSON line for each change. Megatron is imported once; each change whose surface is read is
-made in a process forked from there, and a model is built. What stands in it is then compared with
+made in a process forked from there, and a model is built. Its layers are then compared with
 what the surface of the changed source says.
 """
 
@@ -88,7 +88,7 @@ def slot_of(layer: Any) -> str:
 
 
 def built(surface: NativeSurface) -> Iterator[str]:
-    """What each pattern becomes on the changed Megatron: as read, refused, or a difference."""
+    """The outcome of each pattern on the changed Megatron: as read, refused, or a difference."""
     import conftest
     from megatron_seams.runtime.cpu.world import cpu_world
     from megatron_seams.runtime.model.build import build_model

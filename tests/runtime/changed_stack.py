@@ -91,7 +91,7 @@ def changed(module: ModuleType, old: str, new: str) -> None:
 
 
 def outcomes() -> dict[str, Any]:
-    """What becomes of a plan with seams, and of one without."""
+    """The outcome of a plan with seams, and of one without."""
     import conftest
     from megatron_seams.errors import Refusal, SeamsError
     from megatron_seams.runtime.cpu.world import cpu_world

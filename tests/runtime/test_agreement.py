@@ -31,7 +31,7 @@ class Ranks:
         self.met = 0
 
     def agree(self, *statements, again=False):
-        """What each rank's ``agree`` raised, with its seconds; a statement of None is silence."""
+        """The error of each rank's ``agree``, with its seconds; a statement of None is silence."""
         self.met += not again
         ends = [None] * len(statements)
 
@@ -138,7 +138,7 @@ def test_one_process_has_nobody_to_agree_with():
 
 
 def build_on_each(plan):
-    """What ``build_model`` makes or raises on this rank, where rank 1 differs by the case."""
+    """The result or error of ``build_model`` on this rank, where rank 1 differs by the case."""
     from megatron_seams.runtime.cpu.world import cpu_world
     from megatron_seams.runtime.model.build import build_model
 

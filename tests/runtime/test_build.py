@@ -200,7 +200,7 @@ def test_settings_that_megatron_does_not_accept_are_a_refusal(plan_of):
     from megatron_seams.runtime.model.build import build_model
 
     plan = plan_of("*-")
-    for settings, said in (
+    for settings, message in (
         ({"fp16": True, "bf16": True}, "Only one of"),
         ({"hidden_sise": 32}, "hidden_sise"),
         ({"kv_lora_rank": 16}, "kv_lora_rank"),  # there is no latent attention in the plan
@@ -211,7 +211,7 @@ def test_settings_that_megatron_does_not_accept_are_a_refusal(plan_of):
             build_model(plan, settings={**plan.megatron, **settings})
         (reason,) = refused.value.reasons
         assert isinstance(reason, SettingsInvalid)
-        assert said in str(reason)
+        assert message in str(reason)
 
 
 def test_an_error_that_names_a_variable_of_the_environment_is_blamed_on_it(plan_of, monkeypatch):

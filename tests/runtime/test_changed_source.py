@@ -1,7 +1,8 @@
 """Some 300 changes of the stack's source by a generator: none is read and then builds otherwise.
 
-What the reader refuses builds nothing. What it reads is run, and a model that is built holds the
-layers that the surface of the changed source says, with their numbers, its MTP depths included.
+A source that the reader refuses builds nothing. One that it reads is run, and a model that is built
+holds the layers that the surface of the changed source says, with their numbers, its MTP
+depths included.
 """
 
 import json
@@ -23,7 +24,7 @@ READ, BUILT = 35, 25
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[dict[str, Any]]:
-    """What became of each change: why it is unknown, or what each pattern built."""
+    """The outcome of each change: why it is unknown, or what each pattern built."""
     command = [sys.executable, "-W", "ignore", PROGRAM, str(COUNT), str(SEED)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -51,7 +51,7 @@ def saved(world, plan_of, tmp_path_factory):  # noqa: ARG001  # the model needs 
 
 
 def refused(saved, receipt, name="own"):
-    """What loading raises; the model keeps its weights."""
+    """The error of loading; the model keeps its weights."""
     import torch
 
     from megatron_seams.runtime.checkpoint import load_checkpoint
@@ -79,7 +79,7 @@ def test_another_layout_of_the_same_model_loads(saved):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ('"seam": "rider"', '"seam": "another"', "layers.2: K recurrent: seam rider"),
         ('"version": "0.1"', '"version": "0.2"', "seams.rider.version: 0.1"),
@@ -87,11 +87,11 @@ def test_another_layout_of_the_same_model_loads(saved):
         ('"surface_digest": "', '"surface_digest": "0', "megatron_core.surface_digest"),
     ],
 )
-def test_another_model_is_refused_and_nothing_is_loaded(saved, old, new, said):
+def test_another_model_is_refused_and_nothing_is_loaded(saved, old, new, expected):
     assert old in saved.text
     text = refused(saved, edited(saved.text, old, new))
     assert "SEAM-V05" in text
-    assert said in text
+    assert expected in text
 
 
 def test_what_was_accepted_on_the_record_loads(saved):

@@ -78,7 +78,7 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 def test_a_seam_that_keeps_every_rule_passes(kit) -> None:
     found = kit()
     assert list(found.texts) == ["test_two_ranks_compute_what_one_does[context-parallel]"]
-    # What it does not claim, context parallelism, is the one thing that is skipped.
+    # Context parallelism, which it does not claim, is all that is skipped.
     assert found.outcomes == {"passed": 26, "skipped": 1}
 
 
@@ -270,7 +270,7 @@ TESTS = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) -> None:
-    rule, edits, said = BAD[what]
+    rule, edits, expected = BAD[what]
     arguments = ["-k", TESTS[rule]]
     if rule is rules.KEYWORDS:
         for release in ("0.17", "0.19"):
@@ -280,7 +280,7 @@ def test_a_seam_that_breaks_a_rule_is_told_which_and_what_to_do(what: str, kit) 
     for text in texts.values():
         assert f"rule {rule.name!r}: {rule.says}" in text
         assert f"next: {rule.next}" in text
-    assert any(said in text for text in texts.values()), texts
+    assert any(expected in text for text in texts.values()), texts
 
 
 def test_a_leak_inside_packed_documents_alone_is_found(kit) -> None:
@@ -323,7 +323,7 @@ def test_what_a_feature_sees_is_tested_too(old: str, new: str, rule, kit) -> Non
 
 
 @pytest.mark.parametrize(
-    ("new", "said"),
+    ("new", "expected"),
     [
         ('{ type = "int", default = 0, summary = "." }', "[options] says int, and the class float"),
         (
@@ -335,12 +335,12 @@ def test_what_a_feature_sees_is_tested_too(old: str, new: str, rule, kit) -> Non
     ],
 )
 def test_options_that_manifest_and_class_describe_differently_are_told(
-    new: str, said: str, kit
+    new: str, expected: str, kit
 ) -> None:
     old = '{ type = "float", default = 0.0, summary = "The first rate." }'
     (text,) = kit("-k", TESTS[rules.HOOKS], edits={"seam.toml": (old, new)}).texts.values()
     assert f"rule {rules.HOOKS.name!r}" in text
-    assert f"start: {said}" in text
+    assert f"start: {expected}" in text
 
 
 def test_ranks_that_disagree_are_told_by_capability_and_hide_no_other(kit) -> None:

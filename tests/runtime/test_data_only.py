@@ -22,7 +22,7 @@ from megatron_seams.runtime.data_only import data_only
 
 
 class Planted:
-    """What calls a function where it is unpickled."""
+    """An object that calls a function where it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

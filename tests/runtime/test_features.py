@@ -155,12 +155,12 @@ def test_mtp_gets_what_the_feature_said_of_each_token(plan_of, bounds):
         model(**given, labels=labels, loss_mask=mask, **packing)
         assert len(embedding.bonus.seen) == 1
         assert len(added) == 3
-        said = added[0][1]
+        rows = added[0][1]
         ends = [8] if bounds is None else bounds[1:]
         for depth, (ids, found) in enumerate(added):
             for at in range(8):
                 end = next(end for end in ends if end > at)
-                token = said[0, at + depth] if at + depth < end else torch.zeros_like(said[0, 0])
+                token = rows[0, at + depth] if at + depth < end else torch.zeros_like(rows[0, 0])
                 torch.testing.assert_close(found[0, at], token)
                 if at + depth < end:
                     assert ids[0, at] == labels[0, at + depth]

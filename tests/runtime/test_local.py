@@ -84,11 +84,11 @@ def test_the_last_query_sees_all_keys_without_a_mask_as_upstream_decodes():
 def test_what_the_core_attention_does_not_compute_it_refuses():
     from megatron_seams.runtime.backends.core_attention import LocalCoreAttention
 
-    for changes, said in (
+    for changes, message in (
         ({"window_size": (4, 0)}, "window_size"),
         ({"softmax_type": "off-by-one"}, "off-by-one"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             attention(LocalCoreAttention, **changes)
 
 

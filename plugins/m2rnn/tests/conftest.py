@@ -1,4 +1,4 @@
-"""What the operator's tests share: its backends, and one thread for torch."""
+"""Fixtures of the operator's tests: its backends, and one thread for torch."""
 
 import os
 import sys

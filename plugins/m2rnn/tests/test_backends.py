@@ -1,4 +1,4 @@
-"""Which backend runs where, and what is said where it cannot."""
+"""Which backend runs where, and the warning or error where it cannot."""
 
 import pytest
 import torch

@@ -23,7 +23,7 @@ def test_the_gate_of_a_bfloat16_model_is_float32_and_never_stuck_at_one() -> Non
     )
     assert gate.dtype is torch.float32
     assert (gate < 1).all()
-    # What the float32 is for: the share of gates that bfloat16 would stop.
+    # The reason for float32: the share of gates that bfloat16 would stop.
     assert 0.01 < (gate.bfloat16() == 1).float().mean() < 0.05
 
 

@@ -59,7 +59,7 @@ def results(
     convert: Callable[[Tensor], Tensor] = lambda x: x,
     **given: Any,
 ) -> list[Tensor]:
-    """What NAMES lists, with the same random gradients of y and of the last states each time."""
+    """The tensors of NAMES, with the same random gradients of y and the last states each time."""
     leaves = [convert(x).detach().clone().requires_grad_() for x in inputs]
     y, last = m2rnn(*leaves, clip=1.0, backend=backend, **given)
     generator = torch.Generator("cuda").manual_seed(1)

@@ -64,7 +64,7 @@ def configuration(**settings: Any) -> TransformerConfig:
 
 
 def mixer_spec(groups: Any, config: TransformerConfig, options: Options = OPTIONS) -> ModuleSpec:
-    """What the hook gives for a model."""
+    """The hook's mixer for a model."""
     context = LayerContext(
         config=config,
         options=options,

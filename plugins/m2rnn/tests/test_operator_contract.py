@@ -1,4 +1,4 @@
-"""What the operator promises beside its numbers: gradients, memory, dtypes, refusals."""
+"""The operator's contract beside its numbers: gradients, memory, dtypes, refusals."""
 
 import functools
 from typing import Any
@@ -25,7 +25,7 @@ def draw(
 def exact(backend: str) -> str:
     """A backend whose derivatives are checked by differences; the interpreter takes minutes."""
     if backend == "triton":
-        pytest.skip("held to the reference, whose derivatives are checked")
+        pytest.skip("compared with the reference, whose derivatives are checked")
     return backend
 
 

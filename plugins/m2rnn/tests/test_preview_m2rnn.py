@@ -1,4 +1,4 @@
-"""What the manifest says of upgrades, held to the published releases and to a renamed keyword."""
+"""The manifest's claims about upgrades, against the published releases and a renamed keyword."""
 
 import json
 import zipfile

@@ -20,10 +20,10 @@ def test_the_example_trains_every_block_and_asks_it(capsys: pytest.CaptureFixtur
     spec.loader.exec_module(example)
     example.TASK, example.RATES = Parity(batch=16, questions=32), (2e-2,)
     recurrent, attention, larger = example.main(["--steps", "40"]).values()
-    said = capsys.readouterr().out
-    assert said.count("M2RNN, positions none") == 2  # the try, and that it is the best
-    assert said.count("attention, positions") == 3
-    assert said.count("attention, MLP, positions") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("M2RNN, positions none") == 2  # the try, and that it is the best
+    assert printed.count("attention, positions") == 3
+    assert printed.count("attention, MLP, positions") == 2
     # Of about one size; and the recurrent one is no coin any more.
     assert 0.9 < recurrent.parameters / attention.parameters < 1.1
     for one in (recurrent, attention, larger):

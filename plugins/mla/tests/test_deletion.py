@@ -49,7 +49,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (file.is_file() or file.is_symlink()) and not name.startswith(f"{FOLDER}/"):
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, made / name, follow_symlinks=False)
-    # What was fetched already: the package installer's own folder and the published releases.
+    # Fetched before: the package installer's own folder and the published releases.
     if (REPOSITORY / ".tools").is_dir():
         shutil.copytree(
             REPOSITORY / ".tools",
@@ -132,8 +132,8 @@ def test_the_planner_the_command_line_and_the_gate_work_without_it(
     where = "import importlib.util as u; print(u.find_spec('megatron_seams{}'))"
     assert without.run("-c", where.format("_mla")).strip() == "None"
     assert str(without.folder / "core") in without.run("-c", where.format(""))
-    said = without.run("-m", "pytest", "-q", "--light", *map("tests/test_{}.py".format, STILL))
-    summary = said.strip().splitlines()[-1]
+    output = without.run("-m", "pytest", "-q", "--light", *map("tests/test_{}.py".format, STILL))
+    summary = output.strip().splitlines()[-1]
     found = re.search(r"(\d+) passed", summary)
     assert found, summary
     assert int(found[1]) > 500, summary

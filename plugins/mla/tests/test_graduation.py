@@ -24,7 +24,7 @@ RECIPE = Path(__file__).with_name("latent.toml")
 
 @pytest.fixture(scope="module")
 def proof_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """What a few training steps through the seam left on an older release."""
+    """The checkpoint of a few training steps through the seam on an older release."""
     if not _native_here():
         pytest.skip("this Megatron does not build MLA by itself: there is nothing to graduate to")
     folder = tmp_path_factory.mktemp("proofs")

@@ -1,4 +1,4 @@
-"""What the gate says of the seam in its own workspace, and once nobody needs it."""
+"""The gate's verdict on the seam in its own workspace, and once nobody needs it."""
 
 from pathlib import Path
 

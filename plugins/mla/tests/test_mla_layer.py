@@ -221,7 +221,7 @@ def test_before_0_19_the_layer_takes_a_stage_offset_and_positions_and_is_never_s
     )
     assert built.self_attention.config.experimental_attention_variant is None
     assert config.experimental_attention_variant == "dsa"
-    # What 0.17's model passes to every layer although MLA has positions of its own.
+    # Positions that 0.17's model passes to every layer although MLA has positions of its own.
     hidden = torch.randn(6, 2, config.hidden_size)
     rotary = torch.randn(6, 1, 1, config.qk_pos_emb_head_dim)
     with_rotary, _ = built(hidden, attention_mask=None, rotary_pos_emb=rotary)

@@ -1,4 +1,4 @@
-"""What an audit reads: the manifest, and that importing costs nothing."""
+"""The manifest, which an audit reads, and that importing costs nothing."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What the manifest says of upgrades, held to the published releases."""
+"""The manifest's claims about upgrades, against the published releases."""
 
 import json
 

@@ -63,9 +63,9 @@ def test_the_command_builds_the_file_that_a_recipe_names(tmp_path: Path) -> None
         capture_output=True,
         text=True,
     )
-    said = dict(line.split(" = ") for line in done.stdout.splitlines()[1:])
+    printed = dict(line.split(" = ") for line in done.stdout.splitlines()[1:])
     assert done.stdout.startswith("# 3 tokens, 2 ids\n")
-    options = {key: json.loads(value) for key, value in said.items()}
+    options = {key: json.loads(value) for key, value in printed.items()}
     read, faults = structure(Options, options)
     assert not faults
     assert read is not None

@@ -1,4 +1,4 @@
-"""What an audit reads: the manifest, the options, and that importing costs nothing."""
+"""The manifest and its options, which an audit reads, and that importing costs nothing."""
 
 import subprocess
 import sys

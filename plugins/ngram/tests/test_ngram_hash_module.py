@@ -104,7 +104,7 @@ def test_a_packed_document_does_not_see_the_one_before_it_by_its_end_token() -> 
 
 
 def test_without_boundaries_the_window_does_cross() -> None:
-    # What the two tests above would miss if windows never read history at all.
+    # The two tests above would miss it if windows never read history at all.
     module = build()
     second = tokens(1, 7, seed=3)
     one, other = (torch.cat([tokens(1, 5, seed=seed), second], dim=1) for seed in (1, 2))

@@ -45,7 +45,7 @@ _COMMANDS: Final = {
 
 
 class _CannotGoOn(Exception):
-    """What the operating system refused, in words; the cause is the error itself.
+    """A refusal of the operating system, in words; the cause is the error itself.
 
     click and rich would end the program with 1, the code of findings, where a pipe is closed.
     """
@@ -73,7 +73,7 @@ def _has_working_directory() -> bool:
 class _Registry(click.Group):
     """The commands, each imported when it is run; a refusal becomes its message and exit code.
 
-    What the operating system refuses becomes a :class:`_CannotGoOn`.
+    A refusal of the operating system becomes a :class:`_CannotGoOn`.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -132,7 +132,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # What a shell completes is names of ours, and click writes them as bytes.
+    # A shell completes names of ours only, and click writes them as bytes.
     if "_REGISTRY_COMPLETE" not in os.environ:
         make_output_seen()
     sys.exit(_run())
@@ -160,7 +160,7 @@ def _stop(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"registry: {message}\n")
         sys.stderr.flush()
-    # What is still buffered would be written, and fail again, when Python ends.
+    # Anything still buffered would be written, and fail again, when Python ends.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

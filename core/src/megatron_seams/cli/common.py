@@ -113,7 +113,7 @@ def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace:
 
 def print_json(value: Any) -> None:
     """Print a JSON document, with its keys in their own order."""
-    # What a stream of another encoding would replace is no JSON any more.
+    # With characters that a stream's encoding replaces, the output is no JSON any more.
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     text = json_text(value, sort_keys=False, escaped=encoding != "utf8")
     sys.stdout.write(seen_json(text))

@@ -1,4 +1,4 @@
-"""What a shell completes for arguments: families, seams, upstream's constants, files.
+"""The words that a shell completes for arguments: families, seams, upstream's constants, files.
 
 click finds it by itself (docs/cli.md): a shell runs the program with its line so far.
 """

@@ -36,7 +36,7 @@ _SURE, _MANY = frozenset(".\\~"), 3
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """What a command is about.
+    """The model that a command is about.
 
     Attributes:
         recipe: The model.
@@ -125,7 +125,7 @@ def asked_model(model: str, dialect: str | None, depth: int | None) -> Asked:
 
 
 def recipe_of(model: str, dialect: str | None, depth: int | None) -> Recipe:
-    """The recipe of :func:`asked_model`, where nothing is said about its source."""
+    """The recipe of :func:`asked_model`, with no note about its source."""
     return asked_model(model, dialect, depth).recipe
 
 

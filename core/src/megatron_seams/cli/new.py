@@ -103,5 +103,5 @@ def _owners_line(project: Path, owner: str) -> str:
 
 
 def _owned(path: Path) -> str:
-    # What follows a blank is an owner.
+    # Text after a blank is an owner.
     return f"/{path.as_posix()}/".replace(" ", "\\ ")

@@ -160,7 +160,7 @@ def require_runtime(plan: Plan) -> None:
 
 
 def missing_runtime(version: Version | None) -> list[SeamsError]:
-    """What is missing to build a model, beside the Megatron of that version."""
+    """The packages missing to build a model, beside the Megatron of that version."""
     missing: list[SeamsError] = [
         RuntimeMissing(
             asked=f"{module}, to build a model",

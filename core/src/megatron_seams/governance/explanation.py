@@ -23,7 +23,7 @@ SCHEMA: Final = 1
 
 @attrs.frozen(kw_only=True)
 class Spelling:
-    """What one dialect makes of a token.
+    """One dialect's reading of a token.
 
     Attributes:
         dialect: The dialect's name.

@@ -13,7 +13,7 @@ from megatron_seams.planning.environment import Environment
 
 @attrs.frozen(kw_only=True)
 class Scope:
-    """What a gate looked at.
+    """The files and seams that a gate looked at.
 
     Attributes:
         root: The folder whose committed files are held; None for a gate without a workspace.

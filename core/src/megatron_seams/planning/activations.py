@@ -32,7 +32,7 @@ FLAGS: Final[Mapping[tuple[str, bool], str | None]] = MappingProxyType(
 
 
 def advice(activation: str, gated: bool) -> str:
-    """What to set in a recipe so that a flag asks for the activation."""
+    """The recipe's settings by which a flag asks for the activation."""
     nearest = [
         f'activation_func = "{name}" with gated_linear_unit = {str(with_gate).lower()}'
         for name, with_gate in FLAGS

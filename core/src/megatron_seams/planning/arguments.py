@@ -85,11 +85,11 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
     if faults or settings.trainer is None:
         raise Refusal(faults)
     roads = Roads(plan=plan, settings=settings, trainer=settings.trainer)
-    said = tuple(recipe_words(roads))
-    words = [each for _, each in said if isinstance(each, Spoken)]
+    of_recipe = tuple(recipe_words(roads))
+    words = [each for _, each in of_recipe if isinstance(each, Spoken)]
     settled = _settled(roads, words)
     outcome = roads.of_words((*words, *settled))
-    faults += _unsaid(roads, said, outcome)
+    faults += _unreached(roads, of_recipe, outcome)
     if not faults:
         faults += refusals(roads, (*words, *settled), outcome)
     if faults:
@@ -127,18 +127,18 @@ def _settled(roads: Roads, words: Iterable[Spoken]) -> tuple[Spoken, ...]:
     for difference in roads.differences(roads.of_words(words)):
         if difference.key in roads.plan.megatron:
             continue
-        said = roads.words(difference.key, difference.wanted)
-        if isinstance(said, Spoken) and said.flag.dest not in taken:
-            found.append(said)
-            taken.add(said.flag.dest)
+        group = roads.words(difference.key, difference.wanted)
+        if isinstance(group, Spoken) and group.flag.dest not in taken:
+            found.append(group)
+            taken.add(group.flag.dest)
     return tuple(found)
 
 
-def _unsaid(
-    roads: Roads, said: Iterable[tuple[str, Spoken | str]], outcome: Outcome
+def _unreached(
+    roads: Roads, of_recipe: Iterable[tuple[str, Spoken | str]], outcome: Outcome
 ) -> Iterator[NoArgument]:
     """A fault for each setting of the recipe that upstream's trainer does not come to."""
-    reasons = {key: each for key, each in said if isinstance(each, str)}
+    reasons = {key: each for key, each in of_recipe if isinstance(each, str)}
     differing = {difference.key: difference for difference in roads.differences(outcome)}
     for key in roads.plan.megatron:
         if key in reasons and not roads.agrees(key, outcome):

@@ -180,7 +180,7 @@ class Chooser:
         retired = [by for seam in trial if (by := self.environment.superseded_by(seam))]
         if retired:
             return (
-                f"{self._megatron()} has {retired[0]}, and that it is {family} is said only by "
+                f"{self._megatron()} has {retired[0]}, and that it is {family} is declared only by "
                 f"{claims}, an experiment"
             )
         return f"{self._no_native(family)}, and {claims} is an experiment"

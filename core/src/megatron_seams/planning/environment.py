@@ -116,7 +116,7 @@ def _settings_of(source: MegatronSource | None) -> "NativeSettings":
 
 
 def _understood(read: Callable[[MegatronSource], T], source: MegatronSource) -> T:
-    """What a reader of Megatron's source makes of it; whatever it raises is a SurfaceUnknown.
+    """A reader's result from Megatron's source; whatever it raises is a SurfaceUnknown.
 
     Raises:
         SurfaceUnknown: The source is of a shape that this reader does not know.

@@ -53,8 +53,8 @@ def native_keys(recipe: Recipe, environment: Environment) -> Iterator[SeamsError
             )
         else:
             found, advice = _instead(key, known)
-            said = f"megatron-core {version} has no such setting{found}"
-            yield _unknown(path, key, said, advice)
+            problem = f"megatron-core {version} has no such setting{found}"
+            yield _unknown(path, key, problem, advice)
 
 
 def _unknown(path: str, key: str, found: str, advice: str) -> UnknownNativeKey:
@@ -88,7 +88,7 @@ def _kind(value: Any) -> str:
 
 
 def _instead(key: str, known: NativeSettings) -> tuple[str, str]:
-    """What a key that is no setting most likely means, and the advice."""
+    """The likely meaning of a key that is no setting, and the advice."""
     advice = "correct the key; it is a field of TransformerConfig or a model argument"
     flag = _flag_of(key, known)
     if flag is None:

@@ -1,4 +1,4 @@
-"""What upstream's trainer asks for beside the arguments of a plan."""
+"""The arguments that upstream's trainer needs beside those of a plan."""
 
 from collections.abc import Iterator, Set
 from typing import Final
@@ -39,7 +39,7 @@ class Need:
 
 
 def needs(roads: Roads, outcome: Outcome) -> tuple[Need, ...]:
-    """What a run by these arguments still needs, upstream's own demands first."""
+    """The needs of a run by these arguments, upstream's own demands first."""
     found: dict[tuple[str, ...], Need] = {}
     for need in (*_demanded(roads, outcome), *_usual(roads)):
         found.setdefault(need.flags, need)
@@ -47,7 +47,7 @@ def needs(roads: Roads, outcome: Outcome) -> tuple[Need, ...]:
 
 
 def _demanded(roads: Roads, outcome: Outcome) -> Iterator[Need]:
-    """What fails in upstream's checks only because something is not decided yet."""
+    """Failures of upstream's checks that are due to something not decided yet."""
     decided = roads.decided(outcome)
     for fault in outcome.faults:
         open_ = fault.origin.all - decided

@@ -148,5 +148,4 @@ def _stages(layers: Iterable[Layer]) -> tuple[int, ...]:
 
 
 def _says(settings: Mapping[str, object], keys: Iterable[str]) -> str:
-    said = [f"{key} = {settings[key]}" for key in sorted(keys) if key in settings]
-    return ", ".join(said)
+    return ", ".join(f"{key} = {settings[key]}" for key in sorted(keys) if key in settings)

@@ -1,4 +1,4 @@
-"""What upstream's trainer refuses, in its own words."""
+"""Refusals of upstream's trainer, in its own words."""
 
 from collections.abc import Iterable, Iterator
 
@@ -14,9 +14,9 @@ from megatron_seams.upstream.trainer import Outcome
 
 
 def explicit_refusals(plan: Plan, settings: NativeSettings) -> list[UpstreamForbids]:
-    """What upstream refuses of the settings that a recipe spells out.
+    """Upstream's refusals of the settings that a recipe spells out.
 
-    What the recipe leaves open is not judged: it may be given on the command line yet.
+    A setting that the recipe leaves open is not judged: the command line may still give it.
     """
     trainer = settings.trainer
     if not plan.megatron or trainer is None or not trainer.is_there:
@@ -30,7 +30,7 @@ def explicit_refusals(plan: Plan, settings: NativeSettings) -> list[UpstreamForb
 
 
 def refusals(roads: Roads, words: Iterable[Spoken], outcome: Outcome) -> list[UpstreamForbids]:
-    """What upstream refuses of a plan, whatever else its trainer is given.
+    """Upstream's refusals of a plan, whatever else its trainer is given.
 
     Args:
         roads: The plan.

@@ -79,7 +79,7 @@ class Roads:
 
     @functools.cached_property
     def classes(self) -> Outcome:
-        """What Megatron's classes make of the plan's fields."""
+        """The outcome of the plan's fields in Megatron's classes."""
         usual = usual_fields(self.plan, self.plan.megatron)
         usual = {key: self._value(key, value) for key, value in usual.items()}
         unset = dict.fromkeys(self._unset, UNREAD)
@@ -94,11 +94,11 @@ class Roads:
 
     @functools.cached_property
     def _plain(self) -> Outcome:
-        """What the trainer makes of the plan's layers alone, without any setting."""
+        """The trainer's outcome for the plan's layers alone, without any setting."""
         return self.of_words(())
 
     def of_words(self, words: Iterable[Spoken]) -> Outcome:
-        """What the trainer makes of words, and of its defaults for the rest."""
+        """The trainer's outcome for these words, with its defaults for the rest."""
         parsed = dict(self._defaults)
         parsed |= {name: value for name, (_, value) in _plan_keys(self.plan).items()}
         for each in words:
@@ -112,10 +112,10 @@ class Roads:
         for dest, opposite in self._attributes(key):
             flags = self.settings.of_dest(dest)
             if flags:
-                said = spoken(flags, not value if opposite else value, of)
-                if isinstance(said, Spoken):
-                    return said
-                reasons.append(said)
+                words = spoken(flags, not value if opposite else value, of)
+                if isinstance(words, Spoken):
+                    return words
+                reasons.append(words)
         return reasons[0] if reasons else self._without_flag(key)
 
     def _attributes(self, key: str) -> Iterator[tuple[str, bool]]:

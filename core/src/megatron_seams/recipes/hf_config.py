@@ -145,7 +145,7 @@ def _language_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     described = [(part, place) for part, place in parts if describes_layers(part)]
     known = [(part, place) for part, place in described or parts if architecture_of(part)]
     part, place = next(iter([*known, *described, (config, "")]))
-    # What ties the embeddings is said at the top of a model of several parts.
+    # A model of several parts ties its embeddings at the top.
     return {"tie_word_embeddings": config.get("tie_word_embeddings"), **part}, place
 
 

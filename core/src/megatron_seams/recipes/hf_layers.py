@@ -23,7 +23,7 @@ LISTED: Final = ("layers_block_type", "layer_types")
 
 @attrs.frozen(kw_only=True)
 class Layers:
-    """What a configuration says of its layers.
+    """The layers of a configuration.
 
     Attributes:
         pattern: In the megatron dialect, with tokens of its own for blocks that it does not spell.

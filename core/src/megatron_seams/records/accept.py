@@ -101,7 +101,7 @@ def _accepted(
     recipe: Recipe | None,
     hold_software: Sequence[str],
 ) -> tuple[tuple[ReceiptDiffers, ...], str]:
-    """What an acceptance would accept, and the receipt's text after it."""
+    """The differences that an acceptance would accept, and the receipt's text after it."""
     body, kept = read_receipt(path)
     wanted = kept if recipe is None else recipe
     plan = describe_plan(resolve(wanted, environment, today=acceptance.when))

@@ -76,7 +76,7 @@ def _software_held(
 
 
 def _model(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What a receipt says of the model, whatever the layout."""
+    """A receipt's description of the model, whatever the layout."""
     plan, request = body["plan"], body["request"]
     megatron = {k: v for k, v in request.get("megatron", {}).items() if k not in _LAYOUT}
     return {

@@ -1,4 +1,4 @@
-"""What a workspace keeps of its models: receipts with their acceptances, and proofs."""
+"""A workspace's records of its models: receipts with their acceptances, and proofs."""
 
 import datetime
 import itertools

@@ -71,8 +71,8 @@ def _figures(strips: Sequence[Strip], cards: Sequence[Card], gate: Gate | None) 
     if gate is not None:
         errors = sum(one.severity == "error" for one in gate.verdicts)
         warnings = len(gate.verdicts) - errors
-        said = f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}"
-        yield Figure("checks", said, "bad" if errors else "look" if warnings else "good")
+        counts = f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}"
+        yield Figure("checks", counts, "bad" if errors else "look" if warnings else "good")
 
 
 def _counted(count: int, noun: str) -> str:

@@ -8,7 +8,7 @@ a killed build leaves nothing that a later process could wait for or load.
 The result is a plain shared library, for ctypes: C++ without torch's headers is built in seconds,
 and serves every torch.
 
-What is kept is loaded again only if nobody else can have put it there and nothing of it is missing:
+A kept build is loaded again only if nobody else can have put it there and nothing of it is missing:
 its folder and file belong to this user (or to root) and nobody else may write them, and it has the
 digest that was recorded when it was built. Otherwise it is built anew.
 """

@@ -77,7 +77,7 @@ def _damage_named(proof: Proof) -> Iterator[None]:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What was raised first, on whichever rank: a refused pickle rather than a failed load."""
+    """The first error, on whichever rank: a refused pickle rather than a failed load."""
     if isinstance(error, CheckpointException):
         found = [wrapped[0] for wrapped in error.failures.values()]
         error = found[0] if found else error

@@ -1,4 +1,4 @@
-"""What this machine builds models with: torch, its devices, the backend, and why not another."""
+"""This machine's parts of a model: torch, its devices, the backend, and why not another."""
 
 from typing import Final
 
@@ -16,7 +16,7 @@ _BACKENDS: Final = (TransformerEngineBackend, LocalBackend)
 
 @attrs.frozen(kw_only=True)
 class Machine:
-    """What a model would be built with here.
+    """The parts a model would be built with here.
 
     Attributes:
         torch: The version of torch.

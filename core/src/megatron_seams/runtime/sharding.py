@@ -136,8 +136,8 @@ def sharded_parts(
         sharded_offsets: Those that ``whole`` was made with.
 
     Returns:
-        What gives one sharded tensor for each part, with the part's name after the key, and joins
-        them after a load. An optimizer makes the same of its own states.
+        A factory of one sharded tensor for each part, with the part's name after the key, which
+        joins them after a load. An optimizer makes the same of its own states.
     """
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 

@@ -87,8 +87,9 @@ class ManifestFile:
 def guarded(claim: Claim, read: Callable[[], T]) -> T | BrokenSeam:
     """The result of reading a claim; whatever is raised makes a broken seam of it, and no more.
 
-    What is read is other people's: names of files in no encoding, finders that are code of another
-    package, metadata that some tool has left half written. None of it may hide another seam.
+    The files read are other people's: names of files in no encoding, finders that are code of
+    another package, metadata that some tool has left half written. None of it may hide another
+    seam.
     """
     try:
         return read()

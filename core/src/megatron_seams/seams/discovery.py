@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True)
 class Discovery:
-    """What is installed.
+    """The installed seams.
 
     Attributes:
         seams: The usable seams, by name.

@@ -79,7 +79,7 @@ def keys_are_options(_: Any, __: Any, value: Mapping[str, Option] | None) -> Non
 
 
 def option_faults(options: Mapping[str, Option], given: Mapping[str, Any]) -> Iterator[KeyFault]:
-    """What is wrong with a recipe's options, by the table of the seam's manifest."""
+    """The faults of a recipe's options, by the table of the seam's manifest."""
     for key in sorted(given.keys() - options.keys()):
         known = ", ".join(options) or "none"
         yield KeyFault(key, f"unknown key; known here: {known}")
@@ -165,8 +165,8 @@ def class_differences(options: Mapping[str, Option], cls: type) -> Iterator[str]
             yield f"{key}: {'the class requires it' if required else 'the class has a default'}"
         default = _default(found)
         if _plain(default) != option.default:
-            said = "no default" if option.default is None else f"the default {option.default!r}"
-            yield f"{key}: [options] has {said}, and the class {default!r}"
+            declared = "no default" if option.default is None else f"the default {option.default!r}"
+            yield f"{key}: [options] has {declared}, and the class {default!r}"
 
 
 def spelled(kind: Any) -> str:

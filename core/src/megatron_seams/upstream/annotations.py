@@ -35,7 +35,7 @@ _EXPECTED: Final = MappingProxyType(
 
 @attrs.frozen(kw_only=True)
 class ValueType:
-    """What an annotation says that a value is.
+    """The values that an annotation allows.
 
     Attributes:
         kind: ``bool``, ``int``, ``float``, ``str``; ``choice`` (one of ``names``); ``enum`` (a name
@@ -53,7 +53,7 @@ class ValueType:
 
     @property
     def expected(self) -> str:
-        """What a recipe may say, in words."""
+        """The values that a recipe may give, in words."""
         match self.kind:
             case "choice" | "enum":
                 return f"one of {', '.join(map(str, self.names))}"
@@ -66,8 +66,8 @@ class ValueType:
             case "tuple":
                 return f"a list of {len(self.parts)}: {', '.join(p.expected for p in self.parts)}"
             case "union":
-                said = [part.expected for part in self.parts if part.kind != "none"]
-                return " or ".join(dict.fromkeys(said))
+                expected = [part.expected for part in self.parts if part.kind != "none"]
+                return " or ".join(dict.fromkeys(expected))
         return _EXPECTED.get(self.kind, "left out")
 
     def accepts(self, value: Any) -> bool:

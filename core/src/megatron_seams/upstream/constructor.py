@@ -1,6 +1,6 @@
 """The constructor of upstream's hybrid stack: only statements of a known form.
 
-What stands before the loop keeps arguments and takes the list of layers; the loop makes one layer
+The part before the loop keeps arguments and takes the list of layers; the loop makes one layer
 for each entry, by a chain of branches, and appends it; what follows touches no layer. Any other
 statement may build another model than the chain says, and is refused.
 """

@@ -34,7 +34,7 @@ class Form:
     node: ast.stmt = attrs.field(repr=False)
 
     def match(self, statement: ast.stmt) -> Mapping[str, str] | None:
-        """What the names in capitals stand for; None if the statement is of another form."""
+        """The bindings of the names in capitals; None if the statement is of another form."""
         found = first_match(statement, [self])
         return found and found[1]
 

@@ -1,4 +1,4 @@
-"""What the names in a piece of upstream's source mean: each is imported once, from its home."""
+"""Meanings of the names in a piece of upstream's source: each is imported once, from its home."""
 
 import ast
 import builtins

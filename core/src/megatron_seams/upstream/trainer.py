@@ -1,4 +1,4 @@
-"""What upstream's trainer makes of its arguments, and its configuration of its fields.
+"""The values that upstream's trainer derives from its arguments, and its configuration from fields.
 
 Upstream's command line has other defaults than its classes, checks arguments, changes some and
 derives others from them. All of it is followed on its source: what it makes of arguments here is
@@ -50,7 +50,7 @@ _SCRIPT: Final[Mapping[str, tuple[str, bool]]] = MappingProxyType(
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What upstream makes of arguments or of fields.
+    """The values that upstream derives from arguments or from fields.
 
     Attributes:
         fields: Field of the configuration -> its value after the configuration's own checks.
@@ -114,7 +114,7 @@ class Trainer:
         return found
 
     def parsed(self, flag: Flag, words: tuple[str, ...]) -> Any:
-        """What the parser makes of a flag's words; UNREAD if that is not known."""
+        """The parser's value for a flag's words; UNREAD if that is not known."""
         found = [self._converted(flag, word) for word in words]
         return found if flag.nargs in ("+", "*") or isinstance(flag.nargs, int) else found[0]
 
@@ -134,11 +134,11 @@ class Trainer:
         return UNREAD
 
     def named(self, path: str, name: str) -> Any:
-        """What a name stands for at the top of a file."""
+        """The value of a name at the top of a file."""
         return Interpreter(self.reader).top_level(path, name)
 
     def value(self, types: Iterable[ValueType], given: Any) -> Any:
-        """What a recipe's value is to upstream's programs: a member or a type by its name."""
+        """A recipe's value as upstream's programs have it: a member or a type by its name."""
         for each in types:
             if enum := each.named("enum", given):
                 program = Interpreter(self.reader)
@@ -153,7 +153,7 @@ class Trainer:
         return list(given) if isinstance(given, list | tuple) else given
 
     def of_arguments(self, parsed: Mapping[str, Any], *, model: bool = True) -> Outcome:
-        """What the trainer makes of parsed arguments.
+        """The trainer's outcome for parsed arguments.
 
         Args:
             parsed: The attributes of the parsed arguments; UNREAD for one that is not decided.
@@ -169,7 +169,7 @@ class Trainer:
         return Outcome(fields=fields, arguments=arguments, faults=_once(program.faults))
 
     def of_fields(self, given: Mapping[str, Any], *, latent: bool) -> Outcome:
-        """What a configuration class makes of its fields.
+        """A configuration class's outcome for its fields.
 
         Args:
             given: Field -> value; the others have their defaults.

@@ -18,7 +18,7 @@ _optional_count = validators.optional(_positive)
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """The mixer's sizes. What is left out is the paper's (arXiv:2603.14360).
+    """The mixer's sizes. A size that is left out is the paper's (arXiv:2603.14360).
 
     The defaults share one query head and one key head among all heads of the state and give every
     head its own value, transition matrix and gate.

@@ -2,7 +2,7 @@
 
 There is no collective in it: a rank that could not make a plan never reaches one. Each rank sends
 the store a constant number of short requests. The last to arrive sees from one counter whether all
-have said the same, and writes the verdict; only where they have not does it read what each said. If
+made the same statement, and writes the verdict; only where they did not does it read them all. If
 some rank stays silent, the first whose time is up does.
 """
 
@@ -64,7 +64,7 @@ def agree(meeting: Meeting | None, topic: str, statement: Statement) -> None:
 
 
 def _verdict(meeting: Meeting, topic: str, statement: Statement) -> str | None:
-    """What the ranks disagree about; None if they agree, or if all of them have an error."""
+    """The disagreement of the ranks; None if they agree, or if all of them have an error."""
     digest = statement.digest
     about = PrefixStore(topic, meeting.store)
     if about.check([f"{_AGREED} {digest}"]):

@@ -1,4 +1,4 @@
-"""The ranks of a run by what they said, and the message about those that differ."""
+"""The ranks of a run grouped by their statements, and the message about those that differ."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,11 +43,11 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Roll:
-    """What all ranks said.
+    """The statements of all ranks.
 
     Attributes:
         groups: Those with a plan first, then the largest first.
-        silent: The ranks that said nothing, ascending.
+        silent: The ranks without a statement, ascending.
     """
 
     groups: tuple[Group, ...]
@@ -63,8 +63,8 @@ class Roll:
         hosts: dict[str, dict[str, None]] = {}
         for start in range(0, len(present), _CHUNK):
             ranks = present[start : start + _CHUNK]
-            said = store.multi_get([f"rank {rank}" for rank in ranks])
-            for rank, word in zip(ranks, said, strict=True):
+            published = store.multi_get([f"rank {rank}" for rank in ranks])
+            for rank, word in zip(ranks, published, strict=True):
                 digest, _, host = bytes(word).decode().partition(" ")
                 members.setdefault(digest, []).append(rank)
                 hosts.setdefault(digest, {})[host] = None
@@ -80,7 +80,7 @@ class Roll:
         return cls(groups=tuple(groups), silent=silent)
 
     def fault(self, seconds: float) -> str:
-        """What is wrong, for a person; empty where every rank has an error of its own to raise.
+        """The fault in words; empty where every rank has an error of its own to raise.
 
         Args:
             seconds: How long the silent ranks were waited for.
@@ -115,7 +115,7 @@ def _statement(store: Store, digest: str) -> Statement:
     try:
         store.wait([f"statement {digest}"], _PATIENCE)
     except DistError:
-        return Statement(error="what it said is lost, since the rank that published it has ended")
+        return Statement(error="its statement is lost, since the rank that published it has ended")
     return Statement(**json.loads(store.get(f"statement {digest}")))
 
 
@@ -131,7 +131,7 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def _missing(store: Store, start: int, stop: int) -> Iterator[int]:
-    """The ranks from ``start`` to before ``stop`` that have said nothing, by halving."""
+    """The ranks from ``start`` to before ``stop`` without a statement, by halving."""
     if store.check([f"rank {rank}" for rank in range(start, stop)]):
         return
     if stop - start == 1:

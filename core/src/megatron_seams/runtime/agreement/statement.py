@@ -1,4 +1,4 @@
-"""What a rank says: the digest of its receipt and the fields behind it, or its error."""
+"""A rank's statement: the digest of its receipt and the fields behind it, or its error."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final

@@ -38,7 +38,7 @@ def on_ranks(function: Callable[..., Any], *arguments: Any, world_size: int = 2)
         world_size: The number of processes.
 
     Returns:
-        What each rank's call returned, in the order of ranks; tensors may be among it.
+        The result of each rank's call, in the order of ranks; it may hold tensors.
 
     Raises:
         RankFailed: A rank did not return; with the traceback of the one that failed first.

@@ -104,7 +104,7 @@ def build_model(
 
 
 def _description(plan: Plan, settings: Mapping[str, Any], backend: ModelBackend) -> dict[str, Any]:
-    """What this rank is about to build, as JSON values that are the same in every process."""
+    """The model this rank is about to build, as JSON values that are the same in every process."""
     return {
         "plan": describe_plan(plan),
         "options": {name: _said(dict(given)) for name, given in plan.options.items()},

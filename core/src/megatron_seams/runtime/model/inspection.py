@@ -89,7 +89,7 @@ def _problem(
     submodules: HybridStackSubmodules,
     built: Mapping[int, nn.Module],
 ) -> str | None:
-    """What is wrong with the object that stands where a layer was planned; None if nothing is."""
+    """The fault of the object that stands where a layer was planned; None if it has none."""
     number = getattr(layer, "layer_number", wanted.position)
     if number != wanted.position:
         return f"the layer there has the number {number} ({_named(layer)})"

@@ -57,7 +57,7 @@ def misspelled(settings: Mapping[str, Any]) -> Iterator[SettingsInvalid]:
 def _of_type(value: Any, annotation: Any) -> Any:
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        # What upstream takes as text stays text, although an enumeration may have the name as well.
+        # A value that upstream takes as text stays text, although an enumeration may have the name.
         plain = isinstance(value, str) and str in parts
         found = (_of_type(value, part) for part in parts if part is not type(None))
         return value if plain else next((each for each in found if each is not value), value)

@@ -155,14 +155,14 @@ class Replaced:
     def lines(self, by: str) -> Iterator[str]:
         """One line for what ``by`` changes and one for what it adds; none for neither."""
         if self.changed:
-            said = (
+            changes = (
                 f"{key} {_plain(before)} -> {'none' if after is None else _plain(after)}"
                 for key, (before, after) in self.changed.items()
             )
-            yield f"{by} replaces {', '.join(said)}"
+            yield f"{by} replaces {', '.join(changes)}"
         if self.added:
-            said = (f"{key} {_plain(value)}" for key, value in self.added.items())
-            yield f"{by} sets what the recipe leaves open: {', '.join(said)}"
+            additions = (f"{key} {_plain(value)}" for key, value in self.added.items())
+            yield f"{by} sets what the recipe leaves open: {', '.join(additions)}"
 
 
 def _plain(value: Any) -> str:

@@ -27,7 +27,7 @@ _KEPT: Final = (
 def argument_differences(model: Any, plan: Plan) -> Iterator[tuple[str, object, object]]:
     """The arguments that a model was not given as its plan has them.
 
-    What the recipe does not set has the default of upstream's class, which is what ``build_model``
+    A setting that the recipe leaves out has the default of upstream's class, which ``build_model``
     takes. An argument without a default (the vocabulary, the longest sequence) is then the run's.
 
     Args:

@@ -230,7 +230,7 @@ def _settings(plan: Plan, config: "TransformerConfig") -> dict[str, tuple[object
 
 
 class _Completion:
-    """What is left to do for a model as its constructor goes on after the stack.
+    """The checks left for a model as its constructor goes on after the stack.
 
     A trainer that is started with ``--spec`` offers no other moment between the model's parts and
     the wrappers for mixed precision and DDP.

@@ -84,7 +84,7 @@ _LONGEST: Final = 1 << 20
 
 
 def computed(function: Callable[..., Any], *given: Any) -> Any:
-    """What a function of plain values gives; UNREAD for what is not known, or if it raises."""
+    """The result of a function of plain values; UNREAD where it is unknown, or raises."""
     if not all(map(_plain, given)):
         return UNREAD
     if function in (operator.mul, operator.pow) and not _small(*given):
@@ -96,7 +96,7 @@ def computed(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def call(name: str, given: list[Any]) -> Any:
-    """What the function of this full name gives for positional arguments; UNREAD if unknown."""
+    """The result of the function of this full name for positional arguments; UNREAD if unknown."""
     match name, given:
         case "len", [Table(values=values, closed=True)]:
             return len(values)
@@ -118,7 +118,7 @@ def call(name: str, given: list[Any]) -> Any:
 
 
 def method(owner: Any, name: str, given: list[Any]) -> Any:
-    """What a method of a known value gives that does not change it; UNREAD if unknown."""
+    """The result of a method that does not change its known value; UNREAD if unknown."""
     match owner, name, given:
         case Table(closed=True), "keys", []:
             return list(owner.values)

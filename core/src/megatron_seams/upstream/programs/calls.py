@@ -81,7 +81,7 @@ class Calls(Expressions):
         keywords: Mapping[str, Value],
         owner: Defined | None = None,
     ) -> Value:
-        """What a function of Megatron's returns, with what it does to its arguments."""
+        """The result of a function of Megatron's, with its effects on the arguments."""
         node = function.node
         if not isinstance(node, ast.FunctionDef) or self._depth >= _DEEPEST:
             return Value(UNREAD)

@@ -108,7 +108,7 @@ class Expressions:
         return self.top_level(frame.path, name)
 
     def top_level(self, path: str, name: str) -> Any:
-        """What a name stands for at the top of a file."""
+        """The value of a name at the top of a file."""
         found = self._reader.definition(path, name)
         match found:
             case None if self._reader.binds(path, name):
@@ -142,7 +142,7 @@ class Expressions:
         return copied(self._constants[expression])
 
     def imported(self, path: str, node: ast.ImportFrom, name: str) -> Any:
-        """What an import statement in the file at ``path`` binds a name to."""
+        """The value that an import statement in the file at ``path`` binds a name to."""
         original = next(a.name for a in node.names if name in (a.asname, a.name))
         target = self._reader.imported(path, node)
         if target is not None:
@@ -385,7 +385,7 @@ class Expressions:
 
 
 def fields_of(reader: ClassReader, cls: Defined) -> list[Record] | None:
-    """What ``dataclasses.fields`` gives for a class; None if it is not understood."""
+    """The result of ``dataclasses.fields`` for a class; None if it is not understood."""
     located = reader.find(cls.path, cls.name)
     try:
         found = reader.fields(located) if located else None

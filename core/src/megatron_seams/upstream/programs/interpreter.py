@@ -1,6 +1,6 @@
 """Upstream's functions, followed statement by statement on known values.
 
-What depends on something unknown is never concluded: both branches of a test that is not known are
+Nothing is concluded from an unknown value: both branches of a test that is not known are
 followed as if each may have been taken, and what they assign is unknown afterwards unless it is
 what it was. Only an assertion that surely fails, or a ``raise`` that is surely reached, is a fault.
 """
@@ -68,7 +68,7 @@ class Interpreter(Calls):
             owner: The class that it is a method of.
 
         Returns:
-            What it returns; UNREAD if that is not known or it does not come to its end.
+            Its result; UNREAD if that is not known or it does not come to its end.
         """
         try:
             return self.called(function, [Value(value) for value in given], {}, owner)
@@ -141,17 +141,17 @@ class Interpreter(Calls):
         test = self._isolated(node.test)
         if truth(test.value) is False and not self._frame.unsure:
             message = self._value(node.msg) if node.msg else UNREAD
-            said = message if isinstance(message, str) else ast.unparse(node.test)
-            self.faults.append(Fault(said, test.origin | self._frame.under))
+            text = message if isinstance(message, str) else ast.unparse(node.test)
+            self.faults.append(Fault(text, test.origin | self._frame.under))
 
     def _do_Raise(self, node: ast.Raise) -> None:  # noqa: N802
         if self._frame.unsure:
             return
-        said: Any = UNREAD
+        message: Any = UNREAD
         if isinstance(node.exc, ast.Call) and node.exc.args:
-            said = self._value(node.exc.args[0])
-        message = said if isinstance(said, str) else ast.unparse(node)
-        self.faults.append(Fault(message, self._frame.under))
+            message = self._value(node.exc.args[0])
+        text = message if isinstance(message, str) else ast.unparse(node)
+        self.faults.append(Fault(text, self._frame.under))
         raise StoppedError
 
     def _do_Return(self, node: ast.Return) -> None:  # noqa: N802

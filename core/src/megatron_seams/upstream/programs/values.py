@@ -1,7 +1,7 @@
 """Values of upstream's programs, as far as they are known without importing it.
 
-Plain values stand for themselves. What the source does not spell out is UNREAD, and every operation
-on it gives UNREAD: nothing is ever concluded from a value that is not known.
+Plain values stand for themselves. A value that the source does not spell out is UNREAD, and every
+operation on it gives UNREAD: nothing is ever concluded from a value that is not known.
 """
 
 import ast
@@ -191,13 +191,13 @@ def contains(container: Any, value: Any) -> Any:
 
 
 def every(values: Iterable[Any]) -> Any:
-    """What ``all`` gives: False if one is surely false, UNREAD if one is not known."""
+    """The result of ``all``: False if one is surely false, UNREAD if one is not known."""
     found = [truth(value) for value in values]
     return False if False in found else UNREAD if UNREAD in found else True
 
 
 def some(values: Iterable[Any]) -> Any:
-    """What ``any`` gives: True if one is surely true, UNREAD if one is not known."""
+    """The result of ``any``: True if one is surely true, UNREAD if one is not known."""
     found = [truth(value) for value in values]
     return True if True in found else UNREAD if UNREAD in found else False
 

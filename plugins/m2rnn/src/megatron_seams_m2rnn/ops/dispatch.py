@@ -28,8 +28,9 @@ def choose(name: str | None, device: torch.device, inputs: Inputs | None = None)
 
     Args:
         name: One of :data:`~megatron_seams_m2rnn.options.BACKENDS`; None for the device's own:
-            ``cpu`` on a CPU and ``cuda`` on a GPU. What cannot run is stood in for, ``cpu`` by
-            ``torch`` and ``cuda`` by ``triton``, with a ``SlowBackend`` warning that says why.
+            ``cpu`` on a CPU and ``cuda`` on a GPU. A backend that cannot run is stood in
+            for, ``cpu`` by ``torch`` and ``cuda`` by ``triton``, with a
+            ``SlowBackend`` warning that says why.
         device: Where the inputs are.
         inputs: The call's; left out, the choice is for a call that every backend of the device
             takes.

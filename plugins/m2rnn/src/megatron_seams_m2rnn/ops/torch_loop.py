@@ -148,7 +148,7 @@ class _Run:
             t1: The step after its last.
 
         Returns:
-            What step t0 hands back, [N, B, K, V].
+            The gradient that step t0 hands back, [N, B, K, V].
         """
         gate, clip = self.gate(t0, t1), self.inputs.clip
         transposed = self.W.mT

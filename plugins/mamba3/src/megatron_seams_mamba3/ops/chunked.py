@@ -123,7 +123,7 @@ class _Run:
         return rotated(biased, angles, halves=self.inputs.mimo is not None).flatten(3, 4)
 
     def _ahead(self) -> Tensor:
-        """What each step still owes when the next one comes, [B, S, H]; nothing at an end."""
+        """The weight of each step's input that the next step adds, [B, S, H]; 0 at an end."""
         ahead = functional.pad(self.owed[:, 1:], (0, 0, 0, 1))
         ends = [stop - 1 for start, stop in self.inputs.spans if stop > start]
         last = torch.zeros(ahead.shape[1], dtype=torch.bool)
@@ -150,7 +150,7 @@ class _Run:
         return torch.stack(before, dim=1), lasts
 
     def _within(self) -> Tensor:
-        """What a chunk's own steps give each of its steps, [B, chunks, H, LR, P]."""
+        """The part of each step's output from its own chunk, [B, chunks, H, LR, P]."""
         length, ranks = self.chunks.length, self.R
         earlier = torch.ones(length, length, dtype=torch.bool, device=self.u.device).tril(-1)
         # Masked before the exponential: above the diagonal it may be infinite.
@@ -162,7 +162,7 @@ class _Run:
         return products.flatten(5, 6).flatten(3, 4) @ self.u
 
     def _from_before(self) -> Tensor:
-        """What the state before a chunk gives each of its steps, [B, chunks, H, LR, P]."""
+        """The part of each step's output from the state before its chunk, [B, chunks, H, LR, P]."""
         return self._spread(self.decays.exp())[..., None] * (self.c @ self.before.mT)
 
     def _spread(self, x: Tensor) -> Tensor:

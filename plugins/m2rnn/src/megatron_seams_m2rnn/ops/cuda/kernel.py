@@ -46,7 +46,7 @@ class Kernel:
 
 @attrs.frozen(kw_only=True)
 class Sizes:
-    """What both kernels are compiled for.
+    """The constants both kernels are compiled with.
 
     Attributes:
         K: Rows of a state, a multiple of 16.

@@ -99,7 +99,7 @@ def compiled(kernel: Kernel, architecture: int) -> bytes:
         architecture: The compute capability: 90 for 9.0.
 
     Returns:
-        What the driver loads: machine code, or PTX for a GPU younger than NVRTC.
+        An image that the driver loads: machine code, or PTX for a GPU younger than NVRTC.
 
     Raises:
         NotBuilt: NVRTC is not there, or cannot compile it.

@@ -1,4 +1,4 @@
-"""What the ``cuda`` backend takes, and how its kernels are spread over a GPU: the one rule."""
+"""The shapes that the ``cuda`` backend takes, and how its kernels are spread over a GPU."""
 
 import functools
 from typing import Final
@@ -16,15 +16,15 @@ _ROWS: Final = range(16, 129, 16)
 _COLUMNS: Final = (16, 32)
 #: Blocks that are enough to fill any GPU, where they need not wait for one another.
 _ENOUGH: Final = 2048
-#: What a step takes by segment, with one, two and three blocks on a multiprocessor, of the
-#: shortest: measured on an H100 with K = 64, V = 16. What does not fit together is not asked for.
+#: The time of a step by segment, with one, two and three blocks on a multiprocessor, of the
+#: shortest: measured on an H100 with K = 64, V = 16. Combinations that do not fit are not listed.
 _STEP: Final = {32: (1.0, 2.0, 3.0), 16: (1.09, 1.61, 3.0), 8: (1.31, 1.88, 2.64)}
 _WANTS: Final = {"q": 1, "k": 2, "v": 4, "f": 8, "W": 16}
 
 
 @attrs.frozen(kw_only=True)
 class Machine:
-    """What a GPU has.
+    """The resources of a GPU.
 
     Attributes:
         capability: Its compute capability: 90 for 9.0.
@@ -39,7 +39,7 @@ class Machine:
     largest: int
 
     def sizes(self, inputs: Inputs) -> Sizes:
-        """What the kernels are compiled for."""
+        """The constants the kernels are compiled with."""
         x = inputs
         return Sizes(
             K=x.K,
@@ -179,7 +179,7 @@ def _spread(sizes: Sizes, has: Machine, walks: int, heads: int, shares: bool) ->
 
 
 def _time(walks: int, at_a_time: int, heads: int, has: Machine, segment: int) -> float:
-    """What all walks take, so many heads each, so many walks at a time, in steps of the fastest."""
+    """The time of all walks, so many heads each and at a time, in steps of the fastest."""
     took = 0.0
     for first in range(0, walks, at_a_time):
         blocks = min(at_a_time, walks - first) * heads

@@ -73,7 +73,7 @@ def _backward(
         for name, tensor in (("q", x.q), ("k", x.k), ("v", x.v), ("f", x.f))
         if name in wanted
     }
-    # What is not there is not read or written: any tensor stands for it.
+    # An absent tensor is neither read nor written: any tensor stands for it.
     dW = launch.new(x.B, x.N, x.V, x.V).zero_() if "W" in wanted else carry
     block = (launch.constants["BLOCK_K"], launch.constants["BLOCK_V"])
     states = launch.new(min(x.every, x.S), x.B, x.N, *block)
@@ -143,7 +143,7 @@ class Launch:
         q, f, W, dtype, N = inputs.q, inputs.f, inputs.W, inputs.dtype, inputs.N
         rows = [side_by_side(x) for x in (q, inputs.k, inputs.v)]
         cumulative = inputs.documents.on(q.device)
-        # What is not there is not read: any tensor stands for it.
+        # An absent tensor is not read: any tensor stands for it.
         initial = W if inputs.h0 is None else inputs.h0.contiguous()
         state = tl.float64 if dtype is torch.float64 else tl.float32
         rounded = tl.bfloat16 if q.dtype.itemsize == 2 else state
