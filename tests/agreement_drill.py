@@ -21,11 +21,12 @@ from seam_support import install_plugin, manifest_table, registry
 
 HERE: Final = Path(__file__).parent
 RANKS: Final = 4
+#: Attention and a seam's layers by turns, small enough to build anywhere.
 RECIPE: Final = """\
 schema = 1
 
 [model]
-name = "drilled"
+name = "held"
 pattern = "*K*K"
 
 [dialect.tokens]
@@ -40,7 +41,8 @@ normalization = "RMSNorm"
 add_bias_linear = false
 hidden_dropout = 0.0
 attention_dropout = 0.0
-
+"""
+_SMOKE: Final = """
 [smoke]
 steps = 2
 batch = 1
@@ -83,7 +85,7 @@ class Ended:
 
 
 def lay_out(folder: Path) -> None:
-    """The packages of all ranks below ``folder``, the recipe and its receipt."""
+    """The packages of all ranks below ``folder``, the recipe and its receipt by either version."""
     rider = (HERE / "runtime/seams/rider/plugin.py").read_text().replace("recurrent_", "kda_")
     manifest = {"acme_rider": manifest_table("rider", "kda")}
     install_plugin(folder / "site", "acme-rider", manifest, code=rider)
@@ -91,12 +93,13 @@ def lay_out(folder: Path) -> None:
     absent = folder / "absent" / "megatron_seams"
     absent.mkdir(parents=True)
     (absent / "__init__.py").write_text("raise ImportError('no package here')\n")
-    (folder / "recipe.toml").write_text(RECIPE)
-    registry(
-        *("resolve", folder / "recipe.toml", "--receipt", folder / "receipt.json"),
-        path=[folder / "site"],
-        code=0,
-    )
+    (folder / "recipe.toml").write_text(RECIPE + _SMOKE)
+    for site, receipt in (("site", "receipt.json"), ("other", "other.json")):
+        registry(
+            *("resolve", folder / "recipe.toml", "--receipt", folder / receipt),
+            path=[folder / site],
+            code=0,
+        )
 
 
 def drill(folder: Path, road: str, odd: dict[int, list[str]], **variables: str) -> Ended:

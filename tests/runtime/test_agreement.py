@@ -1,8 +1,15 @@
 """All ranks run the same, or none goes on: one message with the odd ranks and what differs."""
 
+import contextlib
 import datetime
+import functools
+import io
+import os
+import shlex
+import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 from torch.distributed import PrefixStore, TCPStore
@@ -15,6 +22,7 @@ from megatron_seams.runtime.agreement.meeting import Meeting, is_launched, timeo
 from megatron_seams.runtime.agreement.roll import spans
 from megatron_seams.runtime.agreement.statement import Statement
 from megatron_seams.runtime.cpu.ranks import on_ranks
+from seam_support import registry
 
 pytestmark = [pytest.mark.megatron]
 
@@ -169,6 +177,86 @@ def test_build_model_agrees_before_it_builds(plan_of):
         assert found["alike"].endswith("Model")
     # A model that only one rank builds asks nobody.
     assert ranks[0]["alone"].endswith("Model")
+
+
+def train_on_each(folder, words):
+    """What upstream's trainer makes of a command line on this rank, until it has a model.
+
+    At first rank 1 has another version of the plugin, and a receipt by it, and rank 2 has none;
+    then all have the same, and rank 2 spells another pattern; then all spell the same.
+    """
+    from megatron.training import arguments, global_vars
+    from megatron.training.argument_utils import (
+        core_transformer_config_from_args,
+        hybrid_config_from_args,
+    )
+    from megatron.training.models.hybrid import HybridModelBuilder
+
+    from megatron_seams.runtime.checkpoint import RECEIPT
+    from megatron_seams.runtime.cpu.world import cpu_world
+    from megatron_seams.runtime.model.refused import StackRefused, refusal_behind
+
+    rank = int(os.environ["RANK"])
+
+    def parsed(pattern=None):
+        changed = ["--hybrid-layer-pattern", pattern] if pattern and rank == 2 else []
+        run = ["--micro-batch-size", "1", "--seq-length", "8"]
+        with (
+            mock.patch.object(sys, "argv", ["pretrain_hybrid.py", *words, *run, *changed]),
+            mock.patch("torch.cuda.get_device_capability", return_value=(9, 0)),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            args = arguments.parse_args()
+            arguments.validate_args(args)
+        global_vars.set_args(args)
+        return args
+
+    def spec(args, site, receipt):
+        """Upstream's import of --spec, with these packages."""
+        for name in [it for it in sys.modules if it.startswith("acme_rider")]:
+            del sys.modules[name]
+        sys.modules.pop("megatron_seams.runtime.launch", None)  # it reads the receipt
+        os.environ["MEGATRON_SEAMS_RECEIPT"] = str(folder / receipt)
+        with mock.patch.object(sys, "path", [*([str(folder / site)] if site else []), *sys.path]):
+            return hybrid_config_from_args(args, core_transformer_config_from_args(args))
+
+    def stopped(make):
+        try:
+            return type(make()).__name__
+        except (StackRefused, RanksDiffer) as error:
+            return str(refusal_behind(error))
+
+    odd = {1: ("other", "other.json"), 2: (None, "receipt.json")}
+    args = parsed()
+    found = {"odd": stopped(lambda: spec(args, *odd.get(rank, ("site", "receipt.json"))))}
+    found["carried too early"] = hasattr(args, RECEIPT) and rank == 2
+    with cpu_world() as groups:
+        for name, pattern in {"another pattern": "M*M*", "alike": None}.items():
+            args = parsed(pattern)
+            builder = HybridModelBuilder(spec(args, "site", "receipt.json"))
+            found[name] = stopped(functools.partial(builder.build_model, groups))
+    found["carried"] = getattr(args, RECEIPT) == (folder / "receipt.json").read_text()
+    return found
+
+
+def test_under_upstreams_trainer_all_ranks_agree_before_there_is_a_model(tmp_path):
+    """Forked ranks; the drill below and scripts/agreement_drill.py start fresh ones."""
+    agreement_drill.lay_out(tmp_path)
+    printed = registry("args", tmp_path / "recipe.toml", path=[tmp_path / "site"], code=0).stdout
+    words = shlex.split(printed)
+    assert "megatron_seams.runtime.launch" in words
+    ranks = on_ranks(train_on_each, tmp_path, words, world_size=3)
+    for found in ranks:
+        assert "[SEAM-B11]" in found["odd"]
+        assert 'receipt.plan.seams.rider.version is "1.1", not "1.0"' in found["odd"]
+        *_, without = found["odd"].partition("rank 2 (on ")
+        assert "no plan, because" in without
+        assert "[SEAM-R01] a provider for family 'kda'" in without
+        assert "[SEAM-B11]" in found["another pattern"]
+        assert "no plan, because [SEAM-B09]" in found["another pattern"]
+        assert found["alike"] == "HybridModel"
+        assert found["carried"]
+        assert not found["carried too early"]
 
 
 def test_ranks_of_a_launcher_stop_and_exit_with_an_error(tmp_path):

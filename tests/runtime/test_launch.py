@@ -6,31 +6,12 @@ from pathlib import Path
 import pytest
 
 import forked
+from agreement_drill import RECIPE
 from seam_support import install_plugin, manifest_table, registry
 
 pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 HERE = Path(__file__).parent
-RECIPE = """\
-schema = 1
-
-[model]
-name = "held"
-pattern = "*K*K"
-
-[dialect.tokens]
-K = "kda"
-
-[megatron]
-vocab_size = 64
-max_sequence_length = 32
-hidden_size = 32
-num_attention_heads = 4
-normalization = "RMSNorm"
-add_bias_linear = false
-hidden_dropout = 0.0
-attention_dropout = 0.0
-"""
 ROTARY = """\
 position_embedding_type = "rope"
 rotary_base = 500000
