@@ -1,9 +1,10 @@
 """The authors' block from its parameters, written once more: for the tests of this folder."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from megatron_seams_mamba3.layer.step import heavy_tail
@@ -78,3 +79,58 @@ def forward(u: Tensor, w: dict[str, Tensor], *, P: int, backend: str, **options:
         else:
             y = normal(y, weight) * functional.silu(z)
     return y.flatten(2) @ w["out_proj.weight"].T
+
+
+class OneRank:
+    """As much of a process group of one rank as a mixer reads."""
+
+    def size(self) -> int:
+        return 1
+
+    def rank(self) -> int:
+        return 0
+
+
+class Linear(nn.Linear):
+    """A linear as upstream's: it is told more, and returns its bias beside its output."""
+
+    def __init__(self, inputs: int, outputs: int, *, config: Any, **_: Any) -> None:
+        super().__init__(inputs, outputs, bias=False, dtype=config.params_dtype)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # as upstream's
+        return super().forward(x), None
+
+
+def mixer_alone(weights: dict[str, Tensor], **options: Any) -> Any:
+    """The mixer of published weights, on their device, outside of any model and process group.
+
+    ``options`` are keys of ``[seams.mamba3]``.
+    """
+    from megatron_seams.runtime.mixers import Projections
+    from megatron_seams_mamba3.layer.mixer import Mamba3Mixer
+    from megatron_seams_mamba3.layer.published import from_published
+    from megatron_seams_mamba3.options import Options
+
+    projected = weights["in_proj.weight"]
+    config: Any = SimpleNamespace(
+        use_cpu_initialization=True,
+        params_dtype=projected.dtype,
+        sequence_parallel=False,
+        init_method=None,
+        output_layer_init_method=None,
+    )
+    groups: Any = SimpleNamespace(tp=OneRank())
+    mixer = Mamba3Mixer(
+        config,
+        Projections(in_proj=Linear, out_proj=Linear),
+        Options(**{name.replace("-", "_"): value for name, value in options.items()}),
+        d_model=projected.shape[1],
+        layer_number=1,
+        pg_collection=groups,
+    )
+    cut = from_published(weights, mixer.layout)
+    for name, parameter in mixer.named_parameters():
+        # The tensor itself: which of them are bfloat16 is the authors' too.
+        parameter.data = cut.pop(name).detach().clone()
+    assert not cut
+    return mixer

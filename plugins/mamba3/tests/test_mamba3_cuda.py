@@ -1,8 +1,11 @@
 """The authors' kernels: the reason where they cannot run, and their numbers on a GPU."""
 
 import importlib.util
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -17,7 +20,7 @@ from megatron_seams_mamba3.ops.operator import mamba3
 
 sys.path.append(str(Path(__file__).parent))
 
-from authors_block import forward, published  # beside this file, which is on no path
+from authors_block import forward, mixer_alone, published  # beside this file, which is on no path
 
 on_a_gpu = pytest.mark.skipif(
     authors.device_fault(torch.device("cuda")) is not None or not torch.cuda.is_available(),
@@ -34,6 +37,27 @@ RANKS = pytest.mark.parametrize("ranks", [pytest.param(None, id="SISO"), MIMO])
 BOUNDS = (0, 70, 128, 256, 256)
 #: Of a tensor's norm: bfloat16's rounding, through a few sums.
 WITHIN = 0.02
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_configuration() -> Iterator[None]:
+    """Take the first configuration of each of the authors' Triton kernels.
+
+    They are alike in what they compute, and to build and time all of them takes many minutes.
+    """
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    triton = importlib.import_module("triton")
+    tuned = triton.autotune
+
+    def first(configs: list[Any], key: list[str], **settings: Any) -> Any:
+        usual = [config for config in configs if config.num_warps == 4] or configs
+        return tuned(usual[:1], key, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton, "autotune", first)
+        yield
 
 
 def drawn(ranks: int | None, device: str, *, S: int = 256, B: int = 1) -> dict[str, Any]:
@@ -164,8 +188,7 @@ def test_the_last_states_continue_a_sequence(ranks: int | None) -> None:
     agree(found, truth)
 
 
-@on_a_gpu
-@pytest.mark.parametrize(
+FORMS = pytest.mark.parametrize(
     "options",
     [
         pytest.param({}, id="SISO"),
@@ -174,13 +197,15 @@ def test_the_last_states_continue_a_sequence(ranks: int | None) -> None:
         pytest.param({"mimo-rank": 4, "out-norm": True}, id="MIMO, normalised", marks=MIMO.marks),
     ],
 )
-def test_the_authors_own_module_is_the_block_of_its_weights(options: dict[str, Any]) -> None:
+WIDTH = 128
+
+
+def own_module(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The authors' module, its weights moved away from their beginning; its function of A."""
     module = importlib.import_module("mamba_ssm.modules.mamba3")
-    # The function that the module in hand has: releases to 2.3.2 have none of that name.
-    tail = {"decay": "heavy-tail"} if hasattr(module, "heavy_tail_activation") else {}
-    width = 128
+    torch.manual_seed(1)
     block = module.Mamba3(
-        width,
+        WIDTH,
         d_state=128,
         headdim=64,
         ngroups=options.get("groups", 1),
@@ -192,11 +217,84 @@ def test_the_authors_own_module_is_the_block_of_its_weights(options: dict[str, A
         device="cuda",
         dtype=torch.bfloat16,
     )
+    with torch.no_grad():
+        for weight in block.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    # Releases to 2.3.2 have nothing of that name.
+    heavy = hasattr(module, "heavy_tail_activation")
+    return block, {"decay": "heavy-tail"} if heavy else {}
+
+
+def tokens(*, rows: int, length: int) -> Tensor:
+    """What enters a block, [rows, length, width]."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(rows, length, WIDTH, generator=generator).bfloat16().cuda()
+
+
+@on_a_gpu
+@FORMS
+def test_the_authors_own_module_is_the_block_of_its_weights(options: dict[str, Any]) -> None:
+    block, tail = own_module(options)
     weights = {name: weight.detach().double() for name, weight in block.named_parameters()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    assert shapes == published(width, N=128, P=64, **options)
-    u = torch.randn(2, 128, width, device="cuda").bfloat16()
+    assert shapes == published(WIDTH, N=128, P=64, **options)
+    u = tokens(rows=2, length=128)
     with torch.no_grad():
         found = block(u)
         expected = forward(u.double(), weights, P=64, backend="reference", **options, **tail)
     agree({"y": found}, {"y": expected})
+
+
+@on_a_gpu
+@FORMS
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_the_mixer_of_published_weights_is_the_authors_own_module(
+    options: dict[str, Any], packed: bool
+) -> None:
+    pytest.importorskip("megatron.core")
+    block, tail = own_module(options)
+    mixer = mixer_alone(dict(block.named_parameters()), backend="cuda", **options, **tail)
+    u = tokens(rows=1 if packed else 2, length=256)
+    bounds = torch.tensor(BOUNDS[:-1], dtype=torch.int32, device="cuda") if packed else None
+    described: Any = None
+    if packed:
+        described = SimpleNamespace(
+            cu_seqlens_q=bounds, cu_seqlens_q_padded=None, local_cp_size=None
+        )
+    expected = block(u, cu_seqlens=bounds)
+    found, _ = mixer(u.transpose(0, 1).contiguous(), packed_seq_params=described)
+    found = found.transpose(0, 1)
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(found.shape, generator=generator).bfloat16().cuda()
+    outcomes = []
+    for module, y in ((mixer, found), (block, expected)):
+        names, leaves = zip(*module.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(y, leaves, weight)
+        outcomes.append({"y": y.detach(), **dict(zip(names, gradients, strict=True))})
+    agree(*outcomes)
+
+
+@on_a_gpu
+@FORMS
+def test_the_mixer_decodes_what_it_computes_at_once(options: dict[str, Any]) -> None:
+    pytest.importorskip("megatron.core")
+    block, tail = own_module(options)
+    weights = dict(block.named_parameters())
+    # With MIMO the authors' kernels continue no sequence, and the mixer's choice is torch.
+    mixer = mixer_alone(weights, **options, **tail)
+    u = tokens(rows=2, length=104).transpose(0, 1).contiguous()
+    context: Any = SimpleNamespace(
+        key_value_memory_dict={},
+        sequence_len_offset=0,
+        batch_size_offset=0,
+        max_batch_size=2,
+        is_static_batching=lambda: True,
+    )
+    with torch.no_grad():
+        expected, _ = mixer(u)
+        pieces = []
+        # A prompt that fills no chunk, and then token by token.
+        for first, last in itertools.pairwise((0, 100, 101, 102, 103, 104)):
+            context.sequence_len_offset = first
+            pieces.append(mixer(u[first:last], inference_context=context)[0])
+    agree({"y": torch.cat(pieces)[100:]}, {"y": expected[100:]})
