@@ -7,11 +7,13 @@ Under Triton's interpreter, which a process is in or is not, the backend is that
 import os
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from megatron_seams.errors import CannotRunHere
 from megatron_seams.runtime.extensions import NotBuilt, SlowBackend
@@ -127,6 +129,18 @@ def test_what_is_looked_up_and_added_is_what_plain_indexing_says() -> None:
         choose(name, CPU).scatter(added, at, 0, total)
         expected = torch.zeros_like(total).index_put((at,), added, accumulate=True)
         torch.testing.assert_close(total, expected)
+
+
+def test_on_a_gpu_no_step_waits_for_a_count_of_rows() -> None:
+    """A tensor whose size depends on values is waited for, and no CUDA graph can have it."""
+    constants = Constants.of(make_tables(orders=(2,), heads=3, table_rows=40, seed=3), pad_id=9)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # refuses such tensors
+        ids, rows = (torch.empty(2, 50, dtype=torch.int64, device="cuda") for _ in range(2))
+        there = Constants(**{n: x.to("cuda") for n, x in attrs.asdict(constants).items()})
+        assert torch_kernels.hash_indices(ids, None, there).shape == (2, 50, TABLES)
+        at, table = rows.unsqueeze(-1).expand(-1, -1, TABLES), torch.empty(30, 5, device="cuda")
+        looked_up = torch_kernels.gather(table, at, 7)
+        torch_kernels.scatter(looked_up, at, 7, table)
 
 
 @pytest.fixture(params=NAMES)
