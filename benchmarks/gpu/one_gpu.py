@@ -1,6 +1,8 @@
 """What the model benchmarks share: Megatron in one process on one GPU, plans, and a timed step."""
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -76,10 +78,25 @@ def step(model: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor) -> 
     model(ids, positions, None, labels=ids).float().mean().backward()
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Collect no garbage meanwhile: a collection holds the host for tens of milliseconds."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def milliseconds(work: Callable[[], None]) -> float:
-    """The time on the device from the first kernel of ``work`` to the end of its last."""
+    """The time on the device from the first kernel of ``work`` to the end of its last.
+
+    It is behind a kernel that idles while the host launches, until the first layer that waits.
+    """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    torch.cuda._sleep(10_000_000)  # cycles: 5 ms
     begin.record()
     work()
     end.record()

@@ -2,8 +2,8 @@
 
 ``python benchmarks/gpu/pattern_step.py [--rounds N]`` takes forward and backward passes in turns
 of AEMEAEMEAEMR with R as M²RNN, as M and as A; with the n-gram embedding and an engram besides; and
-with Mamba-3 in the place of M. It prints each step's median, what the last block takes of it, and
-where the time of the kernels goes. There is no optimizer in a step.
+with Mamba-3 in the place of M. It prints each step's median, what the block or feature in question
+takes of it, and where the time of the kernels goes. There is no optimizer in a step.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from one_gpu import PLAIN, milliseconds, plan_of, seed, start, step, tokens
+from one_gpu import PLAIN, milliseconds, plan_of, seed, start, step, tokens, undisturbed
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -36,15 +36,20 @@ SIZES: Final = PLAIN | {
 ORDER: Final = "AEMEAEMEAEM"
 NGRAM: Final = {"features": [{"family": "ngram"}]}
 ENGRAM: Final = {"features": [{"family": "engram", "layers": [2]}]}
-#: What is measured: its name -> the last block, and further tables of the recipe.
-VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "R as M2RNN": ("R", {}),
-    "R as M": ("M", {}),
-    "R as A": ("A", {}),
-    "R, n-gram": ("R", NGRAM),
-    "R, engram": ("R", ENGRAM),
-    "R, M as Mamba-3": ("R", {"families": {"mamba": "mamba3"}}),
+MAMBA3: Final = {"families": {"mamba": "mamba3"}}
+LAST: Final = "decoder.layers.11"
+#: What is measured: its name -> the last block, further tables of the recipe, and the module whose
+#: part of the step is asked for.
+VARIANTS: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
+    "R as M2RNN": ("R", {}, LAST),
+    "R as M": ("M", {}, LAST),
+    "R as A": ("A", {}, LAST),
+    "R, n-gram": ("R", NGRAM, "embedding.ngram_hash"),
+    "R, engram": ("R", ENGRAM, "decoder.layers.1.engram"),
+    "R, M as Mamba-3": ("R", MAMBA3, "decoder.layers.2"),
 }
+#: Steps under the profiler.
+PROFILED: Final = 3
 #: What the names of kernels tell -> what they do; the first that fits.
 KINDS: Final = {
     "m2rnn's recurrence": r"^m2rnn_",
@@ -57,36 +62,57 @@ KINDS: Final = {
 
 
 @contextmanager
-def watched(layer: torch.nn.Module) -> Iterator[Callable[[], float]]:
-    """Milliseconds on the device between a layer's beginning and end, forward and backward.
+def watched(module: torch.nn.Module) -> Iterator[Callable[[], float]]:
+    """Milliseconds on the device between a module's beginning and end, forward and backward.
 
-    What the layer's hooks make of autograd's graph adds nothing to the device's work.
+    Its backward pass begins with the gradient of what it returned, and ends with the last of those
+    of its inputs and weights.
     """
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+    forward = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    backward = torch.cuda.Event(enable_timing=True)
+    ends: list[torch.cuda.Event] = []
+
+    def end(_: object) -> None:
+        ends.append(torch.cuda.Event(enable_timing=True))
+        ends[-1].record()
+
+    def enter(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ends.clear()
+        for each in (*args, *kwargs.values()):
+            if isinstance(each, torch.Tensor) and each.requires_grad:
+                each.register_hook(end)
+        forward[0].record()
+
+    def leave(_: object, args: object, output: Any) -> None:
+        del args
+        forward[1].record()
+        first = output[0] if isinstance(output, tuple) else output
+        first.register_hook(lambda _: backward.record())
+
     hooks = [
-        layer.register_forward_pre_hook(lambda *_: marks[0].record()),
-        layer.register_forward_hook(lambda *_: marks[1].record()),
-        layer.register_full_backward_pre_hook(lambda *_: marks[2].record()),
-        layer.register_full_backward_hook(lambda *_: marks[3].record()),
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        module.register_forward_hook(leave),
+        *(weight.register_post_accumulate_grad_hook(end) for weight in module.parameters()),
     ]
     try:
-        yield lambda: marks[0].elapsed_time(marks[1]) + marks[2].elapsed_time(marks[3])
+        yield lambda: forward[0].elapsed_time(forward[1]) + max(map(backward.elapsed_time, ends))
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def kinds(work: Callable[[], None]) -> dict[str, float]:
-    """Milliseconds of kernels of each kind in one step."""
+    """Milliseconds of kernels of each kind in a step."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        work()
+        for _ in range(PROFILED):
+            work()
         torch.cuda.synchronize()
     spent = dict.fromkeys(KINDS, 0.0)
     for event in recorded.events():
         if event.device_type == DeviceType.CUDA:
             kind = next(k for k, pattern in KINDS.items() if re.search(pattern, event.name))
-            spent[kind] += event.self_device_time_total / 1e3
+            spent[kind] += event.self_device_time_total / 1e3 / PROFILED
     return spent
 
 
@@ -94,7 +120,7 @@ def built(variant: str) -> torch.nn.Module:
     """The model of a variant."""
     from megatron_seams.runtime.model.build import build_model
 
-    last, tables = VARIANTS[variant]
+    last, tables, _ = VARIANTS[variant]
     seed()
     model: torch.nn.Module = build_model(plan_of(ORDER + last, SIZES, **tables)).cuda()
     return model.train()
@@ -103,7 +129,7 @@ def built(variant: str) -> torch.nn.Module:
 def main() -> int:
     """Measure every variant in turns, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--only", nargs="*", default=tuple(VARIANTS), choices=tuple(VARIANTS))
     asked = parser.parse_args()
     if not torch.cuda.is_available():
@@ -112,7 +138,7 @@ def main() -> int:
     start()
     ids, positions = tokens(BATCH, LENGTH, VOCAB)
     work: dict[str, Callable[[], None]] = {}
-    layers: dict[str, torch.nn.Module] = {}
+    parts: dict[str, torch.nn.Module] = {}
     for variant in asked.only:
         try:
             model = built(variant)
@@ -122,28 +148,30 @@ def main() -> int:
             print(f"{variant}: left out, {type(error).__name__}: {error}")
             continue
         work[variant] = lambda model=model: step(model, ids, positions)
-        layers[variant] = model.decoder.layers[-1]
+        parts[variant] = model.get_submodule(VARIANTS[variant][2])
         size = sum(weight.numel() for weight in model.parameters()) / 1e6
         print(f"{variant}: {size:.0f} million parameters, built and warm", flush=True)
     times: dict[str, list[float]] = {variant: [] for variant in work}
-    for turn in range(asked.rounds):
-        for variant in work if turn % 2 else reversed(work):
-            times[variant].append(milliseconds(work[variant]))
-    lasts: dict[str, list[float]] = {variant: [] for variant in work}
-    for variant, layer in layers.items():
-        with watched(layer) as between:
-            for _ in range(5):
+    with undisturbed():
+        for turn in range(asked.rounds):
+            for variant in work if turn % 2 else reversed(work):
+                times[variant].append(milliseconds(work[variant]))
+    taken: dict[str, list[float]] = {variant: [] for variant in work}
+    for variant, part in parts.items():
+        with undisturbed(), watched(part) as between:
+            for _ in range(9):
+                torch.cuda._sleep(10_000_000)
                 work[variant]()
                 torch.cuda.synchronize()
-                lasts[variant].append(between())
+                taken[variant].append(between())
     shares = {variant: kinds(each) for variant, each in work.items()}
-    report(times, lasts, shares)
+    report(times, taken, shares)
     return 0
 
 
 def report(
     times: dict[str, list[float]],
-    lasts: dict[str, list[float]],
+    taken: dict[str, list[float]],
     shares: dict[str, dict[str, float]],
 ) -> None:
     """Print the tables."""
@@ -154,14 +182,14 @@ def report(
         whole = sum(spent.values())
         cells = (f"{spent[kind]:.2f} ({spent[kind] / whole:.0%})" for kind in KINDS)
         print(f"{variant:24}" + "".join(f"{cell:>22}" for cell in cells))
-    print(f"\n{'medians in ms':24}{'step':>9}{'quartiles':>20}{'last block':>14}{'to R':>9}")
+    print(f"\n{'medians in ms':18}{'step':>9}{'quartiles':>20}{'to R':>8}   of it")
     base = statistics.median(next(iter(times.values())))
     for variant, each in times.items():
-        median, last = statistics.median(each), statistics.median(lasts[variant])
+        median, part = statistics.median(each), statistics.median(taken[variant])
         low, _, high = statistics.quantiles(each, n=4)
         print(
-            f"{variant:24}{median:9.2f}{low:10.2f}{high:10.2f}{last:8.2f} ({last / median:3.0%})"
-            f"{median - base:+9.2f}"
+            f"{variant:18}{median:9.2f}{low:10.2f}{high:10.2f}{median - base:+8.2f}"
+            f"{part:8.2f} ({part / median:.1%}) {VARIANTS[variant][2]}"
         )
 
 

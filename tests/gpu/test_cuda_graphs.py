@@ -28,11 +28,12 @@ def no_graphs_left():
     """Upstream keeps graphs, their order and their stream for the whole process."""
     import torch
     from megatron.core import full_cuda_graph
-    from megatron.core.transformer.cuda_graphs import delete_cuda_graphs
+    from megatron.core.transformer import cuda_graphs
 
     yield
     torch.cuda.synchronize()
-    delete_cuda_graphs()
+    cuda_graphs._set_capture_end()  # a capture that failed leaves it begun
+    cuda_graphs.delete_cuda_graphs()
     full_cuda_graph.FullCudaGraphWrapper.cuda_graph["training"] = None
     full_cuda_graph.FullCudaGraphWrapper.result["training"] = None
     full_cuda_graph.FullCudaGraphWrapper.curr_iteration["training"] = 0
@@ -57,13 +58,21 @@ def plan_of(name, **settings):
     return case_of(name).plan(**PRECISIONS["bf16"], **settings)
 
 
-def wrapped(model: Any) -> Any:
+def wrapped(model: Any, stream: Any = None) -> Any:
     """The model as upstream's trainer has it, with gradients in buffers."""
+    import torch
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
-    return DistributedDataParallel(
-        config=model.config, ddp_config=DistributedDataParallelConfig(), module=model
-    )
+    # As upstream's trainer: what adds up gradients would run in the default stream otherwise, which
+    # no capture may wait for.
+    stream = stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        model = DistributedDataParallel(
+            config=model.config, ddp_config=DistributedDataParallelConfig(), module=model
+        )
+    torch.cuda.current_stream().wait_stream(stream)
+    return model
 
 
 def step(model: Any) -> tuple[float, dict[str, Any]]:
@@ -166,7 +175,6 @@ def test_a_graph_of_the_whole_iteration(name):
     def forward_backward(*, model, data_iterator, **of):
         del of
         given = next(data_iterator[0])
-        model.zero_grad(set_to_none=True)
         ids = given["ids"]
         loss = model(ids, given["positions"], None, labels=ids).float().mean()
         loss.backward()
@@ -174,24 +182,22 @@ def test_a_graph_of_the_whole_iteration(name):
 
     # The last step has other ids than the one that was captured, in the same buffers.
     steps = [ids.flip(1)] * 3 + [ids]
-    with torch.cuda.stream(get_shared_capture_stream()):
-        model = build(plan_of(name, cuda_graph_impl="full_iteration"), weights)
-        whole = FullCudaGraphWrapper(forward_backward, cuda_graph_warmup_steps=2)
-        for these in steps:
-            loss = whole(
-                model=model,
-                data_iterator=iter([{"ids": these, "positions": positions.contiguous()}]),
-                num_microbatches=1,
-                seq_length=ids.shape[1],
-                forward_only=False,
-            )
-        torch.cuda.synchronize()
-        assert FullCudaGraphWrapper.cuda_graph["training"] is not None
-        found = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
-        used = {name: wanted[1][name] for name in found}
-        report(
-            "full_iteration, replayed", name, "captured", (float(loss), found), (wanted[0], used)
+    plan = plan_of(name, cuda_graph_impl="full_iteration")
+    model = wrapped(build(plan, weights), get_shared_capture_stream())
+    whole = FullCudaGraphWrapper(forward_backward, cuda_graph_warmup_steps=2)
+    for these in steps:
+        model.zero_grad_buffer()
+        loss = whole(
+            model=model,
+            data_iterator=iter([{"ids": these, "positions": positions.contiguous()}]),
+            num_microbatches=1,
+            seq_length=ids.shape[1],
+            forward_only=False,
         )
+    torch.cuda.synchronize()
+    assert FullCudaGraphWrapper.cuda_graph["training"] is not None
+    found = {n: p.main_grad.float() for n, p in model.module.named_parameters()}
+    report("full_iteration, replayed", name, "captured", (float(loss), found), wanted)
 
 
 @pytest.mark.parametrize("way", ["local", "transformer_engine", "full_iteration"])

@@ -205,7 +205,7 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
             parts = torch.split(qkvf, [self.widths[name] for name in "qkvf"], dim=-1)
             y = self._recur(to_heads(list(parts), order, self.cp_group), row, None)
             y = to_tokens(y, order, self.cp_group)
-        out, _ = self.out_proj(self.norm(_gated(y, g)))
+        out, _ = self.out_proj(self.norm(_gated(y, g, training=self.training)))
         return out, None
 
     def _recur(self, qkvf: Tensor, row: Row, context: Any) -> Tensor:
@@ -227,9 +227,11 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
             past = kept(context, self.layer_number, self.layout, qkv, self.options.conv_size)
         weight = self._mine(self.conv_weight, *(self.widths[name] for name in "qkv"))
         before = None if past is None else past.tokens
-        mixed = _convolved(qkv, weight, row.position, before)
+        mixed = _convolved(qkv, weight, row.position, before, training=self.training)
         q, k, v = self._heads(mixed)
-        f = _forget_gate(f, self._mine(self.A_log), self._mine(self.dt_bias))
+        f = _forget_gate(
+            f, self._mine(self.A_log), self._mine(self.dt_bias), training=self.training
+        )
         W = self._transitions()
         recur = functools.partial(_recurrence, clip=self.clip, backend=self.options.backend)
         if row.documents.cumulative is None:
@@ -240,7 +242,7 @@ class M2RNNMixer(ShardedModule, MegatronModule):  # type: ignore[misc]  # Megatr
         else:
             q_, k_, v_, f_ = (x.squeeze(0) for x in (q, k, v, f))
             y = recur(q_, k_, v_, W, f_, cu_seqlens=row.documents.cumulative)[0].unsqueeze(0)
-        return _skipped(y, v, self._mine(self.D))
+        return _skipped(y, v, self._mine(self.D), training=self.training)
 
     def _mine(self, parameter: Tensor, *widths: int) -> Tensor:
         """Take what this context-parallel rank uses of a tensor-parallel rank's parameter."""
