@@ -29,6 +29,8 @@ def test_whatever_is_not_seen_is_escaped() -> None:
     assert set(kept) <= {"890", "891", "8e2", *(f"{code:x}" for code in range(0x13430, 0x13440))}
     assert seen("é \t☃\n𝄞") == "é \t☃\n𝄞"
     assert seen("\x1b\u202e\U000e0001\udcff") == r"\x1b\u202e\U000e0001\udcff"
+    # A variant of the letter before it, which Python counts as printable.
+    assert seen("a\U000e0100") == r"a\U000e0100"
 
 
 @pytest.mark.parametrize("text", [EVIL, *COMMANDS, "\U000e0041\udcff##["])

@@ -7,6 +7,7 @@ through here, whoever has written the text.
 
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, Final, TextIO, cast
 
 #: Characters that are not seen: of control, of format (direction, width), halves of pairs, and
@@ -18,15 +19,25 @@ _HIDDEN: Final = re.compile(
 )
 #: What CI services take for a command: at the beginning of a line, and anywhere in one.
 _COMMAND: Final = "::"
+_MARK: Final = "##"
 _ANYWHERE: Final = re.compile(r"##(?=(?:vso|teamcity)?\[)")
 _WHOLE: Final = re.compile(r"##(?:vso|teamcity)?\[")
+#: The characters at the end of an unfinished line that are looked at again with what follows.
+_LONGEST: Final = 4096
 #: What a console writes beside its text: styles, movements, the beginning and end of a link.
 _STYLES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\]8;[^\x00-\x1f\x7f-\x9f]*\x1b\\|\r")
 
 
 def seen(text: str) -> str:
     r"""A text with every hidden character as its escape, ``\x1b``."""
-    return _HIDDEN.sub(lambda found: _escape(found[0]), text)
+    return _without_hidden(text, _escape)
+
+
+def _without_hidden(text: str, escape: Callable[[str], str]) -> str:
+    # Most text is such, which is told many times faster than by the expression.
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return _HIDDEN.sub(lambda found: escape(found[0]), text)
 
 
 def _escape(char: str) -> str:
@@ -42,7 +53,7 @@ def _escape(char: str) -> str:
 
 def seen_json(text: str) -> str:
     """The same JSON with every hidden character as JSON's escape, and without commands."""
-    escaped = _HIDDEN.sub(lambda found: _json_escape(found[0]), text)
+    escaped = _without_hidden(text, _json_escape)
     # Only a string holds these characters, and its beginning is no line's.
     return _ANYWHERE.sub(r"#\\u0023", escaped)
 
@@ -73,7 +84,15 @@ class Seen:
 
     def write(self, text: str) -> int:
         """Write text, in which no line is a command."""
-        self._stream.write("".join(self._safe(line) for line in self._shown(text).splitlines(True)))
+        shown = self._shown(text)
+        # Text without such characters, begun by an earlier write or not, is not looked at by lines.
+        whole = self._line + shown
+        visible = _STYLES.sub("", whole) if self._styles else whole
+        if _COMMAND in visible or _MARK in visible:
+            shown = "".join(map(self._safe, shown.splitlines(True)))
+        else:
+            self._line = whole[whole.rfind("\n") + 1 :][-_LONGEST:]
+        self._stream.write(shown)
         return len(text)
 
     def write_commands(self, text: str) -> None:
@@ -97,7 +116,7 @@ class Seen:
         whole = before + _STYLES.sub("", part)
         if not before.startswith(_COMMAND) and whole.lstrip().startswith(_COMMAND):
             part = part.replace(":", "\\:", 1)
-        self._line = "" if part.endswith("\n") else (self._line + part)[-4096:]
+        self._line = "" if part.endswith("\n") else (self._line + part)[-_LONGEST:]
         return part
 
     def __getattr__(self, name: str) -> Any:
