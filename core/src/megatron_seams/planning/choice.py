@@ -279,9 +279,9 @@ class Chooser:
 
     def _not_allowed(self, asked: str, family: str, name: str | None = None) -> NotAllowed | None:
         """The fault that a seam for the family (the one of that name, if given) is not allowed."""
-        for seam in self.environment.discovery.seams:
+        for seam in self.environment.discovery.by_family.get(family, ()):
             against = self._allowlist.against(seam.name)
-            if seam.family == family and name in (None, seam.name) and against is not None:
+            if name in (None, seam.name) and against is not None:
                 return NotAllowed(
                     asked=asked,
                     found=f"{seam.claim} is not allowed: {against}",
