@@ -75,9 +75,9 @@ class Installed:
     @property
     def key(self) -> str:
         """Its normalized name: by its record, which need not be opened, else by its metadata."""
-        path = Path(self.record)
-        if path.suffix.lower() in (".dist-info", ".egg-info"):
-            return normalized(path.stem.partition("-")[0])
+        stem, _, kind = self.record.rpartition(".")
+        if stem and kind.lower() in ("dist-info", "egg-info"):
+            return normalized(stem.partition("-")[0])
         return normalized(self.identity[0] if self.identity else self.record)
 
     @property
