@@ -50,6 +50,7 @@ class NgramTables(ShardedModule):
         weight: [rows / ranks, width].
     """
 
+    weight: Tensor
     multipliers: Tensor
     biases: Tensor
     hash_of: Tensor
@@ -74,15 +75,23 @@ class NgramTables(ShardedModule):
         self.tp_group = tp_group
         self.backend = backend
         constants = Constants.of(tables, pad_id=pad_id)
-        for name in _NAMES:
+        for name in NAMES:
             self.register_buffer(name, getattr(constants, name).to(device))
         ranks = size_of(tp_group)
         multiple = math.lcm(_MULTIPLE, ranks)
         rows = -(-tables.rows // multiple) * multiple // ranks
         self.first_row = rows * rank_in(tp_group)
-        weight = torch.empty(rows, width, dtype=dtype, device=device)
+        weight = torch.empty(rows, width, dtype=dtype, device=self._place_of(device))
         huge_pages.advise(weight)
         _fill(weight, self.first_row, seed=seed, std=init_std)
+        self._keep(weight)
+
+    def _place_of(self, device: torch.device) -> torch.device:
+        """Where the rows are filled."""
+        return device
+
+    def _keep(self, weight: Tensor) -> None:
+        """Make the rows a parameter of the model's."""
         self.weight = nn.Parameter(weight)
         # Megatron's marks: for gradient norms and checkpoints; and for optimizers that treat
         # matrices (Muon) or embeddings (a learning rate of their own) otherwise.
@@ -96,7 +105,12 @@ class NgramTables(ShardedModule):
             setattr(self.weight, mark, value)
 
     def forward(
-        self, input_ids: Tensor, starts: Tensor | None, *, sequence_first: bool = False
+        self,
+        input_ids: Tensor,
+        starts: Tensor | None,
+        *,
+        sequence_first: bool = False,
+        batch: tuple[Tensor | None, ...] | None = None,
     ) -> Tensor:
         """Look up the n-grams that end at each position.
 
@@ -105,11 +119,14 @@ class NgramTables(ShardedModule):
             starts: [b, s] or [1, s] int64, the first position of each token's document; None where
                 every row of the batch is one document.
             sequence_first: Whether to return [s, b, ...].
+            batch: The tensors that the model was given, by which tables on the host know a batch
+                that they have fetched ahead.
 
         Returns:
             [b, s, tables * width]: the rows that this rank has, zeros in place of the others. With
             ``sequence_first`` [s, b, tables * width], contiguous.
         """
+        del batch
         rows = look_up_ngrams(
             self.weight,
             input_ids.long(),
@@ -133,7 +150,7 @@ class NgramTables(ShardedModule):
     @property
     def constants(self) -> Constants:
         """The rule's numbers, where the module lies."""
-        return Constants(**{name: getattr(self, name) for name in _NAMES})
+        return Constants(**{name: getattr(self, name) for name in NAMES})
 
     def divided(self) -> dict[str, int]:
         """The rows; all constants are on every rank."""
@@ -145,7 +162,8 @@ class NgramTables(ShardedModule):
         return f"tables={len(self.primes)}, rows={rows}, first_row={self.first_row}, width={width}"
 
 
-_NAMES = ("multipliers", "biases", "hash_of", "primes", "offsets", "pad_id")
+#: The constants, as buffers.
+NAMES = ("multipliers", "biases", "hash_of", "primes", "offsets", "pad_id")
 
 
 @torch.no_grad()

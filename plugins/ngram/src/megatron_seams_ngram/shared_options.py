@@ -6,6 +6,9 @@ from typing import Any, Literal, get_args
 #: The kernels of the tables (:mod:`megatron_seams_ngram.ops.dispatch`).
 Backend = Literal["cpu", "triton", "torch"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+#: Where the rows of the tables lie: with the model, or on the host.
+Place = Literal["device", "host"]
+PLACES: tuple[Place, ...] = get_args(Place)
 
 
 def ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:

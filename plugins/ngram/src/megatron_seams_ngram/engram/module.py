@@ -17,7 +17,7 @@ from megatron_seams_ngram.engram.convolution import causal_convolution
 from megatron_seams_ngram.engram.gate import gate_of
 from megatron_seams_ngram.engram.options import Gate, Options
 from megatron_seams_ngram.engram.streams import StreamNorm, by_stream
-from megatron_seams_ngram.ngram_tables import NgramTables
+from megatron_seams_ngram.host.tables import HostNgramTables, on_host, tables_at
 from megatron_seams_ngram.tables.hash_tables import HashTables, make_layer_tables
 from megatron_seams_ngram.tables.released import released_multipliers
 from megatron_seams_ngram.tables.splitmix64 import nth
@@ -56,6 +56,7 @@ class Engram(ShardedModule):
         layer_number: The layer's global number.
         layer_numbers: The numbers of all layers that have a memory.
         tp_group: The tensor-parallel group, or None for a single rank.
+        dp_group: The data-parallel group, for tables on the host; None for Megatron's own.
 
     Attributes:
         tables: The rows, with constants of this layer's own.
@@ -67,7 +68,8 @@ class Engram(ShardedModule):
 
     Raises:
         FeatureInvalid: An end-of-document or pad id that no token of the model can have, a
-            compression that is not the one of the recipe, or not one layer id for each layer.
+            compression that is not the one of the recipe, not one layer id for each layer, or
+            tables on the host where the configuration does not allow them.
     """
 
     compression: Tensor | None
@@ -87,6 +89,7 @@ class Engram(ShardedModule):
         layer_number: int,
         layer_numbers: tuple[int, ...],
         tp_group: "ProcessGroup | None",
+        dp_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         self.boundaries = DocumentBoundaries(
@@ -106,8 +109,12 @@ class Engram(ShardedModule):
         compression = _compression(ids, vocab_size)
         self.register_buffer("compression", None if compression is None else compression.to(device))
         tables = _hash_tables(options, ids, layer_number, layer_numbers)
-        self.tables = NgramTables(
+        self.tables = tables_at(
+            options.tables,
             tables,
+            config=config,
+            seam="engram",
+            dp_group=dp_group,
             width=options.width,
             pad_id=_pad_id(options, compression, vocab_size),
             seed=seed,
@@ -131,6 +138,8 @@ class Engram(ShardedModule):
             bias = nn.Parameter(torch.zeros(size, **placed)) if options.bias else None
             self.register_parameter(name, bias)
         self.taps = nn.Parameter(torch.zeros(channels, options.kernel, **placed))
+        if isinstance(self.tables, HostNgramTables):
+            self.tables.beside = (self.value, self.key)
         eps = config.layernorm_epsilon
         norms = {
             "hidden_norm": options.norm_eps,
@@ -165,7 +174,12 @@ class Engram(ShardedModule):
         """
         self._check(hidden_states)
         starts = self.boundaries.starts(input_ids, cu_seqlens)
-        rows = self.tables(self._compressed(input_ids), starts, sequence_first=True)
+        rows = self.tables(
+            self._compressed(input_ids),
+            starts,
+            sequence_first=True,
+            batch=(input_ids, cu_seqlens),
+        )
         if self.sequence_parallel:
             rows = summed_and_scattered(rows, self.tp_group)
         else:
@@ -185,6 +199,20 @@ class Engram(ShardedModule):
         )
         recalled: Tensor = values + silu(mixed)
         return recalled.to(hidden_states.dtype)
+
+    def fetch_ahead(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> None:
+        """Begin to move the rows of a batch that is to come; without tables on the host, nothing.
+
+        Args:
+            input_ids: As in :meth:`forward`.
+            cu_seqlens: As in :meth:`forward`.
+        """
+        if isinstance(self.tables, HostNgramTables):
+            ids, ends = on_host(input_ids), on_host(cu_seqlens)
+            starts = self.boundaries.starts(ids, ends)
+            if self.compression is not None:
+                ids = self.tables.mirror("compression", self.compression)[ids]
+            self.tables.fetch_ahead(ids, starts, batch=(input_ids, cu_seqlens))
 
     def indices(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
         """Hash the n-grams that end at each position.

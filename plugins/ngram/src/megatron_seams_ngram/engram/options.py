@@ -6,7 +6,13 @@ from typing import Literal, get_args
 import attrs
 from attrs import field, validators
 
-from megatron_seams_ngram.shared_options import BACKENDS, Backend, ascending_orders
+from megatron_seams_ngram.shared_options import (
+    BACKENDS,
+    PLACES,
+    Backend,
+    Place,
+    ascending_orders,
+)
 
 #: How multipliers are derived.
 Hashing = Literal["splitmix64", "released"]
@@ -70,6 +76,8 @@ class Options:
             path.
         backend: What works on the tables, ``cpu`` (C++), ``triton`` or ``torch``, with the same
             numbers; left out, the device's own.
+        tables: Where the rows lie: ``device``, with the model; or ``host``, where only the rows of
+            a micro-batch are moved (:mod:`megatron_seams_ngram.host`).
 
     Raises:
         ValueError: A size, id or seed out of range, orders that do not ascend from 2, only one of
@@ -102,6 +110,7 @@ class Options:
     backend: Backend | None = field(
         default=None, validator=validators.optional(validators.in_(BACKENDS))
     )
+    tables: Place = field(default="device", validator=validators.in_(PLACES))
 
     def __attrs_post_init__(self) -> None:
         """Check that file and digest come together, so that no rank reads another file."""

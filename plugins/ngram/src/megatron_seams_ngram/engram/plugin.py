@@ -20,8 +20,9 @@ def engram_feature(context: FeatureContext) -> "Engram":
     """Build the memory of one layer of the model in ``context``.
 
     Raises:
-        FeatureInvalid: An end-of-document id that no token of the model can have, or a compression
-            that is not the one of the recipe.
+        FeatureInvalid: An end-of-document id that no token of the model can have, a compression
+            that is not the one of the recipe, or tables on the host where the configuration does
+            not allow them.
     """
     # Here, so that options are validated on machines without torch.
     from megatron_seams_ngram.engram.module import Engram
@@ -34,4 +35,5 @@ def engram_feature(context: FeatureContext) -> "Engram":
         layer_number=context.layer_number,
         layer_numbers=context.layer_numbers,
         tp_group=context.pg_collection.tp,
+        dp_group=getattr(context.pg_collection, "dp_cp", None),
     )

@@ -10,10 +10,11 @@ from megatron_seams.runtime.collectives import summed, summed_and_scattered
 from megatron_seams.runtime.documents import DocumentBoundaries
 from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_ngram.hash.options import Options
-from megatron_seams_ngram.ngram_tables import NgramTables
+from megatron_seams_ngram.host.tables import HostNgramTables, on_host, tables_at
 from megatron_seams_ngram.tables.hash_tables import make_tables
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
     from torch.distributed import ProcessGroup
 
 
@@ -40,13 +41,16 @@ class HashedNgramEmbedding(ShardedModule):
         tp_group: The tensor-parallel group, or None for a single rank.
         reduce_scatter_embeddings: Whether the word embedding of a rank is its own piece of the
             sequence, [s / ranks, b, h], as upstream has it under sequence parallelism.
+        config: The model's configuration, for tables on the host; None holds them to nothing.
+        dp_group: The data-parallel group, for tables on the host; None for Megatron's own.
 
     Attributes:
         tables: The rows.
         projection: W, [h, tables * width].
 
     Raises:
-        FeatureInvalid: An end-of-document id that no token of the model can have.
+        FeatureInvalid: An end-of-document id that no token of the model can have, or tables on the
+            host where the configuration does not allow them.
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class HashedNgramEmbedding(ShardedModule):
         use_cpu_initialization: bool,
         tp_group: "ProcessGroup | None",
         reduce_scatter_embeddings: bool,
+        config: "TransformerConfig | None" = None,
+        dp_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         self.boundaries = DocumentBoundaries(
@@ -78,8 +84,12 @@ class HashedNgramEmbedding(ShardedModule):
             table_rows=options.table_rows,
             seed=options.seed,
         )
-        self.tables = NgramTables(
+        self.tables = tables_at(
+            options.tables,
             tables,
+            config=config,
+            seam="ngram_hash",
+            dp_group=dp_group,
             width=options.width,
             pad_id=vocab_size if options.pad_id is None else options.pad_id,
             seed=options.seed,
@@ -95,6 +105,8 @@ class HashedNgramEmbedding(ShardedModule):
         # A rank that sees a piece of the sequence has a part of the gradient; upstream adds up the
         # gradients of what is marked so.
         self.projection.sequence_parallel = reduce_scatter_embeddings  # type: ignore[attr-defined]
+        if isinstance(self.tables, HostNgramTables):
+            self.tables.beside = (self.projection,)
 
     def forward(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
         """Embed the n-grams that end at each position.
@@ -114,12 +126,25 @@ class HashedNgramEmbedding(ShardedModule):
             input_ids,
             self.boundaries.starts(input_ids, cu_seqlens),
             sequence_first=self.reduce_scatter_embeddings,
+            batch=(input_ids, cu_seqlens),
         )
         if self.reduce_scatter_embeddings:
             rows = summed_and_scattered(rows, self.tp_group)
         else:
             rows = summed(rows, self.tp_group)
         return linear(rows, self.projection)
+
+    def fetch_ahead(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> None:
+        """Begin to move the rows of a batch that is to come; without tables on the host, nothing.
+
+        Args:
+            input_ids: As in :meth:`forward`.
+            cu_seqlens: As in :meth:`forward`.
+        """
+        if isinstance(self.tables, HostNgramTables):
+            ids, ends = on_host(input_ids), on_host(cu_seqlens)
+            starts = self.boundaries.starts(ids, ends)
+            self.tables.fetch_ahead(ids, starts, batch=(input_ids, cu_seqlens))
 
     def indices(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
         """Hash the n-grams that end at each position.

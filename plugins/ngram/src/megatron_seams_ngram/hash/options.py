@@ -3,7 +3,13 @@
 import attrs
 from attrs import field, validators
 
-from megatron_seams_ngram.shared_options import BACKENDS, Backend, ascending_orders
+from megatron_seams_ngram.shared_options import (
+    BACKENDS,
+    PLACES,
+    Backend,
+    Place,
+    ascending_orders,
+)
 
 _token_id = validators.optional(validators.ge(0))
 
@@ -24,6 +30,8 @@ class Options:
             stop at ``cu_seqlens`` alone.
         backend: The kernels, ``cpu`` (C++), ``triton`` or ``torch``, with the same numbers; left
             out, the device's own.
+        tables: Where the rows lie: ``device``, with the model; or ``host``, where only the rows of
+            a micro-batch are moved (:mod:`megatron_seams_ngram.host`).
 
     Raises:
         ValueError: A size, id or seed out of range, or orders that do not ascend from 2.
@@ -39,3 +47,4 @@ class Options:
     backend: Backend | None = field(
         default=None, validator=validators.optional(validators.in_(BACKENDS))
     )
+    tables: Place = field(default="device", validator=validators.in_(PLACES))

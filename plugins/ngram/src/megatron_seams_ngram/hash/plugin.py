@@ -20,7 +20,8 @@ def ngram_feature(context: FeatureContext) -> "HashedNgramEmbedding":
     """Build the embedding of the model in ``context``.
 
     Raises:
-        FeatureInvalid: An end-of-document id that no token of the model can have.
+        FeatureInvalid: An end-of-document id that no token of the model can have, or tables on the
+            host where the configuration does not allow them.
     """
     # Here, so that options are validated on machines without torch.
     from megatron_seams_ngram.hash.module import HashedNgramEmbedding
@@ -36,4 +37,6 @@ def ngram_feature(context: FeatureContext) -> "HashedNgramEmbedding":
         use_cpu_initialization=config.use_cpu_initialization,
         tp_group=context.pg_collection.tp,
         reduce_scatter_embeddings=context.reduce_scatter_embeddings,
+        config=config,
+        dp_group=getattr(context.pg_collection, "dp_cp", None),
     )

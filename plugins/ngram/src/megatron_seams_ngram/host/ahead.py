@@ -1,0 +1,50 @@
+"""Fetching the rows of the next micro-batch while this one runs."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+_Batch = TypeVar("_Batch")
+
+
+def fetch_ahead(model: nn.Module, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> None:
+    """Tell every n-gram module of a model which batch comes next.
+
+    It is the model's own matter what it does with it: one without tables on the host does nothing.
+    A batch that does not come costs the look-up, and changes no number.
+
+    Args:
+        model: The model or a stage of it, wrapped or not.
+        input_ids: [b, s] int64. On a GPU they are copied to the host, which waits for it: hand the
+            host's over where the data loader has them. Given the very tensors that the forward
+            gets, that one waits for nothing.
+        cu_seqlens: The boundaries of packed documents, [documents + 1] int32, or None.
+    """
+    from megatron_seams_ngram.engram.module import Engram
+    from megatron_seams_ngram.hash.module import HashedNgramEmbedding
+
+    for module in model.modules():
+        if isinstance(module, Engram | HashedNgramEmbedding):
+            module.fetch_ahead(input_ids, cu_seqlens=cu_seqlens)
+
+
+def look_ahead(
+    batches: Iterable[_Batch],
+    model: nn.Module,
+    ids_of: Callable[[_Batch], tuple[Tensor, Tensor | None]],
+) -> Iterator[_Batch]:
+    """Give the batches of a data iterator, each while the rows of the next are fetched.
+
+    Args:
+        batches: The iterator that the trainer would read.
+        model: As in :func:`fetch_ahead`.
+        ids_of: The token ids of a batch and its document boundaries, or None for the latter.
+    """
+    current: list[_Batch] = []
+    for following in batches:
+        input_ids, cu_seqlens = ids_of(following)
+        fetch_ahead(model, input_ids, cu_seqlens=cu_seqlens)
+        yield from current
+        current = [following]
+    yield from current

@@ -1,0 +1,293 @@
+"""Rows on the host as one of the optimizers that Megatron's chained optimizer steps.
+
+Upstream's optimizer reads gradients from its buffers, which lie on the device and are as large as
+the parameters. The rows on the host have neither, so that they get an optimizer of their own in
+upstream's chain: its gradients count in the norm, are clipped with all others, and step with them.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
+from torch import Tensor
+
+from megatron_seams.errors import FeatureInvalid
+from megatron_seams_ngram.host.reduction import reduced
+from megatron_seams_ngram.host.rule import sparse_rule, take_over
+from megatron_seams_ngram.host.state import resume, sharded_state
+from megatron_seams_ngram.host.stepped import Stepped
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is untyped
+    """The optimizer of all tables on the host, with the methods that upstream's chain calls.
+
+    Upstream's functions take norms of gradients on the device and scale them there. They are given
+    one number for each table, its gradient's norm: it counts as the whole gradient would, and by
+    what clipping makes of it the gradient itself is scaled.
+
+    Args:
+        native: The chain that the rows are stepped with, as upstream made it.
+
+    Attributes:
+        tables: Those whose rows it steps.
+    """
+
+    is_stub_optimizer = False
+
+    def __init__(self, native: ChainedOptimizer) -> None:
+        super().__init__(torch.optim.SGD([torch.zeros(1)], lr=0.0), native.config)
+        self.tables: list[Stepped] = []
+        self._native = native.chained_optimizers[0]
+        self._norms: list[Tensor] = []
+        self._gradients: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, tables: Stepped) -> None:
+        """Step these rows too."""
+        norm: Any = torch.zeros(1, device=tables.multipliers.device)
+        # Every tensor-parallel rank has rows of its own, and so its norm counts.
+        norm.tensor_model_parallel = True
+        self.tables.append(tables)
+        self._norms.append(norm)
+
+    def get_parameters(self) -> list[Any]:
+        """One number for each table, whose ``grad`` is the norm of the table's gradient."""
+        return self._norms
+
+    def _get_param_groups(self) -> list[dict[str, Any]]:
+        # A schedule sets the rates of the native groups, and the rows follow those.
+        return []
+
+    param_groups = property(_get_param_groups)
+
+    def get_grad_stats_parallel_group(self) -> "ProcessGroup":
+        """The ranks over which upstream adds up norms."""
+        group: ProcessGroup = self._native.get_grad_stats_parallel_group()
+        return group
+
+    @torch.no_grad()
+    def prepare_grads(self) -> bool:
+        """Average the gradients over data-parallel ranks and take their norms; none overflows."""
+        scale = 1 / float(self._native.get_loss_scale())
+        self._gradients = []
+        for tables, norm in zip(self.tables, self._norms, strict=True):
+            host = tables.host
+            rows, gradient = host.take()
+            rows, gradient = reduced(rows, gradient, host.weight, tables.data_parallel_group())
+            if scale != 1:
+                gradient = gradient * scale
+            self._gradients.append((rows, gradient))
+            norm.grad = gradient.norm().reshape(1).to(norm)
+        return False
+
+    @torch.no_grad()
+    def step_with_ready_grads(self) -> bool:
+        """Update the rows by the gradients of :meth:`prepare_grads`, as clipped."""
+        gradients, self._gradients = self._gradients, []
+        for tables, norm, (rows, gradient) in zip(self.tables, self._norms, gradients, strict=True):
+            host, group = tables.host, self.group_of(tables)
+            before, after = float(gradient.norm()), float(norm.grad or 0)
+            if self.config.clip_grad > 0 and before > 0 and after < before:
+                gradient = gradient * (after / before)
+            if host.optimizer is None:
+                host.optimizer = sparse_rule(host.weight, group, seam=tables.seam)
+            take_over(host.optimizer, group)
+            host.step(rows, gradient)
+        return True
+
+    def group_of(self, tables: Stepped) -> dict[str, Any]:
+        """The native group that has the parameters beside the rows."""
+        group = _group_beside(self._native, tables)
+        if group is None:
+            message = "the optimizer no longer has the parameters beside the rows"
+            raise RuntimeError(message)
+        return group
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        del set_to_none
+        for tables in self.tables:
+            tables.host.drop()
+
+    def get_loss_scale(self) -> Tensor:
+        """The native one."""
+        scale: Tensor = self._native.get_loss_scale()
+        return scale
+
+    def reload_model_params(self, state_dict: Any = None) -> None:
+        """Nothing: the rows are the model's, and have no copy."""
+
+    def step(self) -> Any:
+        """Not called: the chain prepares, clips and steps all of its optimizers together."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: see :class:`ChainWithHostRows`."""
+        return {}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Nothing: see :class:`ChainWithHostRows`."""
+
+    def sharded_state_dict(
+        self, model_sharded_state_dict: Any, is_loading: bool = False, **_: Any
+    ) -> dict[str, Any]:
+        """The moments of the rows, under the keys that resident rows' have in upstream's."""
+        del is_loading
+        return sharded_state(self.tables, model_sharded_state_dict)
+
+    def offload_to_cpu(self) -> None:
+        """Nothing: it lies there."""
+
+    def restore_from_cpu(self) -> None:
+        """Nothing: it stays there."""
+
+
+class ChainWithHostRows(ChainedOptimizer):  # type: ignore[misc]  # upstream is untyped
+    """Upstream's chain, which ends with the optimizer of rows on the host.
+
+    Its state is the native optimizers' as it would be without, and beside it the rows' moments,
+    which :func:`megatron_seams_ngram.host.state.resume` reads.
+    """
+
+    chained_optimizers: list[Any]
+
+    @contextlib.contextmanager
+    def _natively(self) -> Iterator[None]:
+        """Without the last."""
+        every = self.chained_optimizers
+        self.chained_optimizers = every[:-1]
+        try:
+            yield
+        finally:
+            self.chained_optimizers = every
+
+    @property
+    def optimizer(self) -> Any:
+        """The native one, where it is the only one."""
+        with self._natively():
+            return super().optimizer
+
+    def state_dict(self) -> Any:
+        """The native optimizers' state."""
+        with self._natively():
+            return super().state_dict()
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Load the native optimizers' state."""
+        if isinstance(state_dict, dict):
+            state_dict = {key: value for key, value in state_dict.items() if key != _ROWS}
+        with self._natively():
+            super().load_state_dict(state_dict)
+
+    def sharded_state_dict(
+        self, model_sharded_state_dict: Any, is_loading: bool = False, **keywords: Any
+    ) -> Any:
+        """The native optimizers' state, and when it is saved the rows' beside it."""
+        with self._natively():
+            state = super().sharded_state_dict(model_sharded_state_dict, is_loading, **keywords)
+        if is_loading:
+            return state
+        own = self.chained_optimizers[-1].sharded_state_dict(model_sharded_state_dict)
+        return {**state, _ROWS: own} if own else state
+
+    def save_parameter_state(self, filename: str) -> None:
+        """Save the native optimizers' parameter state, in upstream's older format."""
+        with self._natively():
+            super().save_parameter_state(filename)
+
+    def load_parameter_state(self, filename: str, **keywords: Any) -> None:
+        """Load it."""
+        with self._natively():
+            super().load_parameter_state(filename, **keywords)
+
+    def _synchronize_steps(self) -> Any:
+        native = [one for one in self.chained_optimizers if not isinstance(one, HostRowsOptimizer)]
+        every, self.chained_optimizers = self.chained_optimizers, native
+        try:
+            return super()._synchronize_steps()
+        finally:
+            self.chained_optimizers = every
+
+
+#: The key of the rows' state beside the native optimizers'.
+_ROWS = "host_rows"
+
+
+def adopt(optimizer: Any, tables: Stepped) -> None:
+    """Let upstream's optimizer step rows on the host; it changes in place.
+
+    Args:
+        optimizer: As ``get_megatron_optimizer`` returns it for the model.
+        tables: Tables of the model's.
+
+    Raises:
+        FeatureInvalid: An optimizer that the rows cannot be stepped with.
+    """
+    faults = (
+        (
+            not isinstance(optimizer, ChainedOptimizer) or not optimizer.chained_optimizers,
+            f"the model's optimizer is a {type(optimizer).__name__}, and no chain of optimizers",
+            "train without Megatron-FSDP",
+        ),
+        (
+            getattr(optimizer.config, "use_distributed_optimizer", False),
+            "the distributed optimizer divides what it steps over data-parallel ranks, and the "
+            "rows are whole on each",
+            "leave --use-distributed-optimizer out",
+        ),
+        (
+            getattr(optimizer.config, "fp16", False),
+            "fp16 scales the loss, and an overflow would not be seen in rows on the host",
+            "train in bf16 or fp32",
+        ),
+    )
+    for wrong, found, advice in faults:
+        if wrong:
+            raise _cannot(tables, found, advice)
+    if not isinstance(optimizer, ChainWithHostRows):
+        if _group_beside(optimizer.chained_optimizers[0], tables) is None:
+            raise _cannot(
+                tables,
+                "the optimizer that the configuration names does not have the model's parameters",
+                "set config.grad_scale_func to scale_loss of the model's own optimizer",
+            )
+        member = HostRowsOptimizer(optimizer)
+        optimizer.chained_optimizers = [*optimizer.chained_optimizers, member]
+        optimizer.__class__ = ChainWithHostRows
+    member = optimizer.chained_optimizers[-1]
+    member.add(tables)
+    tables.member = member
+    if tables.host.optimizer is None:
+        # Now, and not at the first step: a rule without a sparse form is refused before it.
+        group = member.group_of(tables)
+        tables.host.optimizer = sparse_rule(tables.host.weight, group, seam=tables.seam)
+
+
+def adopt_and_resume(optimizer: Any, tables: Stepped) -> None:
+    """:func:`adopt`; under upstream's trainer, with the moments of the checkpoint it resumed."""
+    adopt(optimizer, tables)
+    resume(tables)
+
+
+def _group_beside(optimizer: Any, tables: Stepped) -> dict[str, Any] | None:
+    beside = {id(one) for one in tables.beside}
+    beside |= {id(getattr(one, "main_param", None)) for one in tables.beside} - {id(None)}
+    for group in optimizer.param_groups:
+        if any(id(one) in beside for one in group["params"]):
+            found: dict[str, Any] = group
+            return found
+    return None
+
+
+def _cannot(tables: Stepped, found: str, advice: str) -> FeatureInvalid:
+    return FeatureInvalid(
+        asked=f'{tables.seam} with tables = "host"',
+        found=found,
+        next=f'{advice}, or have tables = "device"',
+        subject=tables.seam,
+        key=f"seams.{tables.seam}.tables",
+    )

@@ -1,0 +1,131 @@
+"""The moments of rows on the host in checkpoints, under the keys of resident rows' moments."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from megatron_seams.runtime.checkpoint import saved_entries
+from megatron_seams.runtime.data_only import data_only
+from megatron_seams.runtime.trainer.remember import resumed, trainers_arguments
+from megatron_seams_ngram.host.stepped import Stepped
+
+#: Adam's two moments, which have the shape of the rows.
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+_STEP: Final = "step"
+
+
+def sharded_state(tables: Iterable[Stepped], model: Any) -> dict[str, Any]:
+    """Describe the moments to Megatron's checkpoints.
+
+    Args:
+        tables: Of one model.
+        model: The model's sharded state dict.
+
+    Returns:
+        Key of the rows -> moment -> sharded tensor; and the number of steps as common state.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    rows = {id(one.host.weight): one.host for one in tables}
+    found: dict[str, Any] = {}
+    for entry in nested_values(model):
+        host = rows.get(id(getattr(entry, "data", None)))
+        if not isinstance(entry, ShardedTensor) or host is None:
+            continue
+        state = _state(host)
+        if state:
+            found[entry.key] = {name: _like(entry, name, state[name]) for name in _MOMENTS}
+            found[entry.key][_STEP] = int(state[_STEP])
+    return found
+
+
+def resume(tables: Stepped) -> None:
+    """Under upstream's trainer, load the moments from the checkpoint that the run has resumed.
+
+    Upstream loads before anything can tell it of the rows' moments, so that they are read here, and
+    only where the checkpoint has them: one of resident rows has, under the same keys, unless its
+    optimizer was distributed.
+    """
+    arguments = trainers_arguments()
+    folder = None if arguments is None else resumed(arguments)
+    skipped = any(getattr(arguments, name, False) for name in ("finetune", "no_load_optim"))
+    if folder is not None and not skipped:
+        load_moments(tables, folder)
+
+
+def load_moments(tables: Stepped, folder: Path) -> bool:
+    """Load the moments of the rows from a checkpoint; all ranks of the model call this.
+
+    Args:
+        tables: Already described by its model's ``sharded_state_dict``, and with an optimizer.
+        folder: The checkpoint.
+
+    Returns:
+        Whether the checkpoint has them; nothing is loaded otherwise.
+    """
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    host = tables.host
+    entries = saved_entries(folder)
+    described: dict[str, Any] = {}
+    if tables.prefix is not None:
+        described = tables.sharded_state_dict(tables.prefix)
+    own = [
+        one
+        for one in described.values()
+        if isinstance(one, ShardedTensor) and one.data is host.weight
+    ]
+    if not isinstance(host.optimizer, torch.optim.SparseAdam) or not own:
+        return False
+    (entry,) = own
+    if any(_key(name, entry.key) not in entries for name in _MOMENTS):
+        return False
+    state = {name: torch.zeros_like(host.weight) for name in _MOMENTS}
+    wanted = {name: _like(entry, name, state[name]) for name in _MOMENTS}
+    with data_only(folder):
+        loaded = dist_checkpointing.load(wanted, str(folder))
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+    for name in _MOMENTS:
+        state[name].copy_(loaded[name])
+    host.optimizer.state[host.weight] = {**state, _STEP: _steps(common, entry.key)}
+    return True
+
+
+def _state(host: Any) -> dict[str, Any]:
+    """The state of the rows' optimizer; empty before the first step and without moments."""
+    if host.optimizer is None:
+        return {}
+    state: dict[str, Any] = host.optimizer.state.get(host.weight, {})
+    return state if all(name in state for name in _MOMENTS) else {}
+
+
+def _like(entry: Any, name: str, moment: Tensor) -> Any:
+    return replace(entry, key=_key(name, entry.key), data=moment, dtype=moment.dtype)
+
+
+def _key(name: str, key: str) -> str:
+    return f"optimizer.state.{name}.{key}"
+
+
+def _steps(common: Any, key: str) -> int:
+    """How many steps were taken: the rows' own number, or that of the optimizer they were in."""
+    optimizer = common.get("optimizer", {})
+    own = optimizer.get("host_rows", {}).get(key, {}).get(_STEP)
+    return int(own if own is not None else _found_step(optimizer) or 0)
+
+
+def _found_step(state: Any) -> int | None:
+    """Upstream's number of steps: in a group with some optimizers, beside the state with others."""
+    if not isinstance(state, dict):
+        return None
+    for name in ("common_step", _STEP):
+        if name in state:
+            return int(state[name])
+    inside = [*state.values(), *state.get("param_groups", [])]
+    return next((step for one in inside if (step := _found_step(one)) is not None), None)

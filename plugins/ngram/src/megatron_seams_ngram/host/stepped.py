@@ -1,0 +1,28 @@
+"""What the optimizers of rows on the host know of the tables that the rows belong to."""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from megatron_seams_ngram.host.rows import HostRows
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Stepped(Protocol):
+    """Tables on the host; :class:`.tables.HostNgramTables` documents each attribute."""
+
+    host: HostRows
+    beside: tuple[nn.Parameter, ...]
+    config: Any
+    seam: str
+    member: object | None
+    prefix: str | None
+    multipliers: Tensor
+
+    def data_parallel_group(self) -> "ProcessGroup | None":
+        """The ranks whose gradients are averaged."""
+
+    def sharded_state_dict(self, prefix: str = "", /) -> dict[str, Any]:
+        """Describe the state to Megatron's checkpoints."""

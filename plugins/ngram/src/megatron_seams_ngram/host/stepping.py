@@ -1,0 +1,102 @@
+"""When rows on the host are updated: as the optimizer of the parameters beside them steps.
+
+Two ways, and nobody calls anything for either:
+
+- Upstream's trainer gives the model's configuration its optimizer (``grad_scale_func``). At the
+  first forward that trains, the rows become one more of the optimizers that upstream's steps
+  (:mod:`.chained`): clipped, logged and scheduled as every other.
+- Any other optimizer of torch's is followed by a hook that torch calls after each step: the rows
+  are updated by the sparse form of its rule, with its learning rate.
+"""
+
+import functools
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from megatron_seams.errors import FeatureInvalid
+from megatron_seams_ngram.host.reduction import reduced
+from megatron_seams_ngram.host.rule import sparse_rule, take_over
+from megatron_seams_ngram.host.stepped import Stepped
+
+#: Tables that were trained and that no optimizer of upstream's has.
+_FOLLOWING: WeakSet[Stepped] = WeakSet()
+
+
+def settle(tables: Stepped) -> None:
+    """Make sure that somebody updates the rows, before a forward that trains.
+
+    Raises:
+        FeatureInvalid: Upstream's optimizer is one that rows on the host cannot be stepped with.
+    """
+    if tables.member is not None:
+        return
+    scale = getattr(tables.config, "grad_scale_func", None)
+    optimizer = getattr(scale, "__self__", None)
+    if optimizer is not None:
+        from megatron_seams_ngram.host.chained import adopt_and_resume  # imports Megatron
+
+        adopt_and_resume(optimizer, tables)
+        _FOLLOWING.discard(tables)
+        return
+    if tables.host.has_gradient and _zeroed(tables):
+        tables.host.drop()
+    _FOLLOWING.add(tables)
+    _listen()
+
+
+def _zeroed(tables: Stepped) -> bool:
+    """Whether ``zero_grad`` was called since the last backward pass."""
+    return all(
+        one.grad is None and not hasattr(one, "main_grad")
+        for one in tables.beside
+        if one.requires_grad
+    )
+
+
+@functools.cache
+def _listen() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Update the rows of every table whose neighbours this optimizer has stepped."""
+    del args, kwargs
+    for tables in list(_FOLLOWING):
+        if tables.member is not None or not tables.host.has_gradient:
+            continue
+        if group := _group_of(tables, optimizer):
+            _step(tables, group)
+
+
+def _group_of(tables: Stepped, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """The group of the parameters beside the rows; None if this optimizer does not have them."""
+    own = {id(one) for one in tables.beside}
+    copies = {id(getattr(one, "main_param", None)) for one in tables.beside} - {id(None)}
+    for group in optimizer.param_groups:
+        if any(id(one) in copies for one in group["params"]):
+            raise FeatureInvalid(
+                asked=f"{tables.seam} with tables on the host, under Megatron's own optimizer",
+                found="the model's configuration does not say which one it is",
+                next="set config.grad_scale_func = optimizer.scale_loss before the first forward, "
+                "as upstream's trainer does",
+                subject=tables.seam,
+                key=f"seams.{tables.seam}.tables",
+            )
+        if any(id(one) in own for one in group["params"]):
+            found: dict[str, Any] = group
+            return found
+    return None
+
+
+def _step(tables: Stepped, group: dict[str, Any]) -> None:
+    host = tables.host
+    rows, gradient = host.take()
+    if any(hasattr(one, "main_grad") for one in tables.beside):  # Megatron's data parallelism
+        rows, gradient = reduced(rows, gradient, host.weight, tables.data_parallel_group())
+    if host.optimizer is None:
+        host.optimizer = sparse_rule(host.weight, group, seam=tables.seam)
+    take_over(host.optimizer, group)
+    host.step(rows, gradient)

@@ -1,0 +1,427 @@
+"""Tables on the host: the numbers of resident ones, however their rows came."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from packaging.version import Version
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_seams.errors import FeatureInvalid
+from megatron_seams.hookspecs import FeatureContext
+from megatron_seams_ngram.engram.options import Options as EngramOptions
+from megatron_seams_ngram.engram.plugin import engram_feature
+from megatron_seams_ngram.hash.options import Options as HashOptions
+from megatron_seams_ngram.hash.plugin import ngram_feature
+from megatron_seams_ngram.host import rows as host_rows
+from megatron_seams_ngram.host import tables as host_tables
+from megatron_seams_ngram.host.ahead import fetch_ahead, look_ahead
+from megatron_seams_ngram.host.fetched import Guess, moved_to_device
+
+VOCABULARY, HIDDEN, EOD = 64, 8, 1
+SIZES = {"table_rows": 100, "width": 4, "heads": 2}
+SEAMS = ["ngram_hash", "engram"]
+
+
+def build(seam: str, place: str, *, config: dict[str, Any] | None = None, **options: Any) -> Any:
+    dtype = options.pop("dtype", torch.float32)
+    context = FeatureContext(
+        config=SimpleNamespace(
+            hidden_size=HIDDEN,
+            embedding_init_method_std=0.02,
+            init_method_std=0.02,
+            layernorm_epsilon=1e-5,
+            params_dtype=dtype,
+            use_cpu_initialization=True,
+            sequence_parallel=False,
+            **(config or {}),
+        ),
+        options=(HashOptions if seam == "ngram_hash" else EngramOptions)(
+            **{**SIZES, **options}, tables=place
+        ),
+        megatron_version=Version("0.19.2"),
+        backend=SimpleNamespace(),
+        pg_collection=SimpleNamespace(tp=None, dp_cp=None),
+        placement="embedding" if seam == "ngram_hash" else "residual",
+        vocab_size=VOCABULARY,
+        packed_sequences=False,
+        layer_number=2,
+        layer_numbers=(2,),
+    )
+    module = (ngram_feature if seam == "ngram_hash" else engram_feature)(context)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if not name.startswith("tables."):
+                weight.normal_(std=0.3, generator=generator)
+    return module
+
+
+def batch(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCABULARY, shape or (2, 9), generator=generator)
+
+
+def called(module: Any, ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+    if "key" not in dict(module.named_parameters()):
+        found: Tensor = module(ids, cu_seqlens=cu_seqlens)
+        return found
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(ids.shape[1], ids.shape[0], HIDDEN, generator=generator)
+    remembered: Tensor = module(hidden, ids, cu_seqlens=cu_seqlens)
+    return remembered
+
+
+def loss_of(module: Any, ids: Tensor) -> Tensor:
+    return (called(module, ids).float() - 1).square().sum()
+
+
+Step = Callable[[], Any]
+Rule = Callable[[Any], tuple[torch.optim.Optimizer, Step]]
+
+
+def descent(module: Any) -> tuple[torch.optim.Optimizer, Step]:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    return optimizer, optimizer.step
+
+
+def lazy_adam(module: Any) -> tuple[torch.optim.Optimizer, Step]:
+    """Adam, and for resident tables the sparse form that tables on the host have."""
+    if "tables.weight" not in dict(module.named_parameters()):
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+        return optimizer, optimizer.step
+    table = module.tables.weight
+    others = [one for one in module.parameters() if one is not table]
+    dense = torch.optim.Adam(others, lr=0.05)
+    sparse = torch.optim.SparseAdam([table], lr=0.05)
+    steps = itertools.count(1)
+
+    def step() -> None:
+        dense.step()
+        # Adam adds epsilon to a root that is corrected by this, and torch's sparse form does not.
+        sparse.param_groups[0]["eps"] = 1e-8 * math.sqrt(1 - 0.999 ** next(steps))
+        (rows,) = torch.nonzero(table.grad.any(dim=1), as_tuple=True)
+        table.grad = torch.sparse_coo_tensor(
+            rows.unsqueeze(0),
+            table.grad[rows],
+            table.shape,
+            is_coalesced=True,
+            check_invariants=True,
+        )
+        sparse.step()
+        table.grad = None
+
+    return dense, step
+
+
+def trained(
+    module: Any, rule: Rule, batches: list[list[Tensor]], *, ahead: str = "nothing"
+) -> list[float]:
+    """The loss of each micro-batch; each list is a step."""
+    optimizer, step = rule(module)
+    losses = []
+    flat = [ids for micro in batches for ids in micro]
+    for micro in batches:
+        optimizer.zero_grad()
+        for ids in micro:
+            if ahead != "nothing":
+                at = next(i for i, one in enumerate(flat) if one is ids) + 1
+                following = flat[at] if at < len(flat) else ids
+                if ahead == "right":
+                    fetch_ahead(module, following)
+                elif ahead == "a copy":
+                    fetch_ahead(module, following.clone())
+                else:
+                    fetch_ahead(module, batch(99))
+            loss = loss_of(module, ids)
+            loss.backward()
+            losses.append(float(loss.detach()))
+        step()
+    return losses
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+@pytest.mark.parametrize("rule", [descent, lazy_adam])
+def test_a_batch_a_step_gives_the_losses_and_rows_of_resident_tables_bit_for_bit(
+    seam: str, rule: Rule
+) -> None:
+    batches = [[batch(seed)] for seed in (1, 2, 1, 3, 2)]
+    resident, host = build(seam, "device"), build(seam, "host")
+    expected = trained(resident, rule, batches)
+    assert trained(host, rule, batches) == expected
+    assert len(set(expected)) == 5
+    assert torch.equal(host.tables.weight, resident.tables.weight.detach())
+    others = dict(resident.named_parameters())
+    for name, one in host.named_parameters():
+        assert torch.equal(one, others[name]), name
+
+
+@pytest.mark.parametrize("ahead", ["right", "a copy", "wrong"])
+def test_fetching_ahead_changes_no_number_whether_the_guess_is_right_or_wrong(ahead: str) -> None:
+    batches = [[batch(seed)] for seed in (1, 2, 1, 1, 3)]
+    plain, guessing = build("engram", "host"), build("engram", "host")
+    assert trained(guessing, descent, batches, ahead=ahead) == trained(plain, descent, batches)
+    assert torch.equal(guessing.tables.weight, plain.tables.weight)
+
+
+def test_micro_batches_of_a_step_add_up() -> None:
+    batches = [[batch(1), batch(2), batch(1)], [batch(4), batch(2)]]
+    resident, host = build("ngram_hash", "device"), build("ngram_hash", "host")
+    expected = torch.tensor(trained(resident, descent, batches))
+    found = torch.tensor(trained(host, descent, batches, ahead="right"))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        host.tables.weight, resident.tables.weight.detach(), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_adam_of_resident_rows_is_the_sparse_one_where_every_batch_has_the_same_rows() -> None:
+    def adam(module: Any) -> tuple[torch.optim.Optimizer, Step]:
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+        return optimizer, optimizer.step
+
+    batches = [[batch(1)]] * 6
+    expected = torch.tensor(trained(build("ngram_hash", "device"), adam, batches))
+    found = torch.tensor(trained(build("ngram_hash", "host"), adam, batches))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert float(found[-1]) < 0.9 * float(found[0])
+
+
+def test_a_right_guess_is_used_and_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, ids = build("ngram_hash", "host"), batch(1)
+    fetched = []
+
+    def moved(rows: Tensor, *others: Any) -> Any:
+        fetched.append(rows)
+        return moved_to_device(rows, *others)
+
+    monkeypatch.setattr(host_rows, "moved_to_device", moved)
+    guesses = host.tables.host._guesses
+    for times in (1, 2):
+        fetch_ahead(host, ids)
+        guesses[0]._found.result()
+        assert len(fetched) == times
+        with torch.no_grad():
+            host(ids)
+        assert len(fetched) == times
+        assert not guesses
+    with torch.no_grad():
+        host(ids)  # a guess is for one batch
+    assert len(fetched) == 3
+    fetch_ahead(host, ids)
+    guesses[0]._found.result()
+    ids.fill_(5)  # the same tensor, with another batch
+    with torch.no_grad():
+        found = host(ids)
+    assert len(fetched) == 5
+    assert torch.equal(found, build("ngram_hash", "host")(ids.clone()).detach())
+
+
+def test_rows_that_a_step_changes_are_moved_again() -> None:
+    host, ids = build("ngram_hash", "host"), batch(1)
+    optimizer = torch.optim.SGD(host.parameters(), lr=0.5)
+    loss_of(host, ids).backward()
+    following = ids.clone()
+    fetch_ahead(host, following)
+    (guess,) = host.tables.host._guesses
+    guess._found.result()  # looked up before the step
+    optimizer.step()
+    assert torch.equal(called(host, following), called(copy.deepcopy(host), following))
+
+
+def test_an_error_in_a_guess_comes_out_where_the_rows_are_needed() -> None:
+    def fails() -> Any:
+        message = "no rows"
+        raise LookupError(message)
+
+    ids = batch(1)
+    guess = Guess(fails, batch=(ids,), ids=ids, starts=None)
+    guess.begin()
+    with pytest.raises(LookupError, match="no rows"):
+        guess.fetched(torch.zeros(1))
+
+
+def test_looking_ahead_gives_every_batch_in_its_order() -> None:
+    host = build("ngram_hash", "host")
+    batches = [{"tokens": batch(seed)} for seed in range(4)]
+    seen = []
+    for one in look_ahead(iter(batches), host, lambda given: (given["tokens"], None)):
+        seen.append(one)
+        assert host.tables.host.guessed_of((one["tokens"], None)) is not None
+    assert [id(one) for one in seen] == [id(one) for one in batches]
+    assert list(look_ahead(iter([]), host, lambda given: given)) == []
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_documents_end_where_they_end_for_resident_tables(seam: str) -> None:
+    ids = batch(5, 1, 14)
+    ids[0, 6] = EOD
+    ends = torch.tensor([0, 3, 9, 14], dtype=torch.int32)
+    for asked, given in (({"end_of_document_id": EOD}, None), ({}, ends)):
+        resident, host = build(seam, "device", **asked), build(seam, "host", **asked)
+        expected = called(resident, ids, given)
+        assert torch.equal(called(host, ids, given), expected)
+        host.fetch_ahead(ids, cu_seqlens=given)
+        assert torch.equal(called(host, ids, given), expected)
+        assert not torch.equal(called(build(seam, "device"), ids), expected)
+        # Other boundaries are another batch, though the ids are the same.
+        host.fetch_ahead(ids, cu_seqlens=torch.tensor([0, 14], dtype=torch.int32))
+        assert torch.equal(called(host, ids, given), expected)
+
+
+@pytest.mark.parametrize(("first", "second"), [("device", "host"), ("host", "device")])
+def test_a_state_dict_moves_between_the_two(first: str, second: str) -> None:
+    one, other = build("engram", first, seed=1), build("engram", second, seed=2)
+    ids = batch(1)
+    trained(one, descent, [[ids]])
+    state = one.state_dict()
+    assert "tables.weight" in state
+    other.load_state_dict(state, strict=True)
+    assert torch.equal(called(other, ids), called(one, ids))
+    state["tables.weight"] = state["tables.weight"][1:]
+    with pytest.raises(RuntimeError, match=r"size mismatch for tables\.weight"):
+        other.load_state_dict(state)
+    del state["tables.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*tables\.weight"):
+        other.load_state_dict(state)
+
+
+def test_nothing_that_moves_or_wraps_parameters_sees_the_rows() -> None:
+    host = build("ngram_hash", "host")
+    before = host.tables.weight
+    assert "tables.weight" not in dict(host.named_parameters())
+    assert "tables.weight" not in dict(host.named_buffers())
+    host.to(torch.float64).to("meta")
+    assert host.tables.weight is before
+    assert before.device.type == "cpu"
+    assert before.dtype == torch.float32
+
+
+class _Made(TorchDispatchMode):
+    """Notes the sizes of what torch makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.dim() == 2 and not made.is_sparse:
+            self.rows.add(len(made))
+        return made
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_no_gradient_of_the_tables_size_is_made(place: str) -> None:
+    module = build("ngram_hash", place, table_rows=1000)
+    size = len(module.tables.weight)
+    with _Made() as seen:
+        loss_of(module, batch(1)).backward()
+    assert (size in seen.rows) == (place == "device")
+    if place == "host":
+        (pending,) = module.tables.host._pending
+        assert len(pending[0]) == len(set(module.indices(batch(1)).flatten().tolist()))
+
+
+def test_in_bf16_the_rows_stay_in_float32_and_the_gradient_is_summed_so() -> None:
+    host = build("ngram_hash", "host", dtype=torch.bfloat16)
+    resident = build("ngram_hash", "device", dtype=torch.bfloat16)
+    ids = batch(1)
+    assert host.tables.weight.dtype == torch.float32
+    expected = called(resident, ids)
+    assert torch.equal(called(host, ids), expected)
+    assert expected.dtype == torch.bfloat16
+    loss_of(host, ids).backward()
+    _, gradient = host.tables.host.take()
+    assert gradient.dtype == torch.float32
+    assert not torch.equal(gradient, gradient.bfloat16().float())
+
+
+def test_a_copy_is_trained_by_itself() -> None:
+    original = build("ngram_hash", "host")
+    trained(original, descent, [[batch(1)]])
+    other = copy.deepcopy(original)
+    before = original.tables.weight.clone()
+    trained(other, descent, [[batch(2)]])
+    assert torch.equal(original.tables.weight, before)
+    assert not torch.equal(other.tables.weight, before)
+
+
+def test_a_gradient_that_zero_grad_has_dropped_is_not_applied() -> None:
+    plain, host = build("ngram_hash", "host"), build("ngram_hash", "host")
+    optimizer = torch.optim.SGD(host.parameters(), lr=0.05)
+    loss_of(host, batch(8)).backward()
+    optimizer.zero_grad()
+    loss_of(host, batch(1)).backward()
+    optimizer.step()
+    trained(plain, descent, [[batch(1)]])
+    assert torch.equal(host.tables.weight, plain.tables.weight)
+
+
+def test_an_optimizer_of_something_else_does_not_step_the_rows() -> None:
+    host = build("ngram_hash", "host")
+    before = host.tables.weight.clone()
+    loss_of(host, batch(1)).backward()
+    strange = nn.Parameter(torch.ones(1))
+    strange.grad = torch.ones(1)
+    torch.optim.SGD([strange], lr=1.0).step()
+    assert torch.equal(host.tables.weight, before)
+    assert host.tables.host.has_gradient
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "found"),
+    [
+        (lambda given: torch.optim.SGD(given, lr=0.1, momentum=0.9), "momentum"),
+        (lambda given: torch.optim.Adagrad(given, lr=0.1), "no sparse form"),
+    ],
+)
+def test_a_rule_without_a_sparse_form_is_refused(optimizer: Any, found: str) -> None:
+    host = build("ngram_hash", "host")
+    stepped = optimizer(host.parameters())
+    loss_of(host, batch(1)).backward()
+    with pytest.raises(FeatureInvalid, match=found) as caught:
+        stepped.step()
+    assert caught.value.key == "seams.ngram_hash.tables"
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"fp16": True}, "fp16"),
+        ({"calculate_per_token_loss": True}, "calculate_per_token_loss"),
+        ({"cuda_graph_impl": "local"}, "CUDA graph"),
+    ],
+)
+def test_what_rows_on_the_host_cannot_be_trained_with_is_refused_at_build(
+    seam: str, config: dict[str, Any], found: str
+) -> None:
+    build(seam, "device", config=config)
+    with pytest.raises(FeatureInvalid, match=found) as caught:
+        build(seam, "host", config=config)
+    assert caught.value.code == "SEAM-R11"
+    assert caught.value.key == f"seams.{seam}.tables"
+
+
+def test_under_upstreams_trainer_the_distributed_optimizer_is_refused_at_build(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = SimpleNamespace(use_distributed_optimizer=True)
+    monkeypatch.setattr(host_tables, "trainers_arguments", lambda: arguments)
+    build("engram", "device")
+    with pytest.raises(FeatureInvalid, match="--use-distributed-optimizer") as caught:
+        build("engram", "host")
+    assert caught.value.code == "SEAM-R11"
+
+
+def test_the_option_has_two_values() -> None:
+    assert HashOptions().tables == EngramOptions().tables == "device"
+    with pytest.raises(ValueError, match="tables"):
+        HashOptions(tables="disk")
