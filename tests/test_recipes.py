@@ -1,6 +1,7 @@
 """The recipes that come with the project, each with the outcome that it should have."""
 
 import csv
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -151,6 +152,25 @@ def test_the_placement_table_accounts_for_every_layer_and_feature_of_nam56r(
     features = {row.name for row in table if row.what == "feature"}
     assert {"mtp", "dsa_indexer", "shared_experts"} <= features
     assert {row.name for row in table if row.at == "mtp"} == {"mla", "mlp", "mtp"}
+
+
+def test_nam56r_has_the_memory_at_layers_where_its_comments_are_taken_away(
+    here: Environment, tmp_path: Path
+) -> None:
+    skip_unless_installed("nam56r", here)
+    text = (ROOT / "recipes" / "nam56r.toml").read_text()
+    file = tmp_path / "nam56r-engram.toml"
+    # Signs right before the text are those of settings; a comment's words have a space between.
+    text, lines = re.subn(r"^#(?=\S)", "", text, flags=re.MULTILINE)
+    file.write_text(text)
+    assert lines == 7
+    asked = load_recipe(file)
+    made = plan(asked, here)
+    assert made.layers == plan(named("nam56r"), here).layers
+    memory = next(row for row in placement(made) if row.name == "engram")
+    assert (memory.at, memory.layers, memory.ranks) == ("residual", (5, 29), {"attention": (1, 7)})
+    assert asked.seams["engram"] == {"gate": "signed-sqrt", "bias": True}
+    assert [it.family for it in made.features] == ["ngram", "engram"]
 
 
 def test_nam56r_as_published_takes_no_mamba_2_where_there_is_no_seam_for_mamba_3(
