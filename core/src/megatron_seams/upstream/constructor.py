@@ -334,14 +334,15 @@ class _Constructor:
 
     def _check_set_once(self) -> None:
         """Check that no attribute is set twice, and that nothing else changes the layers."""
+        inside = list(ast.walk(self._node))
         stored: list[str] = []
-        for node in ast.walk(self._node):
+        for node in inside:
             match node:
                 case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
                     stored.append(name)
         twice = {name for name in stored if stored.count(name) > 1} - set(LISTS)
         self._file.require(not twice, f"self.{', self.'.join(sorted(twice))} is set twice")
-        own = {id(part) for part in ast.walk(self._node)}
+        own = {id(part) for part in inside}
         for node in ast.walk(self._stack):
             match node:
                 case ast.Attribute(

@@ -6,7 +6,6 @@ of ``self.pre_process = pre_process``, and not of ``self.pre_process = post_proc
 """
 
 import ast
-import copy
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -106,8 +105,9 @@ class _Copying(ast.NodeTransformer):
 
 def _copied(node: T) -> T:
     """Another node of the same parts, whose lists may be changed."""
-    found = copy.copy(node)
-    vars(found).update({key: [*it] for key, it in vars(node).items() if isinstance(it, list)})
+    found = type(node).__new__(type(node))
+    for key, part in vars(node).items():
+        vars(found)[key] = [*part] if isinstance(part, list) else part
     return found
 
 
