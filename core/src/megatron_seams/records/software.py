@@ -4,11 +4,12 @@ No plan depends on them. A workspace's policy may name some of them (``hold-soft
 that is written there carries the names, and another version is then a difference like any other.
 """
 
-import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
+
+import importlib_metadata
 
 from megatron_seams._version import __version__
 from megatron_seams.base.files import read_file
@@ -58,6 +59,6 @@ def differing(
 
 def _version(name: str) -> str | None:
     try:
-        return importlib.metadata.version(name)
+        return importlib_metadata.version(name)
     except Exception:  # noqa: BLE001 - not installed, or with metadata that cannot be read
         return None
