@@ -119,7 +119,7 @@ def test_gradients_are_bitwise_a_loop_over_the_positions(
     constants = Constants.of(tables_of(900, shared_hashes=True), pad_id=VOCAB_SIZE)
     at = torch_kernels.hash_indices(tokens(2, 700), None, constants)
     counts = at.flatten().bincount()
-    assert int(counts.max()) > 500  # far more than a program adds by itself
+    assert int(counts.max()) > 200  # far more than LONG
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(2, 700, 16, width, generator=generator).to(given)
     first, number = 300, int(at.max()) - 600

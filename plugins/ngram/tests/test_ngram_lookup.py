@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from megatron_seams.errors import CannotRunHere
 from megatron_seams.runtime.extensions import NotBuilt, SlowBackend
@@ -200,6 +201,15 @@ def test_main_grad_is_added_to_and_autograd_gets_nothing_to_add(worker: Kernels)
     # A tied weight's hook adds what it is given (`zero_out_wgrad`): nothing.
     before = weight.main_grad.clone()
     assert torch.equal(weight.main_grad.add_(given.data), before)
+
+
+def test_recomputation_adds_to_main_grad_too(worker: Kernels) -> None:
+    weight: Any = table()
+    weight.main_grad = torch.zeros(ROWS, WIDTH)
+    weight.grad_added_to_main_grad = False
+    checkpoint(loss, weight, worker, use_reentrant=False).backward()
+    torch.testing.assert_close(weight.main_grad, expected(0))
+    assert weight.grad.is_sparse
 
 
 def test_bfloat16_rows_are_summed_in_the_main_gradients_float32(worker: Kernels) -> None:

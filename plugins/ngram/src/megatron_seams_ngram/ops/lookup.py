@@ -91,14 +91,18 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, find: _Finding, first: int, kernels: Kernels) -> Tensor:
         rows, indices = find(weight.detach())
-        ctx.save_for_backward(weight, indices)
+        ctx.save_for_backward(indices)
+        # Not saved, since backward does not read it: what recomputation or offloading hands back in
+        # place of a saved tensor has no `main_grad`, and a table is not to be moved.
+        ctx.weight = weight
         ctx.first, ctx.kernels = first, kernels
         return rows
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
-        weight, indices = ctx.saved_tensors
+        (indices,) = ctx.saved_tensors
+        weight = ctx.weight
         rows = gradients[0]
         if not ctx.needs_input_grad[0]:
             return None, None, None, None

@@ -15,9 +15,6 @@ import triton.language as tl
 _RUNTIME = ("positions", "length", "starts_row", "first", "rows", "row_step", "token_step")
 _LOW_63 = tl.constexpr(2**63 - 1)
 _MOST = tl.constexpr(2**64 - 1)
-#: Gradients of one row that are under way from memory while one is added.
-_AHEAD = tl.constexpr(4)
-_FAR_AHEAD = tl.constexpr(16)
 
 
 @triton.jit
@@ -149,6 +146,51 @@ def gradient_of(place, length, row_step, token_step, TABLES: tl.constexpr, WIDTH
     return ((row * row_step + t * token_step) * TABLES + place % TABLES) * WIDTH
 
 
+@triton.jit
+def add_rows(
+    at,  # [BLOCK]: where rows begin among the sorted places
+    key,  # [BLOCK]: these rows
+    mine,  # [BLOCK]: which of them to add to
+    keys,  # as in add_short, and so on
+    order,
+    gradients,
+    table,
+    places,
+    length,
+    row_step,
+    token_step,
+    TABLES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    AHEAD: tl.constexpr,  # gradients of a row that are under way from memory at a time
+    COLUMNS: tl.constexpr,
+):
+    """Add all gradients of some rows to them, each row's in the order of its places."""
+    SUM: tl.constexpr = tl.float64 if table.dtype.element_ty.is_fp64() else tl.float32
+    column = tl.arange(0, COLUMNS)
+    real = (column < WIDTH)[None, :]
+    row = table + key[:, None] * WIDTH + column[None, :]
+    total = tl.load(row, mask=mine[:, None] & real, other=0).to(SUM)
+    more = mine
+    k = 0
+    while tl.max(more.to(tl.int32), axis=0) > 0:
+        for ahead in tl.static_range(AHEAD):
+            # Keys ascend: one that is the row's has only the row's between.
+            later = at + k + ahead
+            within = mine & (later < places)
+            goes = tl.load(keys + later, mask=within, other=-1) == key
+            # Not masked by `goes`: it need not wait for it, and Triton 3.6 fails where it does.
+            place = tl.load(order + later, mask=within, other=0)
+            place = gradient_of(place, length, row_step, token_step, TABLES, WIDTH)
+            added = tl.load(
+                gradients + place[:, None] + column[None, :], mask=goes[:, None] & real, other=0
+            )
+            # Chosen, not added as zero, which would take the sign from a zero of the row.
+            total = tl.where(goes[:, None], total + added.to(SUM), total)
+        k += AHEAD
+        more = tl.load(keys + at + k, mask=mine & (at + k < places), other=-1) == key
+    tl.store(row, total.to(table.dtype.element_ty), mask=mine[:, None] & real)
+
+
 @triton.jit(do_not_specialize=("places", "length", "rows", "row_step", "token_step"))
 def add_short(
     keys,  # [places], ascending
@@ -167,32 +209,16 @@ def add_short(
     COLUMNS: tl.constexpr,
 ):
     """Add the gradients of the rows that have at most LONG of them, and begin in this block."""
-    SUM: tl.constexpr = tl.float64 if table.dtype.element_ty.is_fp64() else tl.float32
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = at < places
     key = tl.load(keys + at, mask=there, other=0).to(tl.int64)
     before = tl.load(keys + at - 1, mask=there & (at > 0), other=-1)
     after = tl.load(keys + at + LONG, mask=at + LONG < places, other=-1)
     mine = there & (key < rows) & (key != before) & (key != after)
-    column = tl.arange(0, COLUMNS)
-    real = (column < WIDTH)[None, :]
-    row = table + key[:, None] * WIDTH + column[None, :]
-    total = tl.load(row, mask=mine[:, None] & real, other=0).to(SUM)
-    more = mine
-    k = 0
-    while tl.max(more.to(tl.int32), axis=0) > 0:
-        for ahead in tl.static_range(_AHEAD):
-            later = at + k + ahead
-            more = more & (tl.load(keys + later, mask=mine & (later < places), other=-1) == key)
-            place = tl.load(order + later, mask=more, other=0)
-            place = gradient_of(place, length, row_step, token_step, TABLES, WIDTH)
-            added = tl.load(
-                gradients + place[:, None] + column[None, :], mask=more[:, None] & real, other=0
-            )
-            # Chosen, not added as zero, which would take the sign from a zero of the row.
-            total = tl.where(more[:, None], total + added.to(SUM), total)
-        k += _AHEAD
-    tl.store(row, total.to(table.dtype.element_ty), mask=mine[:, None] & real)
+    add_rows(
+        at, key, mine, keys, order, gradients, table, places, length, row_step, token_step,
+        TABLES, WIDTH, 4, COLUMNS,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=("places", "length", "rows", "row_step", "token_step"))
@@ -216,31 +242,18 @@ def add_long(
     The program's own place is a multiple of LONG, which lies in such a row's stretch of the sorted
     places at least once; the first that lies in it does the work.
     """
-    SUM: tl.constexpr = tl.float64 if table.dtype.element_ty.is_fp64() else tl.float32
-    at = tl.program_id(0).to(tl.int64) * LONG
-    key = tl.load(keys + at).to(tl.int64)
-    earlier = at - LONG + tl.arange(0, LONG)
+    here = tl.program_id(0).to(tl.int64) * LONG + tl.arange(0, 1)
+    key = tl.load(keys + here).to(tl.int64)
+    earlier = here - LONG + tl.arange(0, LONG)
     same = tl.load(keys + earlier, mask=earlier >= 0, other=-1) == key
     run = tl.sum(same.to(tl.int64), axis=0)
-    k = at - run
-    last = tl.load(keys + k + LONG, mask=k + LONG < places, other=-1)
-    if (key < rows) & (run < LONG) & (last == key):
-        column = tl.arange(0, COLUMNS)
-        real = column < WIDTH
-        row = table + key * WIDTH + column
-        total = tl.load(row, mask=real, other=0).to(SUM)
-        more = real
-        while tl.max(more.to(tl.int32), axis=0) > 0:
-            for ahead in tl.static_range(_FAR_AHEAD):
-                # The same place for every column.
-                later = k + ahead + tl.zeros((COLUMNS,), tl.int64)
-                more = more & (tl.load(keys + later, mask=later < places, other=-1) == key)
-                place = tl.load(order + later, mask=more, other=0)
-                place = gradient_of(place, length, row_step, token_step, TABLES, WIDTH)
-                added = tl.load(gradients + place + column, mask=more, other=0)
-                total = tl.where(more, total + added.to(SUM), total)
-            k += _FAR_AHEAD
-        tl.store(row, total.to(table.dtype.element_ty), mask=real)
+    at = here - run
+    last = tl.load(keys + at + LONG, mask=at + LONG < places, other=-1)
+    mine = (key < rows) & (at > here - LONG) & (last == key)
+    add_rows(
+        at, key, mine, keys, order, gradients, table, places, length, row_step, token_step,
+        TABLES, WIDTH, 16, COLUMNS,
+    )  # fmt: skip
 
 
 #: Whether ``TRITON_INTERPRET=1`` makes this process interpret its kernels, on the CPU.
