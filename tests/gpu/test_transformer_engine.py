@@ -145,6 +145,20 @@ def test_fp8_is_refused_at_build_where_a_width_does_not_fit(seam, options, linea
     print(refused.value)
 
 
+def test_a_layer_that_stays_in_bfloat16_trains_with_any_width():
+    import attrs
+    import torch
+
+    from gpu_models import CASES, PRECISIONS, build, gradients
+
+    case = attrs.evolve(CASES["m2rnn"], pattern="-*R", options={"m2rnn": {"heads": 3}})
+    settings = {"fp8": "hybrid", "fp8_recipe": "tensorwise", "first_last_layers_bf16": True}
+    loss, found = gradients(build(case.plan(**PRECISIONS["bf16"], **settings)))
+    print(f"m2rnn, last layer in bf16: loss {loss:.3f}, {len(found)} gradients")
+    assert 0 < loss < 20
+    assert all(bool(torch.isfinite(each).all()) for each in found.values())
+
+
 @pytest.mark.parametrize("seam", FEATURES)
 def test_no_feature_waits_for_the_device(seam):
     """The seam's own work, forward and backward, under torch's alarm for synchronisations."""

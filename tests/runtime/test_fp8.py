@@ -7,6 +7,13 @@ import pytest
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("world")]
 
 
+def fp8(**settings):
+    """A configuration, as far as it concerns fp8."""
+    return types.SimpleNamespace(
+        **{"fp8": "hybrid", "first_last_layers_bf16": False, "num_layers": 9, **settings}
+    )
+
+
 @pytest.fixture(scope="module")
 def layer():
     import torch
@@ -28,8 +35,7 @@ def layer():
 def test_a_linear_whose_width_does_not_fit_is_named_with_its_layers(layer):
     from megatron_seams.runtime.model.fp8 import fp8_faults
 
-    fp8 = types.SimpleNamespace(fp8="hybrid")
-    (fault,) = fp8_faults(fp8, {3: layer, 5: layer})
+    (fault,) = fp8_faults(fp8(), {3: layer, 5: layer})
     assert fault.positions == (3, 5)
     assert "in_proj" in fault.asked
     assert "44 outputs and 32 inputs" in fault.found
@@ -38,7 +44,17 @@ def test_a_linear_whose_width_does_not_fit_is_named_with_its_layers(layer):
 def test_without_fp8_any_width_is_taken(layer):
     from megatron_seams.runtime.model.fp8 import fp8_faults
 
-    assert list(fp8_faults(types.SimpleNamespace(fp8=None), {3: layer})) == []
+    assert list(fp8_faults(fp8(fp8=None), {3: layer})) == []
+
+
+def test_layers_that_upstream_leaves_in_bfloat16_are_of_any_width(layer):
+    from megatron_seams.runtime.model.fp8 import fp8_faults
+
+    config = fp8(
+        first_last_layers_bf16=True, num_layers_at_start_in_bf16=1, num_layers_at_end_in_bf16=2
+    )
+    (fault,) = fp8_faults(config, dict.fromkeys((1, 2, 7, 8, 9), layer))
+    assert fault.positions == (2, 7)
 
 
 def test_every_matrix_of_transformer_engines_modules_is_looked_at():
@@ -52,6 +68,6 @@ def test_every_matrix_of_transformer_engines_modules_is_looked_at():
     fused.layer_norm_weight = torch.nn.Parameter(torch.empty(7))
     own = torch.nn.Linear(3, 5)  # torch's, which fp8 does not run
     layer = torch.nn.ModuleDict({"mlp": fused, "router": own})
-    (fault,) = fp8_faults(types.SimpleNamespace(fp8="hybrid"), {2: layer})
+    (fault,) = fp8_faults(fp8(), {2: layer})
     assert "mlp.fc2_weight" in fault.asked
     assert "32 outputs and 40 inputs" in fault.found

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from megatron.core.fp8_utils import is_first_last_bf16_layer
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import nn
 
@@ -22,6 +23,8 @@ def fp8_faults(
 ) -> Iterator[UpstreamForbids]:
     """A fault for each linear of a seam's layers, on this rank, that fp8 cannot multiply.
 
+    Layers that ``first_last_layers_bf16`` leaves in bfloat16 have none.
+
     Args:
         config: The model's configuration; without ``fp8`` there is no fault.
         built: Global layer number -> the layer that a seam built.
@@ -30,6 +33,8 @@ def fp8_faults(
         return
     odd: dict[tuple[str, tuple[int, int]], list[int]] = {}
     for number, layer in built.items():
+        if is_first_last_bf16_layer(config, number - 1):
+            continue
         for name, shape in linear_widths(layer):
             if any(width % MULTIPLE for width in shape):
                 odd.setdefault((name, shape), []).append(number)
