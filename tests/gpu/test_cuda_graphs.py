@@ -147,7 +147,6 @@ def test_graphs_of_transformer_engine(name):
     report("transformer_engine, before", name, "eager", step(model), wanted)
     helper = TECudaGraphHelper([model], model.config, LENGTH, BATCH)
     helper.create_cudagraphs()
-    helper.cuda_graph_set_manual_hooks()
     layers = model.module.decoder.layers
     captured = sum(bool(layer.cuda_graphs) for layer in layers)
     found = step(model)
