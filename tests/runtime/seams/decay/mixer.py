@@ -1,9 +1,9 @@
 """A sum over the past that decays at a learned rate, each channel by itself."""
 
 import torch
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
 
+from megatron_seams.runtime.mixers import Projections, split_parameter
 from megatron_seams.runtime.sharding import ShardedModule
 
 
@@ -23,20 +23,11 @@ class DecayMixer(ShardedModule, MegatronModule):
         del pp_layer_offset, name
         self.layer_number = layer_number
         self.tp_group = pg_collection.tp
-        shared = {"config": config, "bias": False, "is_expert": False, "tp_group": self.tp_group}
-        self.in_proj = backend.column_parallel_linear()(
-            d_model, d_model, init_method=config.init_method, gather_output=False, **shared
-        )
-        self.rate = torch.nn.Parameter(torch.full((d_model // self.tp_group.size(),), start))
-        set_tensor_model_parallel_attributes(self.rate, is_parallel=True, dim=0, stride=1)
-        self.out_proj = backend.row_parallel_linear()(
-            d_model,
-            d_model,
-            init_method=config.output_layer_init_method,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            **shared,
-        )
+        linears = Projections.of(backend)
+        around = {"width": d_model, "config": config, "tp_group": self.tp_group}
+        self.in_proj = linears.into({"x": d_model}, **around)
+        self.rate = split_parameter(torch.full((d_model,), start), self.tp_group)
+        self.out_proj = linears.out_of(d_model, **around)
 
     def forward(self, hidden_states, inference_context=None, packed_seq_params=None):
         x, _ = self.in_proj(hidden_states)
