@@ -53,8 +53,8 @@ params_dtype = "bfloat16"
 attention_backend = "unfused"
 gradient_accumulation_fusion = false
 """
-#: What rank 0 prints last before it builds the model, and so imports the object behind ``--spec``.
-ARRIVAL: Final = "[after megatron is initialized]"
+#: What rank 0 prints while it checks its arguments, just before it imports what ``--spec`` names.
+ARRIVAL: Final = "using world size:"
 
 
 @attrs.frozen(kw_only=True)
@@ -101,8 +101,8 @@ class Ended:
             still running when the drill was stopped.
         texts: What each rank printed.
         seconds: From the launch to the end of the last.
-        stopped: From rank 0's arrival, with upstream's start behind it, to the end of the last;
-            None where it did not arrive.
+        stopped: From rank 0's arrival, with all imports of upstream behind it, to the end of the
+            last; None where it did not arrive.
     """
 
     codes: tuple[int | None, ...]

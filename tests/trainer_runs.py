@@ -4,6 +4,7 @@ The trainer comes from a checkout of Megatron-LM, the published wheel having no 
 dataset helpers; the checkout goes first on PYTHONPATH, and receipts are made with it there.
 """
 
+import math
 import os
 import re
 import shlex
@@ -50,19 +51,19 @@ class Ran:
 
     Attributes:
         code: The launcher's exit code; None where it took too long and was stopped.
-        losses: Iteration -> the loss, as printed.
+        losses: Iteration -> its loss, to the six decimals that are printed.
         text: Everything that was printed.
         seconds: From launch to end.
     """
 
     code: int | None
-    losses: Mapping[int, str]
+    losses: Mapping[int, float]
     text: str
     seconds: float
 
     def floats(self, first: int = 1) -> list[float]:
         """The losses from an iteration to the last one; NaN for one that was not printed."""
-        return [float(self.losses.get(step, "nan")) for step in range(first, STEPS + 1)]
+        return [self.losses.get(step, math.nan) for step in range(first, STEPS + 1)]
 
     def why(self) -> str:
         """The line that says why it failed: a refusal's first, or the last error's."""
@@ -180,10 +181,9 @@ class Trainer:
                 code = None
                 _stop(process)
         text = log.read_text(errors="replace")
-        found = re.findall(r"iteration +(\d+)/.*?lm loss: ([0-9.E+-]+|nan|inf)", text)
         return Ran(
             code=code,
-            losses={int(step): loss for step, loss in found},
+            losses=read_losses(text),
             text=text,
             seconds=time.monotonic() - started,
         )
@@ -208,6 +208,20 @@ class Trainer:
     def checkpoint(self, name: str, step: int = STEPS) -> Path:
         """The folder of a run's checkpoint."""
         return self.folder / name / f"iter_{step:07d}"
+
+
+def read_losses(text: str) -> dict[int, float]:
+    """Iteration -> loss, from what the trainer printed.
+
+    Upstream keeps the first iteration's loss in its sum, so that the second line of a run, resumed
+    ones too, has the mean of two.
+    """
+    found = re.findall(r"iteration +(\d+)/.*?lm loss: ([0-9.E+-]+|nan|inf)", text)
+    losses = {int(step): float(loss) for step, loss in found}
+    first, second, *_ = [*losses, None, None]
+    if first is not None and second is not None:
+        losses[second] = round(2 * losses[second] - losses[first], 6)
+    return losses
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
