@@ -41,6 +41,7 @@ def main() -> int:
         "--only", default="", help="only layouts and drills with this in their name"
     )
     parser.add_argument("--other", type=Path, help="a folder with another megatron/core")
+    parser.add_argument("--at-once", type=int, default=1, help="layouts that run at once")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one run")
     parser.add_argument("--folder", type=Path, help="where checkpoints and logs go and stay")
     asked = parser.parse_args()
@@ -59,7 +60,7 @@ def main() -> int:
             )
             made = {
                 "single": lambda: single(trainer),  # noqa: B023  # called in this turn
-                "layouts": lambda: layouts(trainer, asked.only),  # noqa: B023
+                "layouts": lambda: layouts(trainer, asked.only, asked.at_once),  # noqa: B023
                 "drills": lambda: drills(trainer, asked.other, asked.only),  # noqa: B023
             }[part]()
             for row in made:

@@ -15,7 +15,11 @@ _OF_A_RUN: Final = (
     (("--lr",), "the learning rate"),
     (("--data-path", "--mock-data"), "the text to train on"),
     (("--tokenizer-type",), "the tokenizer, with its files or the size of its vocabulary"),
+    (("--eval-interval",), "the iterations between evaluations, also where --eval-iters is 0"),
 )
+#: The attribute of a flag that older releases have a number for, and newer ones divide by all the
+#: same: it is needed where its default is None.
+_NONE_IN_SOME: Final = frozenset({"eval_interval"})
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +69,11 @@ def _key(roads: Roads, names: Set[str]) -> str | None:
 
 def _usual(roads: Roads) -> Iterator[Need]:
     for names, why in _OF_A_RUN:
-        flags = tuple(name for name in names if name in roads.settings.flags)
+        listed = [roads.settings.flags[name] for name in names if name in roads.settings.flags]
+        flags = tuple(
+            flag.names[0]
+            for flag in listed
+            if flag.dest not in _NONE_IN_SOME or flag.default is None
+        )
         if flags:
             yield Need(flags=flags, why=why)
