@@ -283,6 +283,49 @@ def test_what_only_a_default_contradicts_is_refused_as_arguments_alone(
     assert fault.key == "megatron.add_bias_linear"
 
 
+SPARSE = SIZES | {"add_bias_linear": False, "apply_rope_fusion": False}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "settings", "waiting"),
+    [
+        ("DED-E-", {"dsa_indexer_loss_coeff": 0.01}, "pipeline rank 1 has no layer"),
+        ("-E-DED", {"dsa_indexer_loss_coeff": 0.01}, "pipeline rank 0 has no layer"),
+        ("DE|D-E-", {"dsa_indexer_loss_coeff": 0.01}, ""),
+        ("DED-E-", {"dsa_indexer_loss_coeff": 0.0}, ""),
+        ("DED-E-", {}, ""),
+        ("-E-E", {"dsa_indexer_loss_coeff": 0.01}, ""),
+    ],
+)
+def test_a_rank_that_the_sum_of_the_indexers_losses_would_wait_for_is_refused(
+    pattern: str,
+    settings: dict[str, Any],
+    waiting: str,
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    sizes = SPARSE | {"num_moe_experts": 2, **settings}
+    made = plan(recipe(pattern, megatron=sizes, parallelism={"pipeline-parallel": 2}), here[0])
+    if not waiting:
+        native_arguments(made, here[1])
+        return
+    with pytest.raises(Refusal) as refused:
+        native_arguments(made, here[1])
+    fault = only(list(refused.value.reasons), UpstreamForbids)
+    assert waiting in fault.found
+    assert fault.key == "megatron.dsa_indexer_loss_coeff"
+
+
+def test_an_indexer_that_nothing_trains_is_noted(
+    here: tuple[Environment, NativeSettings],
+) -> None:
+    def notes(**settings: Any) -> str:
+        made = plan(recipe("D-D", megatron=SPARSE | settings), here[0])
+        return "\n".join(native_arguments(made, here[1]).notes)
+
+    assert "nothing trains the indexer of layers 1, 3" in notes()
+    assert "indexer" not in notes(dsa_indexer_loss_coeff=0.01)
+
+
 def test_a_megatron_without_a_trainer_has_no_arguments(
     here: tuple[Environment, NativeSettings],
 ) -> None:

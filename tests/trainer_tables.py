@@ -58,6 +58,7 @@ class Layout:
     Attributes:
         name: As the table has it.
         parallelism: The recipe's ``[parallelism]``.
+        pattern: The recipe's with its stages.
         megatron: What it adds to ``[megatron]``.
         further: What it adds to the command line.
         fresh: Whether it begins with an optimizer without states: upstream keeps those of experts
@@ -66,20 +67,22 @@ class Layout:
 
     name: str
     parallelism: str = ""
+    pattern: str = ""
     megatron: str = ""
     further: tuple[str, ...] = ()
     fresh: bool = False
 
     def recipe(self) -> str:
         """The recipe with this layout."""
-        return RECIPE.replace(
-            "[megatron]\n", f"[parallelism]\n{self.parallelism}\n\n[megatron]\n{self.megatron}\n"
-        )
+        spread = f"[parallelism]\n{self.parallelism}\n\n[megatron]\n{self.megatron}\n"
+        text = RECIPE.replace("[megatron]\n", spread)
+        return text.replace(self.pattern.replace("|", ""), self.pattern) if self.pattern else text
 
 
 LAYOUTS: Final = (
     Layout(name="TP2 + SP", parallelism="tensor-parallel = 2\nsequence-parallel = true"),
-    Layout(name="PP2", parallelism="pipeline-parallel = 2"),
+    # Each rank needs a layer with an indexer, or upstream's sum of their losses waits for ever.
+    Layout(name="PP2", parallelism="pipeline-parallel = 2", pattern="DE|DRER"),
     Layout(
         name="EP2, alltoall",
         parallelism="expert-parallel = 2",

@@ -13,6 +13,7 @@ import attrs
 from megatron_seams.errors import NoArgument, Refusal, SeamsError
 from megatron_seams.planning import activations
 from megatron_seams.planning.derived import is_latent
+from megatron_seams.planning.indexer import untrained, waiting_ranks
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.needs import Need, needs
 from megatron_seams.planning.plan import Plan
@@ -72,8 +73,8 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
 
     Raises:
         Refusal: With a :class:`NoArgument` for everything that this Megatron has no flag for, or an
-            :class:`UpstreamForbids` for stages that one pipeline rank is to have, and for
-            everything else that its trainer refuses.
+            :class:`UpstreamForbids` for stages that one pipeline rank is to have, for pipeline
+            ranks that would wait for ever, and for everything else that its trainer refuses.
     """
     layers = (*_of_layers(plan), *_of_parallelism(plan))
     faults: list[SeamsError] = [
@@ -82,6 +83,7 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
         if group[0].partition("=")[0] not in settings.flags
     ]
     faults += filter(None, [one_rank(plan.parallelism, plan.pattern)])
+    faults += waiting_ranks(plan)
     if faults or settings.trainer is None:
         raise Refusal(faults)
     roads = Roads(plan=plan, settings=settings, trainer=settings.trainer)
@@ -98,7 +100,7 @@ def native_arguments(plan: Plan, settings: NativeSettings) -> Arguments:
     groups.append(("--spec", *SPEC))
     return Arguments(
         groups=tuple(groups),
-        notes=(*_notes(plan, roads), *_notes_on_roads(roads, settled, outcome)),
+        notes=(*_notes(plan, roads), *untrained(plan), *_notes_on_roads(roads, settled, outcome)),
         needs=needs(roads, outcome),
     )
 
