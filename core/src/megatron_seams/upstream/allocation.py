@@ -79,7 +79,7 @@ def check_builtins(file: SourceFile) -> None:
 
 
 def check_known(
-    file: SourceFile, node: ast.FunctionDef | ast.ClassDef, without: Iterable[ast.stmt] = ()
+    file: SourceFile, node: ast.FunctionDef | ast.ClassDef, without: Iterable[ast.If] = ()
 ) -> None:
     """Check that a function of a known name has a known form.
 

@@ -82,7 +82,7 @@ def _same(wanted: Any, found: Any, names: dict[str, str]) -> bool:
     return type(wanted) is type(found) and bool(wanted == found)
 
 
-def digest(node: ast.stmt, without: Collection[ast.stmt] = ()) -> str:
+def digest(node: ast.stmt, without: Collection[ast.If] = ()) -> str:
     """The form of a whole function or class, as 16 hexadecimal digits.
 
     Two have the same one if they differ at most in docstrings, annotations and messages.
@@ -91,7 +91,7 @@ def digest(node: ast.stmt, without: Collection[ast.stmt] = ()) -> str:
         node: The function or class.
         without: Statements in it that are read by themselves and are no part of its form.
     """
-    plain = _Plain({id(statement) for statement in without}).visit(node)
+    plain = _Plain(without).visit(node)
     return hashlib.sha256(ast.unparse(plain).encode()).hexdigest()[:16]
 
 
@@ -115,15 +115,15 @@ class _Plain(_Copying):
     """Takes docstrings, annotations, messages and the words of log entries out of a tree.
 
     Args:
-        without: The identities of statements that are left out.
+        without: Statements that are left out.
     """
 
-    def __init__(self, without: Collection[int]) -> None:
+    def __init__(self, without: Collection[ast.If]) -> None:
         self._without = without
 
-    def visit(self, node: ast.AST) -> Any:
-        """What a node becomes; None where it is left out."""
-        return None if id(node) in self._without else super().visit(node)
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        """A statement, unless it is left out."""
+        return None if node in self._without else self.generic_visit(node)
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """A node of what its parts become; a body that is emptied becomes ``pass``."""
