@@ -127,6 +127,8 @@ class _Plain(_Copying):
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """A node of what its parts become; a body that is emptied becomes ``pass``."""
+        if isinstance(node, ast.expr):  # has none of all that
+            return node
         found = super().generic_visit(node)
         if isinstance(found, (ast.FunctionDef, ast.ClassDef, ast.If)) and not found.body:
             found.body = [ast.Pass()]
