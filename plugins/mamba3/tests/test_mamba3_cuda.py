@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_seams.errors import CannotRunHere
 from megatron_seams_mamba3.ops import authors
-from megatron_seams_mamba3.ops.contract import Mimo, State
+from megatron_seams_mamba3.ops.contract import Inputs, Mimo, State
 from megatron_seams_mamba3.ops.operator import mamba3
 
 sys.path.append(str(Path(__file__).parent))
@@ -145,6 +145,24 @@ def test_without_the_package_or_with_an_old_one_the_reason_is_that(
 
     monkeypatch.setattr(authors.importlib.metadata, "version", missing)
     assert authors.device_fault(torch.device("cuda")) == "the package mamba-ssm is not installed"
+
+
+@pytest.mark.parametrize("bounds", [None, (0, 3, 3, 9)], ids=["rows", "packed"])
+def test_the_angle_that_is_kept_is_the_references_and_not_rounded(
+    bounds: tuple[int, ...] | None,
+) -> None:
+    made = drawn(None, "cpu", S=9, B=1 if bounds else 2)
+    made["cu_seqlens"] = None if bounds is None else torch.tensor(bounds, dtype=torch.int32)
+    settings: dict[str, Any] = {"chunk": 8, "keep": True}
+    _, once = mamba3(**made, backend="reference")
+    assert once is not None
+    found = authors.last_angle(Inputs(**made, **settings, mimo=None, state=None))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, once.angle.float(), atol=1e-5, rtol=0)
+    _, twice = mamba3(**made, state=once, backend="reference")
+    assert twice is not None
+    found = authors.last_angle(Inputs(**made, **settings, mimo=None, state=once))
+    torch.testing.assert_close(found, twice.angle.float(), atol=1e-5, rtol=0)
 
 
 @on_a_gpu

@@ -7,6 +7,7 @@ called, since to import it takes seconds and needs a GPU.
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 from typing import Any, Final
 
 import torch
@@ -86,8 +87,27 @@ def _siso(x: Inputs, shared: dict[str, Any]) -> tuple[Tensor, State | None]:
     if not x.keep:
         y: Tensor = done
         return y, None
-    y, angle, h, b, last = done
-    return y, State(angle=angle, h=h, b=b.unsqueeze(2), x=last)
+    y, _, h, b, last = done
+    return y, State(angle=last_angle(x), h=h, b=b.unsqueeze(2), x=last)
+
+
+def last_angle(inputs: Inputs) -> Tensor:
+    """Compute how far each sequence has turned at its end, [Q, H, A] float32.
+
+    The kernels without MIMO round it to bfloat16, which decoding would add up token by token. The
+    products are float64, since torch may round those of float32 to TF32.
+    """
+    speed, dt = math.pi * torch.tanh(inputs.angle.double()), inputs.dt.double()
+    if inputs.cu_seqlens is None:
+        turned = torch.einsum("bsa,bsh->bha", speed, dt)
+    else:
+        steps = torch.arange(dt.shape[1], device=dt.device)
+        document = torch.bucketize(steps, inputs.cu_seqlens[1:], right=True)
+        turned = dt.new_zeros(inputs.sequences, dt.shape[2], speed.shape[2])
+        turned = turned.index_add(0, document, dt[0].unsqueeze(-1) * speed[0].unsqueeze(1))
+    if inputs.state is not None:
+        turned = turned + inputs.state.angle
+    return torch.remainder(turned, 2 * math.pi).float()
 
 
 def _mimo(x: Inputs, shared: dict[str, Any]) -> tuple[Tensor, State | None]:
