@@ -1,10 +1,10 @@
-"""Both seams on two real ranks: tensor, sequence and pipeline parallel, and through checkpoints.
+"""Both seams on two real ranks, by every parallelism that divides them, and through checkpoints.
 
 What a rank computes is held to what one process computes. Each launch does all that its ranks can.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,19 +39,26 @@ CASES = {
 }
 
 
+#: A model with experts, whose tables are divided as they are.
+EXPERTS = "*E*-"
+OVER_EXPERTS = {"divided-over": "expert"}
+
+
 def plan_of(
     pattern: str = "*-*-",
     positions: str = "rope",
     layers: tuple[int, ...] = (1, 2),
+    over: Mapping[str, str] = {},
     **parallelism: Any,
 ) -> Plan:
     """A tiny model with both features, over what is installed."""
+    experts = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 32}
     table = {
         "schema": 1,
         "model": {"name": "tiny", "pattern": pattern},
         "features": [{"family": "ngram"}, {"family": "engram", "layers": list(layers)}],
         "policy": {"pin": {"ngram": "ngram_hash", "engram": "engram"}},
-        "seams": {"ngram_hash": ROWS, "engram": {**ROWS, **RELEASED}},
+        "seams": {"ngram_hash": {**ROWS, **over}, "engram": {**ROWS, **RELEASED, **over}},
         "megatron": {
             "vocab_size": VOCABULARY,
             "max_sequence_length": LENGTH,
@@ -63,6 +70,7 @@ def plan_of(
             "add_bias_linear": False,
             "hidden_dropout": 0.0,
             "attention_dropout": 0.0,
+            **(experts if "E" in pattern else {}),
         },
         "parallelism": parallelism,
     }
@@ -97,6 +105,71 @@ def model_of(plan: Plan, start: Path | None = None, **stage: bool) -> Any:
     if start is not None:
         load_checkpoint(model, start)
     return DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
+
+
+def own_batch(groups: Any) -> tuple[Tensor, Tensor]:
+    """A data-parallel rank's rows of two micro-batches; one rank has both."""
+    ids, positions = batch()
+    return (ids.flip(1), positions) if groups.dp.rank() else (ids, positions)
+
+
+def by_batches(model: Any, groups: Any) -> dict[str, Any]:
+    """The gradients and losses of two micro-batches, here or over data-parallel ranks."""
+    from megatron.core.distributed import finalize_model_grads
+
+    model.zero_grad_buffer()
+    ids, positions = batch()
+    rows = [own_batch(groups)[0]] if groups.dp.size() > 1 else [ids, ids.flip(1)]
+    losses = []
+    for row in rows:
+        loss = model(row, positions, None, labels=row).mean()
+        (loss / len(rows)).backward()
+        losses.append(loss.detach())
+    with patch.object(torch.cuda, "current_stream", return_value=None):
+        finalize_model_grads([model], pg_collection=groups)
+    return {
+        "losses": losses,
+        "gradients": {
+            name: weight.main_grad.clone()
+            for name, weight in model.module.named_parameters()
+            if is_ours(name)
+        },
+        "rows": {
+            name: weight.detach().clone()
+            for name, weight in model.module.named_parameters()
+            if name.endswith("tables.weight")
+        },
+    }
+
+
+def on_expert_ranks(plans: dict[str, Plan], folders: dict[str, Path]) -> dict[str, Any]:
+    """A part of the tables of a checkpoint, what is computed with it, and a checkpoint of it."""
+    from megatron_seams.errors import FeatureInvalid
+    from megatron_seams.runtime.checkpoint import save_checkpoint
+    from megatron_seams.runtime.cpu.world import cpu_world
+
+    with cpu_world(plans["experts"].parallelism) as groups:
+        model = model_of(plans["experts"], folders["experts"])
+        found = by_batches(model, groups)
+        save_checkpoint(model.module, "a receipt", folders["over experts"])
+        found["norm"] = norm_of(model)
+    with (
+        cpu_world(plans["tensor"].parallelism),
+        pytest.raises(FeatureInvalid, match=r"divided-over(?s:.*)2 tensor-parallel ranks"),
+    ):
+        model_of(plans["tensor"])
+    return found
+
+
+def norm_of(model: Any) -> float:
+    """The norm of all gradients, as upstream's optimizer has it."""
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(optimizer="sgd", lr=0.1), [model], use_gloo_process_groups=False
+    )
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
 
 
 def stepped(model: Any, groups: Any) -> dict[str, Any]:
@@ -164,7 +237,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     from megatron_seams.runtime.checkpoint import load_checkpoint, save_checkpoint
     from megatron_seams.runtime.cpu.world import cpu_world
 
-    names = ("start", "stepped", "divided", "of one layer")
+    names = ("start", "stepped", "divided", "of one layer", "experts", "over experts")
     folders = {name: tmp_path_factory.mktemp(name.replace(" ", "-")) for name in names}
     found: dict[str, Any] = {}
     with cpu_world() as groups:
@@ -178,6 +251,22 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
         model = model_of(plan_of(layers=(1,)))
         save_checkpoint(model.module, "a receipt", folders["of one layer"])
         found["of one layer"] = stepped(model, groups)
+        model = model_of(plan_of(EXPERTS))
+        save_checkpoint(model.module, "a receipt", folders["experts"])
+        found["experts"] = by_batches(model, groups)
+        found["experts"]["norm"] = norm_of(model)
+        plans = {
+            "experts": plan_of(EXPERTS, over=OVER_EXPERTS, **{"expert-parallel": 2}),
+            "tensor": plan_of(over=OVER_EXPERTS, **{"tensor-parallel": 2}),
+        }
+        found["expert ranks"] = on_ranks(on_expert_ranks, plans, folders)
+        model = model_of(plan_of(EXPERTS))
+        with torch.no_grad():
+            for name, weight in model.module.named_parameters():
+                if name.endswith("tables.weight"):
+                    weight.zero_()
+        load_checkpoint(model.module, folders["over experts"])
+        found["experts loaded"] = by_batches(model, groups)
         scattered = {"tensor-parallel": 2, "sequence-parallel": True}
         plans = {
             "tensor": plan_of(**{"tensor-parallel": 2}),
@@ -247,6 +336,37 @@ def test_a_checkpoint_of_two_tensor_ranks_loads_on_one_and_the_other_way(
     close(single["loaded"], ranks[0]["tensor"]["after"])
     for rank in ranks:
         close(rank["loaded"], single["rope"]["after"])
+
+
+def test_expert_ranks_with_a_batch_each_compute_what_one_computes_of_both(
+    single: dict[str, Any],
+) -> None:
+    alone, ranks = single["experts"], single["expert ranks"]
+    for rank, expected in zip(ranks, alone["losses"], strict=True):
+        close(rank["losses"][0], expected)
+    assert not torch.allclose(*alone["losses"], rtol=1e-3)
+    for name, gradient in alone["gradients"].items():
+        assert gradient.abs().sum() > 0, name
+        parts = [rank["gradients"][name] for rank in ranks]
+        if name.endswith("tables.weight"):
+            assert len(parts[0]) * 2 == len(gradient)
+            close(torch.cat(parts), gradient)
+            assert torch.equal(
+                torch.cat([rank["rows"][name] for rank in ranks]), alone["rows"][name]
+            )
+        else:
+            for part in parts:
+                close(part, gradient)
+    for rank in ranks:
+        assert rank["norm"] == pytest.approx(alone["norm"], rel=1e-4)
+
+
+def test_a_checkpoint_of_two_expert_ranks_loads_on_one(single: dict[str, Any]) -> None:
+    loaded, alone = single["experts loaded"], single["experts"]
+    for name, rows in alone["rows"].items():
+        assert torch.equal(loaded["rows"][name], rows)
+    for found, expected in zip(loaded["losses"], alone["losses"], strict=True):
+        close(found, expected)
 
 
 def on_stages(plans: dict[str, tuple[Plan, Path]]) -> dict[str, Any]:

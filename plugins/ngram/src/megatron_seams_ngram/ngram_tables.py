@@ -1,15 +1,17 @@
-"""The trainable tables of n-gram rows, spread over tensor-parallel ranks."""
+"""The trainable tables of n-gram rows, spread over ranks."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from megatron_seams.runtime.collectives import rank_in, size_of
-from megatron_seams.runtime.sharding import ShardedModule
+from megatron_seams.runtime.sharding import Offsets, ShardedModule
+from megatron_seams_ngram.expert_ranks import ExpertRanks
 from megatron_seams_ngram.ops import huge_pages
 from megatron_seams_ngram.ops.dispatch import choose
+from megatron_seams_ngram.ops.exchange import look_up_over_ranks
 from megatron_seams_ngram.ops.indices import Constants
 from megatron_seams_ngram.ops.lookup import look_up_ngrams
 from megatron_seams_ngram.tables.hash_tables import HashTables
@@ -32,6 +34,9 @@ class NgramTables(ShardedModule):
     tensor-parallel ranks as ``VocabParallelEmbedding`` divides its own: every rank hashes every
     position and looks up the rows that it has, so that the sum over the ranks is the whole.
 
+    Or over expert-parallel ranks, which have a batch each: every rank then asks the others for rows
+    (:func:`.ops.exchange.look_up_over_ranks`), and what it looks up is whole.
+
     The hash constants are persistent buffers. A checkpoint therefore keeps hashing as it was
     trained, even where the recipe's seed or the (padded) vocabulary has changed since.
 
@@ -45,6 +50,7 @@ class NgramTables(ShardedModule):
         device: Where they lie.
         tp_group: The tensor-parallel group, or None for a single rank.
         backend: As in :func:`megatron_seams_ngram.ops.dispatch.choose`.
+        expert: The ranks that share the rows; None for the tensor-parallel ones.
 
     Attributes:
         weight: [rows / ranks, width].
@@ -70,17 +76,20 @@ class NgramTables(ShardedModule):
         device: torch.device,
         tp_group: "ProcessGroup | None",
         backend: str | None,
+        expert: ExpertRanks | None = None,
     ) -> None:
         super().__init__()
         self.tp_group = tp_group
         self.backend = backend
+        self.expert = expert
         constants = Constants.of(tables, pad_id=pad_id)
         for name in NAMES:
             self.register_buffer(name, getattr(constants, name).to(device))
-        ranks = size_of(tp_group)
+        group = tp_group if expert is None else expert.peers
+        ranks = size_of(group)
         multiple = math.lcm(_MULTIPLE, ranks)
         rows = -(-tables.rows // multiple) * multiple // ranks
-        self.first_row = rows * rank_in(tp_group)
+        self.first_row = rows * rank_in(group)
         weight = torch.empty(rows, width, dtype=dtype, device=self._place_of(device))
         huge_pages.advise(weight)
         _fill(weight, self.first_row, seed=seed, std=init_std)
@@ -101,6 +110,8 @@ class NgramTables(ShardedModule):
             "partition_stride": 1,
             "is_embedding_or_output_parameter": True,
         }
+        if self.expert is not None:
+            marks["allreduce"] = False  # upstream's mark for what it reduces as it does experts
         for mark, value in marks.items():
             setattr(self.weight, mark, value)
 
@@ -123,19 +134,31 @@ class NgramTables(ShardedModule):
                 that they have fetched ahead.
 
         Returns:
-            [b, s, tables * width]: the rows that this rank has, zeros in place of the others. With
-            ``sequence_first`` [s, b, tables * width], contiguous.
+            [b, s, tables * width]: the rows that this rank has, zeros in place of the others; of
+            all ranks where these are expert-parallel. With ``sequence_first`` [s, b, tables *
+            width], contiguous.
         """
         del batch
-        rows = look_up_ngrams(
-            self.weight,
-            input_ids.long(),
-            starts,
-            self.constants,
-            first=self.first_row,
-            kernels=choose(self.backend, self.weight.device),
-            sequence_first=sequence_first,
-        ).flatten(start_dim=2)
+        kernels = choose(self.backend, self.weight.device)
+        if self.expert is None:
+            rows = look_up_ngrams(
+                self.weight,
+                input_ids.long(),
+                starts,
+                self.constants,
+                first=self.first_row,
+                kernels=kernels,
+                sequence_first=sequence_first,
+            )
+        else:
+            rows = look_up_over_ranks(
+                self.weight,
+                self.indices(input_ids, starts),
+                first=self.first_row,
+                kernels=kernels,
+                group=self.expert.peers,
+            )
+        rows = rows.flatten(start_dim=2)
         return rows.transpose(0, 1).contiguous() if sequence_first else rows
 
     def indices(self, input_ids: Tensor, starts: Tensor | None) -> Tensor:
@@ -155,6 +178,36 @@ class NgramTables(ShardedModule):
     def divided(self) -> dict[str, int]:
         """The rows; all constants are on every rank."""
         return {"weight": 0}
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: Offsets = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Describe the state, as upstream calls it; the rows as this rank's part of the whole.
+
+        Args:
+            prefix: Of the keys.
+            sharded_offsets: The dimensions that upstream puts before a tensor's own.
+            metadata: Upstream's.
+
+        Returns:
+            As :meth:`ShardedModule.sharded_state_dict`.
+        """
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.expert is not None:
+            from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+            state |= make_sharded_tensors_for_checkpoint(
+                {"weight": self.weight},
+                prefix,
+                {"weight": 0},
+                sharded_offsets,
+                tp_group=self.expert.peers,
+                dp_cp_group=self.expert.replicas,
+            )
+        return state
 
     def extra_repr(self) -> str:
         """Show the sizes where torch prints the module."""

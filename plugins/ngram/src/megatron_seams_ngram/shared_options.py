@@ -10,6 +10,10 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Place = Literal["device", "host"]
 PLACES: tuple[Place, ...] = get_args(Place)
 
+#: The ranks that the tables' rows are divided over (:mod:`megatron_seams_ngram.expert_ranks`).
+Ranks = Literal["tensor", "expert"]
+RANKS: tuple[Ranks, ...] = get_args(Ranks)
+
 
 def ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:
     """Check that n-gram orders ascend from 2 or more; an attrs validator."""
@@ -21,4 +25,18 @@ def ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:
         raise ValueError(message)
     if any(low >= high for low, high in pairwise(orders)):
         message = f"orders: expected ascending numbers without repeats, found {orders}"
+        raise ValueError(message)
+
+
+def check_place(tables: Place, divided_over: Ranks) -> None:
+    """Refuse tables on the host that expert-parallel ranks share: nothing there asks for rows.
+
+    Raises:
+        ValueError: It is asked for.
+    """
+    if tables == "host" and divided_over == "expert":
+        message = (
+            "divided_over: expected 'tensor' with tables = 'host', which every data-parallel rank "
+            "has whole, found 'expert'"
+        )
         raise ValueError(message)

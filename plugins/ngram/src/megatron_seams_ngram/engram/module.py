@@ -17,6 +17,7 @@ from megatron_seams_ngram.engram.convolution import causal_convolution
 from megatron_seams_ngram.engram.gate import gate_of
 from megatron_seams_ngram.engram.options import Gate, Options
 from megatron_seams_ngram.engram.streams import StreamNorm, by_stream
+from megatron_seams_ngram.expert_ranks import ExpertRanks
 from megatron_seams_ngram.host.tables import HostNgramTables, on_host, tables_at
 from megatron_seams_ngram.tables.hash_tables import HashTables, make_layer_tables
 from megatron_seams_ngram.tables.released import released_multipliers
@@ -57,6 +58,7 @@ class Engram(ShardedModule):
         layer_numbers: The numbers of all layers that have a memory.
         tp_group: The tensor-parallel group, or None for a single rank.
         dp_group: The data-parallel group, for tables on the host; None for Megatron's own.
+        expert: The ranks that share the tables' rows; None for the tensor-parallel ones.
 
     Attributes:
         tables: The rows, with constants of this layer's own.
@@ -90,6 +92,7 @@ class Engram(ShardedModule):
         layer_numbers: tuple[int, ...],
         tp_group: "ProcessGroup | None",
         dp_group: "ProcessGroup | None" = None,
+        expert: ExpertRanks | None = None,
     ) -> None:
         super().__init__()
         self.boundaries = DocumentBoundaries(
@@ -123,6 +126,7 @@ class Engram(ShardedModule):
             device=device,
             tp_group=tp_group,
             backend=options.backend,
+            expert=expert,
         )
         hidden, columns = config.hidden_size, tables.number * options.width
         channels = options.streams * hidden

@@ -9,9 +9,12 @@ from attrs import field, validators
 from megatron_seams_ngram.shared_options import (
     BACKENDS,
     PLACES,
+    RANKS,
     Backend,
     Place,
+    Ranks,
     ascending_orders,
+    check_place,
 )
 
 #: How multipliers are derived.
@@ -78,10 +81,13 @@ class Options:
             numbers; left out, the device's own.
         tables: Where the rows lie: ``device``, with the model; or ``host``, where only the rows of
             a micro-batch are moved (:mod:`megatron_seams_ngram.host`).
+        divided_over: The ranks that share the rows: ``tensor``, which have the same batch; or
+            ``expert``, which have one each and ask one another for rows.
 
     Raises:
         ValueError: A size, id or seed out of range, orders that do not ascend from 2, only one of
-            file and digest, sizes for other orders, or released hashing without what it needs.
+            file and digest, sizes for other orders, released hashing without what it needs, or
+            tables on the host that expert-parallel ranks share.
     """
 
     orders: tuple[int, ...] = field(default=(2, 3), validator=ascending_orders)
@@ -111,9 +117,11 @@ class Options:
         default=None, validator=validators.optional(validators.in_(BACKENDS))
     )
     tables: Place = field(default="device", validator=validators.in_(PLACES))
+    divided_over: Ranks = field(default="tensor", validator=validators.in_(RANKS))
 
     def __attrs_post_init__(self) -> None:
         """Check that file and digest come together, so that no rank reads another file."""
+        check_place(self.tables, self.divided_over)
         if (self.compression_file is None) != (self.compression_sha256 is None):
             message = "compression_file and compression_sha256: expected both or neither"
             raise ValueError(message)

@@ -21,11 +21,12 @@ def engram_feature(context: FeatureContext) -> "Engram":
 
     Raises:
         FeatureInvalid: An end-of-document id that no token of the model can have, a compression
-            that is not the one of the recipe, or tables on the host where the configuration does
-            not allow them.
+            that is not the one of the recipe, tables on the host where the configuration does not
+            allow them, or over expert-parallel ranks beside tensor-parallel ones.
     """
     # Here, so that options are validated on machines without torch.
     from megatron_seams_ngram.engram.module import Engram
+    from megatron_seams_ngram.expert_ranks import expert_ranks
 
     return Engram(
         context.options,
@@ -36,4 +37,10 @@ def engram_feature(context: FeatureContext) -> "Engram":
         layer_numbers=context.layer_numbers,
         tp_group=context.pg_collection.tp,
         dp_group=getattr(context.pg_collection, "dp_cp", None),
+        expert=expert_ranks(
+            context.options.divided_over,
+            context.pg_collection,
+            config=context.config,
+            seam="engram",
+        ),
     )

@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 from megatron_seams.runtime.collectives import summed, summed_and_scattered
 from megatron_seams.runtime.documents import DocumentBoundaries
 from megatron_seams.runtime.sharding import ShardedModule
+from megatron_seams_ngram.expert_ranks import ExpertRanks
 from megatron_seams_ngram.hash.options import Options
 from megatron_seams_ngram.host.tables import HostNgramTables, on_host, tables_at
 from megatron_seams_ngram.tables.hash_tables import make_tables
@@ -43,6 +44,7 @@ class HashedNgramEmbedding(ShardedModule):
             sequence, [s / ranks, b, h], as upstream has it under sequence parallelism.
         config: The model's configuration, for tables on the host; None holds them to nothing.
         dp_group: The data-parallel group, for tables on the host; None for Megatron's own.
+        expert: The ranks that share the tables' rows; None for the tensor-parallel ones.
 
     Attributes:
         tables: The rows.
@@ -67,6 +69,7 @@ class HashedNgramEmbedding(ShardedModule):
         reduce_scatter_embeddings: bool,
         config: "TransformerConfig | None" = None,
         dp_group: "ProcessGroup | None" = None,
+        expert: ExpertRanks | None = None,
     ) -> None:
         super().__init__()
         self.boundaries = DocumentBoundaries(
@@ -98,6 +101,7 @@ class HashedNgramEmbedding(ShardedModule):
             device=device,
             tp_group=tp_group,
             backend=options.backend,
+            expert=expert,
         )
         self.projection = nn.Parameter(
             torch.zeros(hidden_size, tables.number * options.width, dtype=dtype, device=device)

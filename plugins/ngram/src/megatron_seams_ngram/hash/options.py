@@ -6,9 +6,12 @@ from attrs import field, validators
 from megatron_seams_ngram.shared_options import (
     BACKENDS,
     PLACES,
+    RANKS,
     Backend,
     Place,
+    Ranks,
     ascending_orders,
+    check_place,
 )
 
 _token_id = validators.optional(validators.ge(0))
@@ -32,9 +35,12 @@ class Options:
             out, the device's own.
         tables: Where the rows lie: ``device``, with the model; or ``host``, where only the rows of
             a micro-batch are moved (:mod:`megatron_seams_ngram.host`).
+        divided_over: The ranks that share the rows: ``tensor``, which have the same batch; or
+            ``expert``, which have one each and ask one another for rows.
 
     Raises:
-        ValueError: A size, id or seed out of range, or orders that do not ascend from 2.
+        ValueError: A size, id or seed out of range, orders that do not ascend from 2, or tables on
+            the host that expert-parallel ranks share.
     """
 
     orders: tuple[int, ...] = field(default=(2, 3), validator=ascending_orders)
@@ -48,3 +54,8 @@ class Options:
         default=None, validator=validators.optional(validators.in_(BACKENDS))
     )
     tables: Place = field(default="device", validator=validators.in_(PLACES))
+    divided_over: Ranks = field(default="tensor", validator=validators.in_(RANKS))
+
+    def __attrs_post_init__(self) -> None:
+        """Check that the ranks that share the rows can have them where they lie."""
+        check_place(self.tables, self.divided_over)

@@ -20,10 +20,12 @@ def ngram_feature(context: FeatureContext) -> "HashedNgramEmbedding":
     """Build the embedding of the model in ``context``.
 
     Raises:
-        FeatureInvalid: An end-of-document id that no token of the model can have, or tables on the
-            host where the configuration does not allow them.
+        FeatureInvalid: An end-of-document id that no token of the model can have, tables on the
+            host where the configuration does not allow them, or over expert-parallel ranks beside
+            tensor-parallel ones.
     """
     # Here, so that options are validated on machines without torch.
+    from megatron_seams_ngram.expert_ranks import expert_ranks
     from megatron_seams_ngram.hash.module import HashedNgramEmbedding
 
     config = context.config
@@ -39,4 +41,10 @@ def ngram_feature(context: FeatureContext) -> "HashedNgramEmbedding":
         reduce_scatter_embeddings=context.reduce_scatter_embeddings,
         config=config,
         dp_group=getattr(context.pg_collection, "dp_cp", None),
+        expert=expert_ranks(
+            context.options.divided_over,
+            context.pg_collection,
+            config=config,
+            seam="ngram_hash",
+        ),
     )

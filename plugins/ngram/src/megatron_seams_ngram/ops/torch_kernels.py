@@ -68,7 +68,11 @@ def scatter(rows: Tensor, indices: Tensor, first: int, table: Tensor) -> None:
     # No row is picked out by a mask: its count would be waited for, and could not be captured in a
     # CUDA graph. What belongs to another part is added as zeros, all over this one.
     here = here.remainder(len(table))
-    added = rows.reshape(len(here), -1).to(table.dtype).masked_fill(elsewhere.unsqueeze(-1), 0)
+    added = (
+        rows.reshape(len(here), table.shape[1])
+        .to(table.dtype)
+        .masked_fill(elsewhere.unsqueeze(-1), 0)
+    )
     if table.is_cuda:
         # `index_add_` would add in whatever order the threads come; this one sorts first.
         table.index_put_((here,), added, accumulate=True)
