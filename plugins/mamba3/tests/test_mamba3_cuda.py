@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from megatron_seams.errors import CannotRunHere
 from megatron_seams_mamba3.ops import authors
 from megatron_seams_mamba3.ops.contract import Inputs, Mimo, State
-from megatron_seams_mamba3.ops.operator import mamba3
+from megatron_seams_mamba3.ops.operator import default_chunk, mamba3
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -145,6 +146,38 @@ def test_without_the_package_or_with_an_old_one_the_reason_is_that(
 
     monkeypatch.setattr(authors.importlib.metadata, "version", missing)
     assert authors.device_fault(torch.device("cuda")) == "the package mamba-ssm is not installed"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "change", "fault"),
+    [
+        (None, {}, None),
+        (None, {"chunk": 8}, "a chunk's steps are a power of 2 there, 16 or more; found 8"),
+        (4, {"chunk": 21}, "a chunk's steps are a power of 2 there, 8 or more; found 21"),
+        (None, {"wide": True}, "round to bfloat16, and the inputs are torch.float64"),
+        (None, {"head": 48}, r"powers of 2 there, 16 or more; found \(48, 128\)"),
+        (None, {"head": 8}, r"powers of 2 there, 16 or more; found \(8, 128\)"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_said(
+    ranks: int | None, change: dict[str, Any], fault: str | None
+) -> None:
+    made = {"mimo": None, **drawn(ranks, "cpu", S=4)}
+    made["x"] = made["x"][..., : change.get("head", 64)]
+    if "wide" in change:
+        made["x"] = made["x"].double()
+    chunk = change.get("chunk", default_chunk(ranks or 1))
+    found = authors.inputs_fault(
+        Inputs(**made, state=None, cu_seqlens=None, chunk=chunk, keep=False)
+    )
+    assert (found is None) == (fault is None)
+    assert fault is None or re.search(fault, found or "")
+
+
+def test_the_chunk_is_the_authors_and_a_power_of_2() -> None:
+    assert [default_chunk(ranks) for ranks in (1, 2, 3, 4, 5, 8, 16, 64, 100)] == [
+        *(64, 32, 16, 16, 8, 8, 8, 8, 8)
+    ]
 
 
 @pytest.mark.parametrize("bounds", [None, (0, 3, 3, 9)], ids=["rows", "packed"])

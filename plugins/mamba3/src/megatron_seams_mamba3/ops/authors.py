@@ -37,10 +37,14 @@ def inputs_fault(inputs: Inputs) -> str | None:
     """Say why the kernels do not take a call; None where they do."""
     if inputs.x.dtype != torch.bfloat16:
         return f"the authors' kernels round to bfloat16, and the inputs are {inputs.x.dtype}"
+    # Triton's ranges are powers of 2, and its products are of 16 or more.
+    least = 16 if inputs.mimo is None else 8
+    if inputs.chunk < least or inputs.chunk & (inputs.chunk - 1):
+        return f"a chunk's steps are a power of 2 there, {least} or more; found {inputs.chunk}"
     if inputs.mimo is None:
         wide = (inputs.x.shape[-1], inputs.B.shape[-1])
-        odd = [size for size in wide if size & (size - 1)]
-        return f"head and state are powers of 2 there; found {wide}" if odd else None
+        odd = [size for size in wide if size < least or size & (size - 1)]
+        return f"head and state are powers of 2 there, 16 or more; found {wide}" if odd else None
     if importlib.util.find_spec("tilelang") is None:
         return "the package tilelang, of the kernels with MIMO, is not installed"
     if inputs.state is not None:

@@ -22,8 +22,11 @@ from megatron_seams_mamba3.ops.dispatch import choose
 
 
 def default_chunk(ranks: int) -> int:
-    """The authors' steps in a chunk: 64 of one rank, fewer of several, and not below 8."""
-    return max(8, 64 // ranks)
+    """The authors' steps in a chunk: 64 of one rank, fewer of several, and not below 8.
+
+    It is a power of 2, as their kernels want it, even where the ranks are none.
+    """
+    return max(8, 64 >> (ranks - 1).bit_length())
 
 
 def mamba3(
