@@ -307,7 +307,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_either(
     for one, other in zip(run.tables, expected.tables, strict=True):
         torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=5e-6)
     if resumed == "host":
-        assert int(run.tables[0].host.optimizer.state[run.tables[0].weight]["step"]) == 2 * STEPS
+        assert run.tables[0].host.rule.steps == 2 * STEPS
 
 
 def test_a_run_that_is_told_to_leave_the_moments_out_starts_without(runs: dict[str, Any]) -> None:
@@ -315,7 +315,7 @@ def test_a_run_that_is_told_to_leave_the_moments_out_starts_without(runs: dict[s
     run.load(runs["folder"] / "host")
     with resumed_from(runs["folder"] / "host", no_load_optim=True):
         run.steps(runs["groups"], number=1)
-    assert int(run.tables[0].host.optimizer.state[run.tables[0].weight]["step"]) == 1
+    assert run.tables[0].host.rule.steps == 1
 
 
 def test_a_checkpoint_without_moments_leaves_the_rows_without(runs: dict[str, Any]) -> None:
@@ -324,8 +324,7 @@ def test_a_checkpoint_without_moments_leaves_the_rows_without(runs: dict[str, An
         assert torch.equal(one.weight, expected)
     with resumed_from(runs["folder"] / "whole"):
         run.steps(runs["groups"], number=1)
-    (state,) = run.tables[0].host.optimizer.state.values()
-    assert int(state["step"]) == 1
+    assert run.tables[0].host.rule.steps == 1
 
 
 def test_the_chain_is_upstreams_to_everybody_else(runs: dict[str, Any]) -> None:
@@ -334,10 +333,12 @@ def test_the_chain_is_upstreams_to_everybody_else(runs: dict[str, Any]) -> None:
     # A schedule sets the rates of the native groups, and the rows follow those.
     assert len(host.param_groups) == len(resident.param_groups)
     table = runs["host"].tables[0]
-    for group in host.param_groups:
-        group["lr"] = 0.004
-    runs["host"].steps(runs["groups"], number=1)
-    assert table.host.optimizer.param_groups[0]["lr"] == 0.004
+    before = table.weight.clone()
+    for rate in (0.0, 0.004):
+        for group in host.param_groups:
+            group["lr"] = rate
+        runs["host"].steps(runs["groups"], number=1)
+        assert torch.equal(table.weight, before) == (rate == 0)
     before = table.weight.clone()
     runs["host"].model.zero_grad_buffer()
     ids, positions = batch(0)
@@ -346,7 +347,7 @@ def test_the_chain_is_upstreams_to_everybody_else(runs: dict[str, Any]) -> None:
     host.zero_grad()
     assert not table.host.has_gradient
     host.step()
-    assert (table.weight - before).abs().max() < 0.01  # by momentum alone, which rests
+    assert torch.equal(table.weight, before)
 
 
 def test_the_distributed_optimizer_and_one_of_another_model_are_refused(

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 _Batch = TypeVar("_Batch")
 
 
-def fetch_ahead(model: nn.Module, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> None:
+def fetch_ahead(
+    model: nn.Module,
+    input_ids: Tensor,
+    *,
+    cu_seqlens: Tensor | None = None,
+    given: tuple[Tensor, Tensor | None] | None = None,
+) -> None:
     """Tell every n-gram module of a model which batch comes next.
 
     It is the model's own matter what it does with it: one without tables on the host does nothing.
@@ -16,17 +22,18 @@ def fetch_ahead(model: nn.Module, input_ids: Tensor, *, cu_seqlens: Tensor | Non
 
     Args:
         model: The model or a stage of it, wrapped or not.
-        input_ids: [b, s] int64. On a GPU they are copied to the host, which waits for it: hand the
-            host's over where the data loader has them. Given the very tensors that the forward
-            gets, that one waits for nothing.
+        input_ids: [b, s] int64. On a GPU they are copied to the host, which waits for it: hand over
+            the host's where there are any.
         cu_seqlens: The boundaries of packed documents, [documents + 1] int32, or None.
+        given: The tensors that the forward will get for these two, if they are others: copies on a
+            GPU that are made ahead, too. By these it knows the batch without waiting for the GPU.
     """
     from megatron_seams_ngram.engram.module import Engram
     from megatron_seams_ngram.hash.module import HashedNgramEmbedding
 
     for module in model.modules():
         if isinstance(module, Engram | HashedNgramEmbedding):
-            module.fetch_ahead(input_ids, cu_seqlens=cu_seqlens)
+            module.fetch_ahead(input_ids, cu_seqlens=cu_seqlens, given=given)
 
 
 def look_ahead(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from megatron_seams.errors import FeatureInvalid
 from megatron_seams_ngram.host.reduction import reduced
-from megatron_seams_ngram.host.rule import sparse_rule, take_over
 from megatron_seams_ngram.host.state import resume, sharded_state
 from megatron_seams_ngram.host.stepped import Stepped
 
@@ -77,7 +76,7 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
         for tables, norm in zip(self.tables, self._norms, strict=True):
             host = tables.host
             rows, gradient = host.take()
-            rows, gradient = reduced(rows, gradient, host.weight, tables.data_parallel_group())
+            rows, gradient = reduced(rows, gradient, host, tables.data_parallel_group())
             if scale != 1:
                 gradient = gradient * scale
             self._gradients.append((rows, gradient))
@@ -93,10 +92,7 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
             before, after = float(gradient.norm()), float(norm.grad or 0)
             if self.config.clip_grad > 0 and before > 0 and after < before:
                 gradient = gradient * (after / before)
-            if host.optimizer is None:
-                host.optimizer = sparse_rule(host.weight, group, seam=tables.seam)
-            take_over(host.optimizer, group)
-            host.step(rows, gradient)
+            host.step(rows, gradient, group, seam=tables.seam)
         return True
 
     def group_of(self, tables: Stepped) -> dict[str, Any]:
@@ -261,10 +257,8 @@ def adopt(optimizer: Any, tables: Stepped) -> None:
     member = optimizer.chained_optimizers[-1]
     member.add(tables)
     tables.member = member
-    if tables.host.optimizer is None:
-        # Now, and not at the first step: a rule without a sparse form is refused before it.
-        group = member.group_of(tables)
-        tables.host.optimizer = sparse_rule(tables.host.weight, group, seam=tables.seam)
+    # Now, and not at the first step: a rule without a sparse form is refused before it.
+    tables.host.follow(member.group_of(tables), seam=tables.seam)
 
 
 def adopt_and_resume(optimizer: Any, tables: Stepped) -> None:

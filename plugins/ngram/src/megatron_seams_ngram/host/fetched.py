@@ -14,7 +14,7 @@ class Fetched:
     """Rows that were looked up on the host and moved.
 
     Attributes:
-        rows: [u] int64 on the host, ascending: which ones.
+        rows: [u] int64 on the host, none twice: which ones.
         places: [b, s, tables] int64 on the device: the place of each position's row among them; u
             for a row that another rank has.
         values: [u, width] on the device.
@@ -43,7 +43,9 @@ class Guess:
     in the meantime are moved again.
 
     Args:
-        fetch: Fetches the rows; called once, in a thread of its own.
+        fetch: Fetches the rows; called once.
+        beside: Whether in a thread of its own. On a GPU the host has time meanwhile; where the
+            model runs on the same cores, a second thread is in its way.
         batch: The tensors that the batch is made of, by which it is known again; their values must
             not change. See :meth:`is_of`.
         ids: [b, s] int64 on the host, what is hashed.
@@ -57,11 +59,12 @@ class Guess:
         self,
         fetch: Callable[[], Fetched],
         *,
+        beside: bool,
         batch: tuple[Tensor | None, ...],
         ids: Tensor,
         starts: Tensor | None,
     ) -> None:
-        self._fetch = fetch
+        self._fetch, self._beside = fetch, beside
         self._batch = batch
         self._versions = _versions(batch)
         self._ids, self._starts = ids, starts
@@ -70,6 +73,9 @@ class Guess:
 
     def begin(self) -> None:
         """Start to fetch."""
+        if not self._beside:
+            self._run()
+            return
         # A thread for each: a pool's would be missing in a process that was forked.
         threading.Thread(target=self._run, daemon=True).start()
 

@@ -6,14 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_seams_ngram.host.rows import summed_rows
+from megatron_seams_ngram.host.rows import HostRows, summed_rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 def reduced(
-    rows: Tensor, gradient: Tensor, like: Tensor, group: "ProcessGroup | None"
+    rows: Tensor, gradient: Tensor, host: HostRows, group: "ProcessGroup | None"
 ) -> tuple[Tensor, Tensor]:
     """Average gradients of rows over the ranks, each of which has all rows of the table.
 
@@ -21,9 +21,9 @@ def reduced(
     and their tables stay alike.
 
     Args:
-        rows: [u] int64 on the host, ascending; every rank has its own.
+        rows: [u] int64 on the host, none twice; every rank has its own.
         gradient: [u, width] float32 on the host.
-        like: The table.
+        host: The table's.
         group: The ranks; None for a single one.
 
     Returns:
@@ -43,7 +43,8 @@ def reduced(
     scaled = gradient / ranks
     all_rows = _gathered(rows, lengths, device, group)
     all_gradients = _gathered(scaled, lengths, device, group)
-    return summed_rows(list(zip(all_rows, all_gradients, strict=True)), like)
+    parts = list(zip(all_rows, all_gradients, strict=True))
+    return summed_rows(parts, host.weight, host.distinct)
 
 
 def _gathered(

@@ -1,14 +1,17 @@
 """The rows of all tables on the host, their gradient, and what a micro-batch needs of them."""
 
+import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_seams_ngram.host.fetched import Fetched, Guess, moved_to_device, moved_to_host
-from megatron_seams_ngram.ops.dispatch import Kernels, choose
+from megatron_seams_ngram.host.rule import RowRule
+from megatron_seams_ngram.ops.dispatch import HostKernels, choose
 
 #: Guesses of batches to come that are kept; an older one that never came makes room.
 _GUESSES = 8
@@ -19,7 +22,7 @@ class HostRows:
 
     A gradient is a list of rows and what to add to each, never of the table's size. It collects
     over the micro-batches of a step (:meth:`add`), is taken as one (:meth:`take`), and goes into
-    the rows through a sparse optimizer (:meth:`step`).
+    the rows that have one (:meth:`step`).
 
     Args:
         weight: [rows, width] float32 on the CPU.
@@ -29,14 +32,16 @@ class HostRows:
     Attributes:
         weight: The rows.
         dtype: As the argument.
-        optimizer: The sparse optimizer, made at the first step.
+        rule: What updates the rows, made when it is known what updates the model.
+        distinct: Finds each row of a list once.
     """
 
     def __init__(self, weight: Tensor, *, dtype: torch.dtype, backend: str | None) -> None:
         self.weight = weight
         self.dtype = dtype
         self.backend = None if backend == "triton" else backend
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.rule: RowRule | None = None
+        self.distinct = Distinct(len(weight))
         self._pending: list[tuple[Tensor, Tensor, torch.cuda.Event | None]] = []
         self._guesses: deque[Guess] = deque(maxlen=_GUESSES)
 
@@ -45,9 +50,12 @@ class HostRows:
         return {**self.__dict__, "_pending": [], "_guesses": deque(maxlen=_GUESSES)}
 
     @property
-    def kernels(self) -> Kernels:
-        """Who hashes and looks up on the host."""
-        return choose(self.backend, torch.device("cpu"))
+    def kernels(self) -> HostKernels:
+        """Who hashes, looks up and writes on the host."""
+        return self._kernels()
+
+    def _kernels(self) -> HostKernels:
+        return cast(HostKernels, choose(self.backend, torch.device("cpu")))
 
     def fetch(self, indices: Tensor, first: int, device: torch.device) -> Fetched:
         """Look the rows of a micro-batch up, each once, and begin to move them.
@@ -60,9 +68,9 @@ class HostRows:
         local = indices.flatten() - first
         here = (local >= 0) & (local < len(self.weight))
         if here.all():
-            rows, places = _distinct(local)
+            rows, places = self.distinct(local)
         else:
-            rows, inverse = _distinct(local[here])
+            rows, inverse = self.distinct(local[here])
             if not len(rows):
                 rows = local.new_zeros(1)  # a look-up in nothing is an error
             # Behind the last row: the look-up takes it for a row of another rank.
@@ -125,7 +133,7 @@ class HostRows:
         """The gradient, which is then empty again.
 
         Returns:
-            Rows [u] int64, ascending, and what to add to each, [u, width] float32; u may be 0. The
+            Rows [u] int64, none twice, and what to add to each, [u, width] float32; u may be 0. The
             micro-batches are added in their order.
         """
         parts = []
@@ -134,51 +142,73 @@ class HostRows:
                 ready.synchronize()
             parts.append((rows, gradient))
         self._pending.clear()
-        return summed_rows(parts, self.weight)
+        return summed_rows(parts, self.weight, self.distinct)
 
-    @torch.no_grad()
-    def step(self, rows: Tensor, gradient: Tensor) -> None:
-        """Update the rows that have a gradient, through :attr:`optimizer`."""
-        if self.optimizer is None:
-            message = "the optimizer of the rows is made before the first step"
-            raise RuntimeError(message)
-        self.weight.grad = torch.sparse_coo_tensor(
-            rows.unsqueeze(0),
-            gradient,
-            self.weight.shape,
-            is_coalesced=True,
-            check_invariants=False,  # they are ascending rows of the table already
-        )
-        self.optimizer.step()
-        self.weight.grad = None
+    def follow(self, group: Mapping[str, Any], *, seam: str) -> RowRule:
+        """The rule of the rows: that of the group, made at the first call; raises as it does."""
+        if self.rule is None:
+            self.rule = RowRule(self.weight, group, kernels=self._kernels, seam=seam)
+        return self.rule
+
+    def step(self, rows: Tensor, gradient: Tensor, group: Mapping[str, Any], *, seam: str) -> None:
+        """Update the rows that have a gradient, by the rule and the numbers of ``group``."""
+        self.follow(group, seam=seam).step(rows, gradient, group)
         for guess in self._guesses:
             guess.changed.append(rows)
 
 
-def summed_rows(parts: list[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
+class Distinct:
+    """Finds each row of a list once, in time that depends on the list alone.
+
+    Every row has a slot for its place in the list. The last place that is written stays, so that
+    the order is always the same; a sort takes many times as long.
+
+    Args:
+        rows: Of the table.
+    """
+
+    def __init__(self, rows: int) -> None:
+        # Neither filled nor cleared: only slots that were written just before are read.
+        self._slots = np.empty(rows, dtype=np.int32)
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: object) -> "Distinct":
+        """One of its own, since slots hold nothing between calls."""
+        return Distinct(len(self._slots))
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row of ``rows``, [n] int64, once; and the place of every one among them, [n]."""
+        listed = rows.numpy()
+        order = np.arange(len(listed), dtype=np.int32)
+        with self._lock:
+            self._slots[listed] = order
+            last = self._slots[listed]
+        is_last = last == order
+        place = np.cumsum(is_last) - 1
+        return torch.from_numpy(listed[is_last]), torch.from_numpy(place[last])
+
+
+def summed_rows(
+    parts: list[tuple[Tensor, Tensor]], like: Tensor, distinct: Distinct
+) -> tuple[Tensor, Tensor]:
     """Add up gradients of rows, in their order.
 
     Args:
         parts: Rows [u] int64, none twice within a part, and what to add to each, [u, width].
         like: The table.
+        distinct: The table's.
 
     Returns:
-        Rows, ascending, and their sums, [u, width] of ``like``'s type.
+        Rows, none twice, and their sums, [u, width] of ``like``'s type.
     """
     if not parts:
         return torch.empty(0, dtype=torch.int64), like.new_empty(0, like.shape[1])
     if len(parts) == 1:
         rows, gradient = parts[0]
         return rows, gradient.to(like.dtype)
-    rows, places = _distinct(torch.cat([rows for rows, _ in parts]))
+    rows, places = distinct(torch.cat([rows for rows, _ in parts]))
     total = like.new_zeros(len(rows), like.shape[1])
     sizes = [len(one) for one, _ in parts]
     for at, (_, gradient) in zip(torch.split(places, sizes), parts, strict=True):
         total.index_add_(0, at, gradient.to(like.dtype))
     return rows, total
-
-
-def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row once, ascending; and the place of every given one among them."""
-    found: tuple[Tensor, Tensor] = torch.unique(rows, return_inverse=True)
-    return found

@@ -1,61 +1,113 @@
-"""The sparse form of an optimizer's rule, for rows of which few have a gradient."""
+"""How rows on the host are updated: those with a gradient, by the rule of the model's optimizer.
 
-import math
-from collections.abc import Mapping
-from typing import Any
+``torch.optim.SparseAdam`` has the same rule, and takes several times as long, since it updates the
+table and its moments one row after the other. Here the rows in question are put together, torch's
+own dense Adam updates them, and they are written back.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from megatron_seams.errors import FeatureInvalid
+from megatron_seams_ngram.ops import huge_pages
+from megatron_seams_ngram.ops.dispatch import HostKernels
 
-#: What a rule takes over from the optimizer that it follows, before every step.
-_FOLLOWED = ("lr", "betas", "eps")
+#: Adam's moments by upstream's names, which are torch's.
+MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
 
-def sparse_rule(weight: Tensor, group: Mapping[str, Any], *, seam: str) -> torch.optim.Optimizer:
-    """Make the optimizer of the rows: torch's own, by what the model's is.
+class RowRule:
+    """Gradient descent, or Adam, of the rows of a table that have a gradient.
 
-    Adam becomes ``torch.optim.SparseAdam``: a row's moments move when it has a gradient and rest
-    otherwise. Gradient descent stays what it is. Neither has weight decay, which would have to
-    touch every row.
+    Adam moves a row and its moments when it has a gradient, and lets both rest otherwise. There is
+    no weight decay, which would have to touch every row.
 
     Args:
-        weight: The rows.
-        group: The group of the model's optimizer that decides.
+        weight: [rows, width] on the host.
+        group: The group of the model's optimizer whose rule it is.
+        kernels: Gives who reads and writes rows.
         seam: For messages.
 
+    Attributes:
+        moments: Adam's, of the weight's shape; none for gradient descent.
+        steps: How many were taken.
+
     Raises:
-        FeatureInvalid: A rule without a sparse form.
+        FeatureInvalid: A rule that would move every row at every step.
     """
-    if "betas" in group:
-        return torch.optim.SparseAdam([weight], lr=float(group["lr"]), **_adam(group))
-    if "momentum" in group and not group["momentum"]:
-        return torch.optim.SGD([weight], lr=float(group["lr"]))
-    asked = "momentum" if "momentum" in group else "this optimizer"
-    raise FeatureInvalid(
-        asked=f"{seam} with tables on the host",
-        found=f"{asked} has no sparse form: it would move every row at every step",
-        next='train with Adam, or with SGD without momentum; or have tables = "device"',
-        subject=seam,
-        key=f"seams.{seam}.tables",
-    )
+
+    def __init__(
+        self,
+        weight: Tensor,
+        group: Mapping[str, Any],
+        *,
+        kernels: Callable[[], HostKernels],
+        seam: str,
+    ) -> None:
+        self.moments: dict[str, Tensor] = {}
+        self.steps = 0
+        self._weight, self._kernels = weight, kernels
+        if "betas" in group:
+            for name in MOMENTS:
+                self.moments[name] = _zeros_like(weight)
+        elif "momentum" not in group or group["momentum"]:
+            asked = "momentum" if "momentum" in group else "this optimizer"
+            raise FeatureInvalid(
+                asked=f"{seam} with tables on the host",
+                found=f"{asked} has no sparse form: it would move every row at every step",
+                next='train with Adam, or with SGD without momentum; or have tables = "device"',
+                subject=seam,
+                key=f"seams.{seam}.tables",
+            )
+
+    @torch.no_grad()
+    def step(self, rows: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        """Update some rows.
+
+        Args:
+            rows: [u] int64, none twice.
+            gradient: [u, width].
+            group: The model's, with the rate, betas and epsilon of this step.
+        """
+        kernels, rate = self._kernels(), float(group["lr"])
+        tables = (self._weight, *self.moments.values())
+        read = [kernels.gather(table, rows, 0) for table in tables]
+        if not self.moments:
+            read[0].add_(gradient, alpha=-rate)
+        else:
+            weight, average, square = ([one] for one in read)
+            adam(
+                weight,
+                [gradient],
+                average,
+                square,
+                [],
+                [torch.tensor(float(self.steps))],  # which it counts up itself
+                foreach=False,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=rate,
+                weight_decay=0.0,
+                eps=group["eps"],
+                maximize=False,
+            )
+        for table, updated in zip(tables, read, strict=True):
+            kernels.put(updated, rows, table)
+        self.steps += 1
+
+    def resume(self, moments: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from moments and steps of another run."""
+        for name, own in self.moments.items():
+            own.copy_(moments[name])
+        self.steps = steps
 
 
-def take_over(rule: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
-    """Give the rule the numbers that the model's optimizer has at this step.
-
-    Adam adds epsilon to √v / √(1 - β₂ᵗ), and torch's sparse form to √v. So it is given epsilon
-    times √(1 - β₂ᵗ), with which the two are one formula.
-    """
-    for own in rule.param_groups:
-        own.update({name: group[name] for name in _FOLLOWED if name in own and name in group})
-        own["lr"] = float(own["lr"])
-        if "eps" in own:
-            (weight,) = own["params"]
-            step = 1 + int(rule.state[weight].get("step", 0))
-            own["eps"] *= math.sqrt(1 - own["betas"][1] ** step)
-
-
-def _adam(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {"betas": tuple(group["betas"]), "eps": group["eps"]}
+def _zeros_like(weight: Tensor) -> Tensor:
+    zeros = torch.empty_like(weight)
+    huge_pages.advise(zeros)
+    return zeros.zero_()

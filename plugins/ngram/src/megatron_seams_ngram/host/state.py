@@ -5,16 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from megatron_seams.runtime.checkpoint import saved_entries
 from megatron_seams.runtime.data_only import data_only
 from megatron_seams.runtime.trainer.remember import resumed, trainers_arguments
+from megatron_seams_ngram.host.rule import MOMENTS
 from megatron_seams_ngram.host.stepped import Stepped
 
-#: Adam's two moments, which have the shape of the rows.
-_MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 _STEP: Final = "step"
 
 
@@ -37,10 +35,12 @@ def sharded_state(tables: Iterable[Stepped], model: Any) -> dict[str, Any]:
         host = rows.get(id(getattr(entry, "data", None)))
         if not isinstance(entry, ShardedTensor) or host is None:
             continue
-        state = _state(host)
-        if state:
-            found[entry.key] = {name: _like(entry, name, state[name]) for name in _MOMENTS}
-            found[entry.key][_STEP] = int(state[_STEP])
+        rule = host.rule
+        if rule is not None and rule.moments and rule.steps:
+            found[entry.key] = {
+                name: _like(entry, name, moment) for name, moment in rule.moments.items()
+            }
+            found[entry.key][_STEP] = rule.steps
     return found
 
 
@@ -62,7 +62,7 @@ def load_moments(tables: Stepped, folder: Path) -> bool:
     """Load the moments of the rows from a checkpoint; all ranks of the model call this.
 
     Args:
-        tables: Already described by its model's ``sharded_state_dict``, and with an optimizer.
+        tables: Already described by its model's ``sharded_state_dict``, and with a rule.
         folder: The checkpoint.
 
     Returns:
@@ -81,28 +81,17 @@ def load_moments(tables: Stepped, folder: Path) -> bool:
         for one in described.values()
         if isinstance(one, ShardedTensor) and one.data is host.weight
     ]
-    if not isinstance(host.optimizer, torch.optim.SparseAdam) or not own:
+    if host.rule is None or not host.rule.moments or not own:
         return False
     (entry,) = own
-    if any(_key(name, entry.key) not in entries for name in _MOMENTS):
+    if any(_key(name, entry.key) not in entries for name in MOMENTS):
         return False
-    state = {name: torch.zeros_like(host.weight) for name in _MOMENTS}
-    wanted = {name: _like(entry, name, state[name]) for name in _MOMENTS}
+    wanted = {name: _like(entry, name, moment) for name, moment in host.rule.moments.items()}
     with data_only(folder):
         loaded = dist_checkpointing.load(wanted, str(folder))
         common = dist_checkpointing.load_common_state_dict(str(folder))
-    for name in _MOMENTS:
-        state[name].copy_(loaded[name])
-    host.optimizer.state[host.weight] = {**state, _STEP: _steps(common, entry.key)}
+    host.rule.resume(loaded, _steps(common, entry.key))
     return True
-
-
-def _state(host: Any) -> dict[str, Any]:
-    """The state of the rows' optimizer; empty before the first step and without moments."""
-    if host.optimizer is None:
-        return {}
-    state: dict[str, Any] = host.optimizer.state.get(host.weight, {})
-    return state if all(name in state for name in _MOMENTS) else {}
 
 
 def _like(entry: Any, name: str, moment: Tensor) -> Any:

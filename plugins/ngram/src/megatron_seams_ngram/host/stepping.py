@@ -6,7 +6,7 @@ Two ways, and nobody calls anything for either:
   first forward that trains, the rows become one more of the optimizers that upstream's steps
   (:mod:`.chained`): clipped, logged and scheduled as every other.
 - Any other optimizer of torch's is followed by a hook that torch calls after each step: the rows
-  are updated by the sparse form of its rule, with its learning rate.
+  are updated by its rule, with its learning rate.
 """
 
 import functools
@@ -18,7 +18,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from megatron_seams.errors import FeatureInvalid
 from megatron_seams_ngram.host.reduction import reduced
-from megatron_seams_ngram.host.rule import sparse_rule, take_over
 from megatron_seams_ngram.host.stepped import Stepped
 
 #: Tables that were trained and that no optimizer of upstream's has.
@@ -95,8 +94,5 @@ def _step(tables: Stepped, group: dict[str, Any]) -> None:
     host = tables.host
     rows, gradient = host.take()
     if any(hasattr(one, "main_grad") for one in tables.beside):  # Megatron's data parallelism
-        rows, gradient = reduced(rows, gradient, host.weight, tables.data_parallel_group())
-    if host.optimizer is None:
-        host.optimizer = sparse_rule(host.weight, group, seam=tables.seam)
-    take_over(host.optimizer, group)
-    host.step(rows, gradient)
+        rows, gradient = reduced(rows, gradient, host, tables.data_parallel_group())
+    host.step(rows, gradient, group, seam=tables.seam)

@@ -1,12 +1,12 @@
 """The n-gram tables of a module, with their rows on the host."""
 
+import sys
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from megatron_seams.errors import FeatureInvalid
-from megatron_seams.runtime.trainer.remember import trainers_arguments
 from megatron_seams_ngram.host import stepping
 from megatron_seams_ngram.host.fetched import Fetched, Guess
 from megatron_seams_ngram.host.rows import HostRows
@@ -143,7 +143,13 @@ class HostNgramTables(NgramTables):
         # Of its own: the caller may fill the same tensor with another batch.
         own = ids.clone()
         self.host.expect(
-            Guess(lambda: self._fetch(own, starts, device), batch=batch, ids=own, starts=starts)
+            Guess(
+                lambda: self._fetch(own, starts, device),
+                beside=device.type == "cuda",
+                batch=batch,
+                ids=own,
+                starts=starts,
+            )
         )
 
     def indices(self, input_ids: Tensor, starts: Tensor | None) -> Tensor:
@@ -242,6 +248,12 @@ def on_host(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to("cpu")
 
 
+def _asked_of_the_trainer(name: str) -> bool:
+    """An argument of upstream's trainer; False where it does not run."""
+    module = sys.modules.get("megatron.training.global_vars")
+    return bool(getattr(getattr(module, "_GLOBAL_ARGS", None), name, False))
+
+
 def _refuse(config: "TransformerConfig | None", seam: str) -> None:
     """Refuse what rows on the host cannot be trained with, before anything is allocated."""
     faults = (
@@ -262,7 +274,7 @@ def _refuse(config: "TransformerConfig | None", seam: str) -> None:
             'leave cuda_graph_impl at "none"',
         ),
         (
-            getattr(trainers_arguments(), "use_distributed_optimizer", False),
+            _asked_of_the_trainer("use_distributed_optimizer"),
             "the distributed optimizer divides what it steps over data-parallel ranks, and the "
             "rows are whole on each",
             "leave --use-distributed-optimizer out",

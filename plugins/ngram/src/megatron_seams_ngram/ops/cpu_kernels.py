@@ -137,6 +137,19 @@ def scatter(rows: Tensor, indices: Tensor, first: int, table: Tensor) -> None:
     )
 
 
+def put(values: Tensor, indices: Tensor, table: Tensor) -> None:
+    """Write rows; as :func:`.torch_kernels.put`, for any type and a contiguous ``table``."""
+    values, indices = values.to(table.dtype).contiguous(), indices.contiguous()
+    library().ngram_put(
+        _at(table),
+        _count(table.shape[1] * table.element_size()),
+        _at(indices),
+        _count(len(indices)),
+        _at(values),
+        _threads(),
+    )
+
+
 def _at(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 

@@ -40,6 +40,13 @@ class Kernels(Protocol):
         """Add gradients of rows to the table's."""
 
 
+class HostKernels(Kernels, Protocol):
+    """The functions of a module of kernels that works on the host."""
+
+    def put(self, values: Tensor, indices: Tensor, table: Tensor) -> None:
+        """Write rows."""
+
+
 def choose(backend: str | None, device: torch.device) -> Kernels:
     """Pick the kernels for tensors on ``device``.
 

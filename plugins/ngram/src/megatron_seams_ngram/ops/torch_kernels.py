@@ -5,7 +5,7 @@ from torch.nn.functional import embedding
 
 from megatron_seams_ngram.ops.indices import Constants, hash_indices
 
-__all__ = ["gather", "hash_and_gather", "hash_indices", "scatter"]
+__all__ = ["gather", "hash_and_gather", "hash_indices", "put", "scatter"]
 
 
 def hash_and_gather(
@@ -78,3 +78,14 @@ def scatter(rows: Tensor, indices: Tensor, first: int, table: Tensor) -> None:
         table.index_put_((here,), added, accumulate=True)
     else:
         table.index_add_(0, here, added)
+
+
+def put(values: Tensor, indices: Tensor, table: Tensor) -> None:
+    """Write rows of a table, in place.
+
+    Args:
+        values: [n, width].
+        indices: [n] int64, rows of ``table``, none twice.
+        table: [rows, width], written to.
+    """
+    table.index_copy_(0, indices, values.to(table.dtype))

@@ -160,6 +160,18 @@ void ngram_gather(const char* table, int64_t row_bytes, int64_t first, int64_t r
   });
 }
 
+// Row i of values to row indices[i] of table [rows, row_bytes], for every i; no index twice.
+void ngram_put(char* table, int64_t row_bytes, const int64_t* indices, int64_t count,
+               const char* values, int64_t threads) {
+  in_parallel((count + kSome - 1) / kSome, threads, [&](int64_t part) {
+    const int64_t end = std::min(count, (part + 1) * kSome);
+    for (int64_t at = part * kSome; at < end; ++at) {
+      if (at + kAhead < count) __builtin_prefetch(table + indices[at + kAhead] * row_bytes, 1);
+      std::memcpy(table + indices[at] * row_bytes, values + at * row_bytes, row_bytes);
+    }
+  });
+}
+
 // to[indices[i] - first] += from[i] for every i that has such a row; indices [positions, tables] where
 // no two tables share a row, from [positions, tables, width], to [rows, width].
 #define NGRAM_SCATTER(NAME, FROM, TO)                                                              \
