@@ -45,6 +45,13 @@ def inputs_fault(inputs: Inputs) -> str | None:
         wide = (inputs.x.shape[-1], inputs.B.shape[-1])
         odd = [size for size in wide if size < least or size & (size - 1)]
         return f"head and state are powers of 2 there, 16 or more; found {wide}" if odd else None
+    heads, groups = inputs.x.shape[2], inputs.B.shape[3]
+    # Whoever keeps no states trains, and a recomputed forward pass is to be the first one's.
+    if groups not in (1, heads) and (torch.is_grad_enabled() or not inputs.keep):
+        return (
+            "the kernels with MIMO have a backward pass for one group on a rank or one for each of "
+            f"its heads; found {groups} groups of {heads} heads"
+        )
     if importlib.util.find_spec("tilelang") is None:
         return "the package tilelang, of the kernels with MIMO, is not installed"
     if inputs.state is not None:
@@ -117,21 +124,46 @@ def last_angle(inputs: Inputs) -> Tensor:
 def _mimo(x: Inputs, shared: dict[str, Any]) -> tuple[Tensor, State | None]:
     module = importlib.import_module("mamba_ssm.ops.tilelang.mamba3.mamba3_mimo")
     assert x.mimo is not None  # noqa: S101 - by the caller's choice, for the type alone
+    tensors = {
+        "Q": x.C,
+        "K": x.B,
+        "Q_bias": x.C_bias.float(),
+        "K_bias": x.B_bias.float(),
+        "MIMO_V": x.mimo.x.float(),
+        "MIMO_Z": x.mimo.z.float(),
+        "MIMO_Out": None if x.z is None else x.mimo.o.float(),
+        **shared,
+    }
     done = module.mamba3_mimo(
-        Q=x.C,
-        K=x.B,
-        Q_bias=x.C_bias.float(),
-        K_bias=x.B_bias.float(),
-        MIMO_V=x.mimo.x.float(),
-        MIMO_Z=x.mimo.z.float(),
-        MIMO_Out=None if x.z is None else x.mimo.o.float(),
         rotary_dim_divisor=x.B.shape[-1] // x.angle.shape[-1],
         dtype=x.x.dtype,
         return_state=x.keep,
-        **shared,
+        **{name: _plain(it) if isinstance(it, Tensor) else it for name, it in tensors.items()},
     )
+    y, *state = done if x.keep else (done,)
+    y = _PlainGradient.apply(y)
     if not x.keep:
-        y: Tensor = done
         return y, None
-    y, angle, h, b, last = done
+    angle, h, b, last = state
     return y, State(angle=angle, h=h, b=b.transpose(1, 2), x=last)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """``x`` with the strides of a new tensor of its shape.
+
+    TileLang compares all strides with those, even along a dimension of size 1, where torch calls
+    any stride contiguous.
+    """
+    return x.reshape(-1).view(x.shape)
+
+
+class _PlainGradient(torch.autograd.Function):
+    """``x``, whose gradient comes back with the strides of a new tensor."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return _plain(gradients[0])
