@@ -255,16 +255,25 @@ def test_a_right_guess_is_used_and_fetched_once(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(found, build("ngram_hash", "host")(ids.clone()).detach())
 
 
-def test_rows_that_a_step_changes_are_moved_again() -> None:
+def test_rows_that_a_step_changes_are_moved_again_and_no_others() -> None:
     host, ids = build("ngram_hash", "host"), batch(1)
     optimizer = torch.optim.SGD(host.parameters(), lr=0.5)
     loss_of(host, ids).backward()
-    following = ids.clone()
+    following = batch(2)
     fetch_ahead(host, following)
     (guess,) = host.tables.host._guesses
-    guess._found.result()  # looked up before the step
+    found = guess._found.result()  # looked up before the step
+    before = host.tables.weight.clone()
     optimizer.step()
+    changed = (host.tables.weight != before).any(dim=1)
+    stale = guess._stale(found.rows)
+    assert stale is not None
+    assert torch.equal(stale, changed[found.rows])
+    assert 0 < stale.sum() < len(stale)
     assert torch.equal(called(host, following), called(copy.deepcopy(host), following))
+    fetch_ahead(host, following)
+    (guess,) = host.tables.host._guesses
+    assert guess._stale(found.rows) is None  # of the values of now
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -279,7 +288,8 @@ def test_a_guess_is_fetched_beside_the_model_or_at_once_and_its_error_comes_out_
         raise LookupError(message)
 
     ids, host = batch(1), build("ngram_hash", "host")
-    guess = Guess(fails, beside=beside, batch=(ids,), ids=ids, starts=None)
+    asked: Any = {"beside": beside, "ids": ids, "starts": None, "stale": lambda _: None}
+    guess = Guess(fails, batch=(ids,), **asked)
     guess.begin()
     with pytest.raises(LookupError, match="no rows"):
         guess.fetched(torch.zeros(1))
@@ -288,7 +298,7 @@ def test_a_guess_is_fetched_beside_the_model_or_at_once_and_its_error_comes_out_
     def fetch() -> Any:
         return host.tables.host.fetch(host.indices(ids), 0, torch.device("cpu"))
 
-    guess = Guess(fetch, beside=beside, batch=(ids, None), ids=ids, starts=None)
+    guess = Guess(fetch, batch=(ids, None), **asked)
     host.tables.host.expect(guess)
     assert torch.equal(called(host, ids), called(build("ngram_hash", "device"), ids))
     assert not host.tables.host._guesses

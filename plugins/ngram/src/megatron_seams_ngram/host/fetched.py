@@ -50,9 +50,8 @@ class Guess:
             not change. See :meth:`is_of`.
         ids: [b, s] int64 on the host, what is hashed.
         starts: The starts of documents on the host, or None.
-
-    Attributes:
-        changed: Rows that were updated since the guess was made.
+        stale: Finds which of some rows, [u], were updated since the guess was made; None if there
+            was no update at all.
     """
 
     def __init__(
@@ -63,13 +62,13 @@ class Guess:
         batch: tuple[Tensor | None, ...],
         ids: Tensor,
         starts: Tensor | None,
+        stale: Callable[[Tensor], Tensor | None],
     ) -> None:
-        self._fetch, self._beside = fetch, beside
+        self._fetch, self._beside, self._stale = fetch, beside, stale
         self._batch = batch
         self._versions = _versions(batch)
         self._ids, self._starts = ids, starts
         self._found: Future[Fetched] = Future()
-        self.changed: list[Tensor] = []
 
     def begin(self) -> None:
         """Start to fetch."""
@@ -107,8 +106,8 @@ class Guess:
     def fetched(self, weight: Tensor) -> Fetched:
         """Wait for the rows; those that ``weight`` has changed since are moved again."""
         found = self._found.result().arrived()
-        if self.changed:
-            stale = torch.isin(found.rows, torch.cat(self.changed), assume_unique=False)
+        stale = self._stale(found.rows)
+        if stale is not None:
             at = stale.nonzero().squeeze(1)
             device, dtype = found.values.device, found.values.dtype
             fresh = weight[found.rows[at]].to(dtype)

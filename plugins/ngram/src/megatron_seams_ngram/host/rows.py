@@ -42,6 +42,9 @@ class HostRows:
         self.backend = None if backend == "triton" else backend
         self.rule: RowRule | None = None
         self.distinct = Distinct(len(weight))
+        # Each row's latest update, to know after a guess which rows are no longer what was moved.
+        self._updates = 0
+        self._updated = np.zeros(len(weight), dtype=np.int32)
         self._pending: list[tuple[Tensor, Tensor, torch.cuda.Event | None]] = []
         self._guesses: deque[Guess] = deque(maxlen=_GUESSES)
 
@@ -153,8 +156,19 @@ class HostRows:
     def step(self, rows: Tensor, gradient: Tensor, group: Mapping[str, Any], *, seam: str) -> None:
         """Update the rows that have a gradient, by the rule and the numbers of ``group``."""
         self.follow(group, seam=seam).step(rows, gradient, group)
-        for guess in self._guesses:
-            guess.changed.append(rows)
+        self._updates += 1
+        self._updated[rows.numpy()] = self._updates
+
+    def watched(self) -> Callable[[Tensor], Tensor | None]:
+        """What finds the rows that are updated from now on, among some; as a guess wants it."""
+        begun = self._updates
+
+        def stale(rows: Tensor) -> Tensor | None:
+            if self._updates == begun:
+                return None
+            return torch.from_numpy(self._updated[rows.numpy()] > begun)
+
+        return stale
 
 
 class Distinct:

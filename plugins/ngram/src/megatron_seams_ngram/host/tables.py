@@ -149,6 +149,7 @@ class HostNgramTables(NgramTables):
                 batch=batch,
                 ids=own,
                 starts=starts,
+                stale=self.host.watched(),
             )
         )
 
