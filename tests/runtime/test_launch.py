@@ -145,6 +145,22 @@ def test_features_are_attached_before_anything_wraps_the_model(found):
     assert found["hooks left at the end"] == 0
 
 
+def test_a_rank_that_the_others_would_wait_for_for_ever_stops_the_run(tmp_path):
+    from megatron_seams.errors import Refusal
+    from megatron_seams.runtime.trainer.stack import RECEIPT, receipt_stack
+
+    recipe, receipt = tmp_path / "recipe.toml", tmp_path / "receipt.json"
+    text = RECIPE.replace("*K*K", "D---").replace('K = "kda"', "")
+    text = text.replace("[megatron]\n", "[megatron]\ndsa_indexer_loss_coeff = 0.01\n")
+    recipe.write_text(text + "\n[parallelism]\npipeline-parallel = 2\n")
+    done = registry("resolve", recipe, "--receipt", receipt)
+    if "SEAM-R01" in done.stderr:
+        pytest.skip("this release has no token for sparse attention")
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(Refusal, match=r"SEAM-R08[^\0]*rank 1 has no layer"):
+        receipt_stack({RECEIPT: str(receipt)})
+
+
 @pytest.mark.parametrize(
     ("case", "said"),
     [

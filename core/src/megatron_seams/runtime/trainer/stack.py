@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from megatron_seams.base.files import read_file
 from megatron_seams.errors import LaunchInvalid, Refusal, SeamsError
 from megatron_seams.planning.environment import read_environment
+from megatron_seams.planning.indexer import waiting_ranks
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
@@ -109,8 +110,11 @@ def _prepare(file: str | None) -> tuple[str, PreparedPlan, dict[str, Any]]:
     differences = verify(receipt, environment)
     if differences:
         raise Refusal(differences)
+    plan = resolve(recipe, environment)
+    if waiting := list(waiting_ranks(plan)):  # also where the command line is not `registry args`'
+        raise Refusal(waiting)
     remember(read_file(receipt, MAX_BYTES).decode("utf-8"))
-    return file, prepare(resolve(recipe, environment), choose_backend()), body
+    return file, prepare(plan, choose_backend()), body
 
 
 class ReceiptStack(SeamHybridStack):
