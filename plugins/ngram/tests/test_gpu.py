@@ -135,7 +135,7 @@ def test_gradients_are_bitwise_a_loop_over_the_positions(
         placed = placed.transpose(0, 1).contiguous().transpose(0, 1)
     totals = []
     for _ in range(2):
-        totals.append(table.to(GPU))
+        totals.append(table.to(GPU, copy=True))
         triton.scatter(placed, at.to(GPU), first, totals[-1])
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[summed.itemsize]
     assert torch.equal(totals[0].view(bits), totals[1].view(bits))
