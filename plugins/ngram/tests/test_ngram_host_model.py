@@ -31,11 +31,11 @@ KEYS = tuple(
 )
 
 
-def plan_of(place: str, **parallelism: Any) -> Plan:
+def plan_of(place: str, pattern: str = "*-", **parallelism: Any) -> Plan:
     sizes = {"heads": 2, "table-rows": 100, "width": 4, "tables": place}
     table = {
         "schema": 1,
-        "model": {"name": "tiny", "pattern": "*-"},
+        "model": {"name": "tiny", "pattern": pattern},
         "features": [{"family": "ngram"}, {"family": "engram", "layers": [1]}],
         "seams": {"ngram_hash": sizes, "engram": sizes},
         "megatron": {
@@ -80,7 +80,14 @@ def clipping_on_a_cpu() -> Iterator[None]:
 class Run:
     """A model as upstream's trainer has it: wrapped, with its optimizer in its configuration."""
 
-    def __init__(self, plan: Plan, *, start: Path | None = None, **asked: Any) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        start: Path | None = None,
+        stage: dict[str, bool] | None = None,
+        **asked: Any,
+    ) -> None:
         from megatron.core.distributed import (
             DistributedDataParallel,
             DistributedDataParallelConfig,
@@ -91,7 +98,7 @@ class Run:
         from megatron_seams.runtime.model.build import build_model
 
         torch.manual_seed(7)
-        bare = build_model(plan)
+        bare = build_model(plan, **(stage or {}))
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for name, weight in sorted(bare.named_parameters()):
@@ -199,6 +206,30 @@ def on_tensor_ranks(plans: dict[str, Plan], folder: Path) -> dict[str, Any]:
     return found
 
 
+def on_stages(plan: Plan, folder: Path) -> tuple[float, int]:
+    """Two pipeline stages, of which the first has the tables, step together."""
+    from megatron.core.distributed import finalize_model_grads
+
+    from megatron_seams.runtime.cpu.world import cpu_world
+
+    with cpu_world(plan.parallelism) as groups, clipping_on_a_cpu():
+        first = groups.pp.rank() == 0
+        run = Run(plan, stage={"pre_process": first, "post_process": not first})
+        run.model.module.sharded_state_dict()
+        ids, positions = batch(0)
+        for _ in range(2):
+            run.model.zero_grad_buffer()
+            run.optimizer.zero_grad()
+            if not first:
+                run.model.module.set_input_tensor(torch.ones(LENGTH, 2, 32))
+            labels = None if first else ids
+            with resumed_from(folder):
+                run.model(ids if first else None, positions, None, labels=labels).mean().backward()
+            finalize_model_grads([run.model], pg_collection=groups)
+            _, norm, _ = run.optimizer.step()
+        return float(norm), run.tables[0].host.rule.steps if first else 0
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Both places on one rank, on two tensor-parallel and on two data-parallel ranks."""
@@ -226,6 +257,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             folder,
         )
         found["data"] = on_ranks(on_data_ranks, {place: plan_of(place) for place in places})
+        plan = plan_of("host", pattern="*|-", **{"pipeline-parallel": 2})
+        found["stages"] = on_ranks(on_stages, plan, folder / "device")
         found["groups"] = groups
         yield found
 
@@ -263,6 +296,12 @@ def test_two_ranks_step_rows_on_the_host_as_they_step_resident_ones(
     if spread == "tensor":
         close(first["host"]["losses"], runs["host, losses"])
         close(first["host"]["norms"], runs["host, norms"])
+
+
+def test_a_stage_without_tables_waits_for_none_of_the_other(runs: dict[str, Any]) -> None:
+    (norm, steps), (other, _) = runs["stages"]
+    assert norm == other > 0
+    assert steps == STEPS + 2  # with those of the checkpoint that the first stage alone reads
 
 
 def test_a_checkpoint_of_one_rank_loads_on_two_and_the_other_way(runs: dict[str, Any]) -> None:

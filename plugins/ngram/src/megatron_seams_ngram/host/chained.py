@@ -41,7 +41,7 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
     def __init__(self, native: ChainedOptimizer) -> None:
         super().__init__(torch.optim.SGD([torch.zeros(1)], lr=0.0), native.config)
         self.tables: list[Stepped] = []
-        self._native = native.chained_optimizers[0]
+        self._natives = list(native.chained_optimizers)
         self._norms: list[Tensor] = []
         self._gradients: list[tuple[Tensor, Tensor]] = []
 
@@ -65,13 +65,43 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
 
     def get_grad_stats_parallel_group(self) -> "ProcessGroup":
         """The ranks over which upstream adds up norms."""
-        group: ProcessGroup = self._native.get_grad_stats_parallel_group()
+        group: ProcessGroup = self._natives[0].get_grad_stats_parallel_group()
         return group
+
+    # Upstream asks each optimizer of a chain for these, and adds up over the ranks for each. A
+    # pipeline stage without tables has one optimizer less, and so these take part in nothing: the
+    # norms of the rows are counted with the native optimizer's beside them (:func:`_count_in`).
+
+    def get_grads_for_grad_norm(self, grad_norm_group: str | None = None) -> list[Tensor]:
+        """None of its own."""
+        del grad_norm_group
+        return []
+
+    def get_main_grads_for_grad_norm(self) -> list[Tensor]:
+        """None of its own; the name that 0.17 has."""
+        return []
+
+    def get_grad_norm(self) -> float:
+        """None of its own."""
+        return 0.0
+
+    def has_grad_norm_group(self, grad_norm_group: str) -> bool:
+        """It has no group of norms."""
+        del grad_norm_group
+        return False
+
+    def count_zeros(self) -> int:
+        """Rows without a gradient are not counted."""
+        return 0
+
+    def norms(self) -> list[Tensor]:
+        """The norm of each table's gradient, once there is one."""
+        return [norm.grad for norm in self._norms if norm.grad is not None]
 
     @torch.no_grad()
     def prepare_grads(self) -> bool:
         """Average the gradients over data-parallel ranks and take their norms; none overflows."""
-        scale = 1 / float(self._native.get_loss_scale())
+        scale = 1 / float(self._natives[0].get_loss_scale())
         self._gradients = []
         for tables, norm in zip(self.tables, self._norms, strict=True):
             host = tables.host
@@ -97,11 +127,11 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
 
     def group_of(self, tables: Stepped) -> dict[str, Any]:
         """The native group that has the parameters beside the rows."""
-        group = _group_beside(self._native, tables)
-        if group is None:
+        found = _beside(self._natives, tables)
+        if found is None:
             message = "the optimizer no longer has the parameters beside the rows"
             raise RuntimeError(message)
-        return group
+        return found[1]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
@@ -111,7 +141,7 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
 
     def get_loss_scale(self) -> Tensor:
         """The native one."""
-        scale: Tensor = self._native.get_loss_scale()
+        scale: Tensor = self._natives[0].get_loss_scale()
         return scale
 
     def reload_model_params(self, state_dict: Any = None) -> None:
@@ -244,14 +274,16 @@ def adopt(optimizer: Any, tables: Stepped) -> None:
     for wrong, found, advice in faults:
         if wrong:
             raise _cannot(tables, found, advice)
+    beside = _beside(optimizer.chained_optimizers, tables)
+    if beside is None:
+        raise _cannot(
+            tables,
+            "the optimizer that the configuration names does not have the model's parameters",
+            "set config.grad_scale_func to scale_loss of the model's own optimizer",
+        )
     if not isinstance(optimizer, ChainWithHostRows):
-        if _group_beside(optimizer.chained_optimizers[0], tables) is None:
-            raise _cannot(
-                tables,
-                "the optimizer that the configuration names does not have the model's parameters",
-                "set config.grad_scale_func to scale_loss of the model's own optimizer",
-            )
         member = HostRowsOptimizer(optimizer)
+        _count_in(beside[0], member)
         optimizer.chained_optimizers = [*optimizer.chained_optimizers, member]
         optimizer.__class__ = ChainWithHostRows
     member = optimizer.chained_optimizers[-1]
@@ -267,14 +299,31 @@ def adopt_and_resume(optimizer: Any, tables: Stepped) -> None:
     resume(tables)
 
 
-def _group_beside(optimizer: Any, tables: Stepped) -> dict[str, Any] | None:
-    beside = {id(one) for one in tables.beside}
-    beside |= {id(getattr(one, "main_param", None)) for one in tables.beside} - {id(None)}
-    for group in optimizer.param_groups:
-        if any(id(one) in beside for one in group["params"]):
-            found: dict[str, Any] = group
-            return found
+def _beside(optimizers: list[Any], tables: Stepped) -> tuple[Any, dict[str, Any]] | None:
+    """The optimizer that has the parameters beside the rows, and their group."""
+    own = {id(one) for one in tables.beside}
+    own |= {id(getattr(one, "main_param", None)) for one in tables.beside} - {id(None)}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if any(id(one) in own for one in group["params"]):
+                return optimizer, group
     return None
+
+
+def _count_in(native: Any, member: HostRowsOptimizer) -> None:
+    """Count the norms of the rows where the native optimizer's gradients are."""
+    name = "get_grads_for_grad_norm"
+    if not hasattr(native, name):
+        name = "get_main_grads_for_grad_norm"  # 0.17
+    own = getattr(native, name)
+
+    def with_rows(grad_norm_group: str | None = None) -> list[Tensor]:
+        if grad_norm_group is not None:
+            gradients: list[Tensor] = own(grad_norm_group)
+            return gradients
+        return [*own(), *member.norms()]
+
+    setattr(native, name, with_rows)
 
 
 def _cannot(tables: Stepped, found: str, advice: str) -> FeatureInvalid:

@@ -103,7 +103,7 @@ class RowRule:
     def resume(self, moments: Mapping[str, Tensor], steps: int) -> None:
         """Go on from moments and steps of another run."""
         for name, own in self.moments.items():
-            own.copy_(moments[name])
+            own.copy_(moments[name])  # nothing where it was read into its place
         self.steps = steps
 
 

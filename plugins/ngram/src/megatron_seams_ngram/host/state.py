@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from megatron_seams.runtime.checkpoint import saved_entries
 from megatron_seams.runtime.data_only import data_only
@@ -59,7 +61,9 @@ def resume(tables: Stepped) -> None:
 
 
 def load_moments(tables: Stepped, folder: Path) -> bool:
-    """Load the moments of the rows from a checkpoint; all ranks of the model call this.
+    """Load the moments of the rows from a checkpoint.
+
+    A rank reads by itself: pipeline stages without tables would miss a collective.
 
     Args:
         tables: Already described by its model's ``sharded_state_dict``, and with a rule.
@@ -72,7 +76,6 @@ def load_moments(tables: Stepped, folder: Path) -> bool:
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
     host = tables.host
-    entries = saved_entries(folder)
     described: dict[str, Any] = {}
     if tables.prefix is not None:
         described = tables.sharded_state_dict(tables.prefix)
@@ -84,12 +87,21 @@ def load_moments(tables: Stepped, folder: Path) -> bool:
     if host.rule is None or not host.rule.moments or not own:
         return False
     (entry,) = own
-    if any(_key(name, entry.key) not in entries for name in MOMENTS):
+    shape = tuple(entry.global_shape)
+    entries = saved_entries(folder)
+    keys = {name: _key(name, entry.key) for name in MOMENTS}
+    if any(key not in entries or entries[key].shape != shape for key in keys.values()):
         return False
-    wanted = {name: _like(entry, name, moment) for name, moment in host.rule.moments.items()}
+    # Whole, since torch's own reader cuts a plain tensor at no place.
+    whole = {
+        key: moment if shape == tuple(moment.shape) else moment.new_empty(shape)
+        for key, moment in zip(keys.values(), host.rule.moments.values(), strict=True)
+    }
     with data_only(folder):
-        loaded = dist_checkpointing.load(wanted, str(folder))
         common = dist_checkpointing.load_common_state_dict(str(folder))
+        load(whole, storage_reader=FileSystemReader(str(folder)), no_dist=True)
+    first = entry.global_offset[0]
+    loaded = {name: whole[key][first : first + len(host.weight)] for name, key in keys.items()}
     host.rule.resume(loaded, _steps(common, entry.key))
     return True
 
