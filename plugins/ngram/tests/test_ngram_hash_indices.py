@@ -15,7 +15,7 @@ from megatron_seams_ngram.tables.hash_tables import make_tables
 
 #: Under Triton's interpreter the backend is that one (``test_ngram_triton.py`` runs it so).
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-EXAMPLES = 10 if INTERPRETED else 60
+EXAMPLES = 5 if INTERPRETED else 60
 VOCAB_SIZE = 131_072
 EOD = 7
 
