@@ -421,6 +421,15 @@ def test_a_gradient_that_zero_grad_has_dropped_is_not_applied() -> None:
     assert torch.equal(host.tables.weight, plain.tables.weight)
 
 
+@pytest.mark.parametrize("seam", SEAMS)
+def test_rows_are_frozen_with_the_parameters_beside_them(seam: str) -> None:
+    host, ids = build(seam, "host").requires_grad_(False), batch(1)
+    assert not called(host, ids).requires_grad
+    host.requires_grad_()
+    loss_of(host, ids).backward()
+    assert host.tables.host.has_gradient
+
+
 def test_an_optimizer_of_something_else_does_not_step_the_rows() -> None:
     host = build("ngram_hash", "host")
     before = host.tables.weight.clone()

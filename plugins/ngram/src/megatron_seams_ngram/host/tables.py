@@ -99,7 +99,9 @@ class HostNgramTables(NgramTables):
         ids are copied to the host first, which on a GPU waits for it.
         """
         device = input_ids.device
-        if training := torch.is_grad_enabled():
+        # Frozen with what is beside them: nobody would take their gradient.
+        trained = any(one.requires_grad for one in self.beside)
+        if training := torch.is_grad_enabled() and trained:
             stepping.settle(self)
         fetched = self.host.guessed_of(batch)
         if fetched is None:
