@@ -1,6 +1,6 @@
 # Two commands on a bare machine: `make demo` and `make test`. Each sets up everything it needs.
 
-.PHONY: demo test test-fast lint rooms docs setup wheels clean
+.PHONY: demo test test-fast lint lint-types lint-rest rooms docs setup wheels clean
 
 demo: setup  ## The tour: audit, resolution, a refusal, a small hybrid learning text
 	@bash scripts/demo.sh
@@ -18,10 +18,15 @@ test: setup lint  ## Everything that CI runs
 test-fast: setup lint  ## The planner and the command line: neither torch nor Megatron is imported
 	@$(pytest) --light $(ARGS)
 
-lint: setup
+lint: setup  ## Style, types and the arrows between rooms; types are most of it, and take one core
+	@$(MAKE) --no-print-directory --jobs=2 lint-types lint-rest
+
+lint-types:
+	@bash scripts/types.sh
+
+lint-rest:
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
-	@bash scripts/types.sh
 	@.venv/bin/lint-imports --no-cache --config pyproject.toml >.tools/imports.log || { cat .tools/imports.log; exit 1; }
 	@.venv/bin/python scripts/rooms.py >.tools/rooms.log || { cat .tools/rooms.log; exit 1; }
 

@@ -1,11 +1,19 @@
 """Settings of every test of the repository, the plugins' too: their order and their processes."""
 
 import ast
+import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import settings
+
+from megatron_seams.planning import environment
+from megatron_seams.upstream.source import MegatronSource
+from megatron_seams.upstream.surface import NativeSurface
 
 #: From the fastest to the slowest; a test without any of these marks goes first: a mistake in the
 #: planner should not wait for a model to be built. The longest tests go before the many that build
@@ -19,6 +27,31 @@ _TORCH = frozenset({"torch", "triton", "megatron", "forked"})
 # A deadline in milliseconds says more of the machine than of the code.
 settings.register_profile("megatron-seams", deadline=None, derandomize=True)
 settings.load_profile("megatron-seams")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_reading_of_the_installed_megatron() -> Iterator[None]:
+    """Read the installed Megatron once in this process, and not a quarter of a second each time.
+
+    Its files stay as they are while the tests run; one that a test writes, which may be written
+    again, is read each time, and so is any by a process of its own.
+    """
+    kept: dict[str, MegatronSource] = {}
+    find, read = environment.importable_megatron, environment.read_surface
+    stay = (Path(sys.prefix), Path(__file__).parent)
+    read_once = functools.cache(read)
+
+    def find_once(*projects: Any) -> Any:
+        source, notes = find(*projects)
+        if source is not None and any(map(Path(source.origin).is_relative_to, stay)):
+            source = kept.setdefault(source.origin, source)
+        return source, notes
+
+    def surface(source: MegatronSource) -> NativeSurface:
+        return read_once(source) if source in kept.values() else read(source)
+
+    with mock.patch.multiple(environment, importable_megatron=find_once, read_surface=surface):
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

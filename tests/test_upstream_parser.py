@@ -4,9 +4,11 @@ On the Megatron that is imported; tests/test_releases.py runs this on the other 
 with upstream's parser (tests/real_parser.py) answers for all tests.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 import pytest
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 
 import forked
 from megatron_seams.cli import cli
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.upstream.locate import importable_megatron
 from megatron_seams.upstream.settings import read_settings
 
@@ -58,8 +61,10 @@ def real(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Real:
     latent = folder / "latent.toml"
     latent.write_text(LATENT)
     lines = []
+    once = functools.cache(read_environment)  # one Megatron for all of them
     for file in [*sorted((repository / "recipes").glob("*.toml")), latent]:
-        done = CliRunner().invoke(cli, ["args", str(file), "--lines"])
+        with mock.patch("megatron_seams.cli.args.read_environment", once):
+            done = CliRunner().invoke(cli, ["args", str(file), "--lines"])
         assert done.exit_code in (0, 2), done.output
         if done.exit_code == 0:
             lines.append(done.stdout.splitlines())

@@ -74,7 +74,6 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         del sys.modules[name]  # the next test has another
 
 
-@pytest.mark.release
 def test_a_seam_that_keeps_every_rule_passes(kit) -> None:
     found = kit()
     assert list(found.texts) == ["test_two_ranks_compute_what_one_does[context-parallel]"]

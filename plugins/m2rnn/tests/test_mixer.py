@@ -34,7 +34,7 @@ from megatron_seams_m2rnn.ops.operator import m2rnn
 from megatron_seams_m2rnn.options import Options
 from megatron_seams_m2rnn.plugin import recurrent_layer
 
-pytestmark = [pytest.mark.megatron, pytest.mark.release]
+pytestmark = pytest.mark.megatron
 
 HIDDEN = 32
 #: Since 0.18 the stack names its layers.

@@ -1,6 +1,6 @@
 """Real ranks over gloo: every way of spreading the mixer gives one rank's numbers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -66,27 +66,21 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Spread:
     return Spread(one_rank=ONE_RANK, over=EVERY, saved=SAVED, folder=folder)
 
 
-def cases(names: Iterable[str]) -> list[Any]:
-    """Two ranks once for every release of Megatron; what four add is no release's matter."""
-    marks = dict.fromkeys(TWO_RANKS, pytest.mark.release)
-    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
-
-
-@pytest.mark.parametrize("name", cases(EVERY))
+@pytest.mark.parametrize("name", EVERY)
 def test_the_outputs_are_one_ranks(name: str, spread: Spread) -> None:
     spread.check_outputs(name)
 
 
-@pytest.mark.parametrize("name", cases(EVERY))
+@pytest.mark.parametrize("name", EVERY)
 def test_the_gradients_are_one_ranks(name: str, spread: Spread) -> None:
     spread.check_gradients(name)
 
 
-@pytest.mark.parametrize("name", cases(name for name in EVERY if name.endswith("packed")))
+@pytest.mark.parametrize("name", [name for name in EVERY if name.endswith("packed")])
 def test_no_document_reaches_the_next(name: str, spread: Spread) -> None:
     spread.check_documents(name)
 
 
-@pytest.mark.parametrize("name", cases(SAVED))
+@pytest.mark.parametrize("name", SAVED)
 def test_the_checkpoint_is_read_on_one_rank(name: str, spread: Spread) -> None:
     spread.check_checkpoint(name)

@@ -12,7 +12,7 @@ from megatron_seams.runtime.cpu.world import cpu_world
 from megatron_seams.runtime.model.build import build_model
 from seam_support import plan, recipe
 
-pytestmark = [pytest.mark.megatron, pytest.mark.release]
+pytestmark = pytest.mark.megatron
 
 SIZES = {"state-size": 8, "head-dim": 8, "chunk-size": 4}
 

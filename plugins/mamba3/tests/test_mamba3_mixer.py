@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from authors_block import forward, published  # beside this file, which is on no path
 
-pytestmark = [pytest.mark.megatron, pytest.mark.release]
+pytestmark = pytest.mark.megatron
 
 WIDTH = 16
 SIZES = {"state-size": 8, "head-dim": 8, "groups": 2}

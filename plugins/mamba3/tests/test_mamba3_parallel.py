@@ -6,7 +6,7 @@ import pytest
 
 from over_ranks import BOUNDS, IDS, PP, ROW, SP, TP, Run, Spread
 
-pytestmark = [pytest.mark.megatron, pytest.mark.release]
+pytestmark = pytest.mark.megatron
 
 SIZES = {"state-size": 8, "head-dim": 8, "chunk-size": 8}
 
