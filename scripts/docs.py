@@ -46,8 +46,8 @@ lets nothing go on: the output cannot be written (a full disk), whoever reads it
 (`registry list | head -1`, with `set -o pipefail`), the working directory is gone. 130 is that of
 an interruption.
 
-With `--json` the answer is one document, of a schema that `registry docs` lists; a refusal too, of
-[refused.schema.json](schema/refused.schema.json).
+With `--json` the answer is one document, of a schema that `registry docs` lists; a refusal too, and
+a command line that cannot be read, of [refused.schema.json](schema/refused.schema.json).
 
 Tables and drawings fit the terminal: columns that find no room go below their row, and nothing is
 cut. Paths and next steps stay one line, to be copied. A pipe has 100 columns, and `COLUMNS` sets

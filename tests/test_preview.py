@@ -15,7 +15,7 @@ from megatron_seams.planning.environment import Environment
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.locate import open_megatron
 from megatron_seams.upstream.surface import read_surface
-from seam_support import environment, make_seam, recipe, registry
+from seam_support import environment, make_seam, recipe, registry, toml
 
 pytestmark = pytest.mark.published
 
@@ -218,6 +218,18 @@ def test_every_recipe_can_be_previewed(repository: Path) -> None:
     done = registry("preview", newer, *files, "--json", "--megatron", older)
     assert done.returncode in (0, 1), done.stderr
     assert [one["name"] for one in json.loads(done.stdout)["recipes"]] == files
+
+
+def test_a_glob_that_names_no_file_hides_no_other(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    model = {"schema": 1, "model": {"name": "m", "pattern": "M-"}}
+    (tmp_path / "recipes" / "m.toml").write_text(toml(model))
+    globs = 'recipes = ["gone/*.toml", "recipes/*.toml"]\nrefused = ["later/*.toml"]\n'
+    (tmp_path / "pyproject.toml").write_text(f"[tool.megatron-seams.holds]\n{globs}")
+    wheel = str(megatron_releases.wheel("0.18"))
+    done = registry("preview", wheel, "--json", cwd=tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    assert [one["name"] for one in json.loads(done.stdout)["recipes"]] == ["recipes/m.toml"]
 
 
 def test_what_is_no_megatron_is_refused(tmp_path: Path) -> None:

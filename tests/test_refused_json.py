@@ -124,3 +124,35 @@ def test_a_streams_encoding_does_not_break_the_document(tmp_path: Path) -> None:
         assert (
             json.loads(done.stdout.encode().decode(encoding))["reasons"][0]["file"] == "café.toml"
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("list", "--json", "--colour"), "No such option"),
+        (("resolve", "--json"), "Missing argument"),
+        (("--json", "lsit"), "No such option"),
+        (("lsit", "--json"), "No such command 'lsit'"),
+        (("accept", "nowhere.json", "--json"), "Missing option '--reason'"),
+        (("smoke", "M", "--steps", "many", "--json"), "'many' is not a valid integer"),
+        (("check", "--format", "json", "--codeowners"), "requires an argument"),
+        (("check", "--format=json", "--colour"), "No such option"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_document_too(
+    arguments: tuple[str, ...], said: str, schemas: dict[str, Any]
+) -> None:
+    done = registry(*arguments, code=2)
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    jsonschema.validate(found, schemas["refused.schema.json"])
+    (reason,) = found["reasons"]
+    assert reason["code"] == "SEAM-A02"
+    assert said in reason["found"]
+    assert reason["next"].startswith("follow its usage: registry")
+
+
+def test_for_a_person_it_stays_text() -> None:
+    done = registry("resolve", "--dialect", "nam", "--", "--json", "M", code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("Usage: registry resolve")

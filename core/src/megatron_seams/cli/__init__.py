@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib
 import io
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -147,13 +148,40 @@ def _run() -> int:
         except OSError as error:
             raise _CannotGoOn(error) from error
     except click.ClickException as error:
-        error.show()
+        if _for_a_program(sys.argv[1:]):
+            _print_misused(error)
+        else:
+            error.show()
         return error.exit_code
     except click.Abort:
         return _stop("interrupted", INTERRUPTED)
     except _CannotGoOn as error:
         return _stop(str(error), ExitCode.ENVIRONMENT)
     return int(code or ExitCode.OK)
+
+
+def _for_a_program(arguments: list[str]) -> bool:
+    """Whether a command line that could not be parsed asks for JSON."""
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    after = dict(itertools.pairwise(words))
+    return "--json" in words or "--format=json" in words or after.get("--format") == "json"
+
+
+def _print_misused(error: click.ClickException) -> None:
+    """Print what click found as a refusal."""
+    from megatron_seams.cli.common import print_refusal
+    from megatron_seams.errors import UsageInvalid
+
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "registry"
+    usage = context.get_usage().partition(" ")[2] if context else f"{command} --help"
+    fault = UsageInvalid(
+        asked=f"the command line of {command}",
+        found=error.format_message(),
+        next=f"follow its usage: {' '.join(usage.split())}",
+        subject=command,
+    )
+    print_refusal(Refusal([fault]), schema=1)
 
 
 def _stop(message: str, code: int) -> int:

@@ -152,18 +152,28 @@ def show_notes(notes: Iterable[str], *, label: str = "note") -> None:
         out.print(Text(f"{label}: {note}"))
 
 
+def print_refusal(refusal: Refusal, *, schema: int) -> None:
+    """Print a refusal as JSON.
+
+    Args:
+        refusal: The refusal.
+        schema: The version of the command's document.
+    """
+    print_json(
+        {
+            "schema": schema,
+            "outcome": "refused",
+            "reasons": [reason.to_dict() for reason in refusal.reasons],
+            "findings": [finding.to_dict() for finding in refusal.findings],
+        }
+    )
+
+
 def show_refusal(refusal: Refusal, context: click.Context) -> None:
     """Print every reason of a refusal, then the other findings; as JSON where that was asked."""
     schema = context.meta.get(_JSON)
     if schema is not None:
-        print_json(
-            {
-                "schema": schema,
-                "outcome": "refused",
-                "reasons": [reason.to_dict() for reason in refusal.reasons],
-                "findings": [finding.to_dict() for finding in refusal.findings],
-            }
-        )
+        print_refusal(refusal, schema=schema)
         return
     show_faults(refusal.reasons, style="bold red")
     show_faults(refusal.findings, style="yellow")

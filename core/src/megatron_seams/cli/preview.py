@@ -58,7 +58,7 @@ def preview_command(
         raise Refusal(faults)
     if not models:
         workspace = read_workspace(Path())
-        held = {*workspace.committed("recipes")} - {*workspace.committed("refused")}
+        held = {*workspace.files("recipes")} - {*workspace.files("refused")}
         models = tuple(os.path.relpath(file) for file in sorted(held))
     recipes = [(model, recipe_of(model, None, None)) for model in models]
     found = preview(before, after, recipes)

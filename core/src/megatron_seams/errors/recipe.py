@@ -59,3 +59,9 @@ class NoArgument(RecipeError):
     """A part of a plan that no flag of this Megatron's command line expresses."""
 
     code = "SEAM-A01"
+
+
+class UsageInvalid(RecipeError):
+    """A command line with an option, an argument or a value that its command does not take."""
+
+    code = "SEAM-A02"

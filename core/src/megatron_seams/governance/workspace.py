@@ -1,6 +1,5 @@
 """A workspace's settings: ``[tool.megatron-seams]`` in its root ``pyproject.toml``."""
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,8 +100,8 @@ class Workspace:
             # The default globs are those of files that hold; none is refused by default.
             if key == "refused" and not self.holds.refused:
                 continue
-            with contextlib.suppress(WorkspaceInvalid):
-                found.update(self.committed(key))
+            for _, files in self._matched(key):
+                found |= files
         return tuple(sorted(found))
 
     def committed(self, key: str) -> Iterator[Path]:
@@ -111,24 +110,28 @@ class Workspace:
         Raises:
             WorkspaceInvalid: A glob of the table matches no file.
         """
-        globs: tuple[str, ...] | None = getattr(self.holds, key)
-        suffix = "json" if key == "receipts" else "toml"
-        if self.root is None:
-            return
         found: set[Path] = set()
-        for glob in (f"{key}/*.{suffix}",) if globs is None else globs:
-            try:
-                files = {file for file in self.root.glob(glob) if file.is_file()}
-            except (ValueError, NotImplementedError):  # empty, or from the root of the machine
-                files = set()
-            if globs is not None and not files:
+        for glob, files in self._matched(key):
+            if not files and getattr(self.holds, key) is not None:
                 raise _invalid(
-                    self.file or self.root / _PROJECT,
+                    self.file or Path(self.root or "", _PROJECT),
                     f"{glob!r} names no file",
                     f"tool.{TABLE}.holds.{key}",
                 )
             found |= files
         yield from sorted(found)
+
+    def _matched(self, key: str) -> Iterator[tuple[str, set[Path]]]:
+        """Each glob of ``holds.KEY``, or the one in its place, with the files that it matches."""
+        globs: tuple[str, ...] | None = getattr(self.holds, key)
+        suffix = "json" if key == "receipts" else "toml"
+        if self.root is None:
+            return
+        for glob in (f"{key}/*.{suffix}",) if globs is None else globs:
+            try:
+                yield glob, {file for file in self.root.glob(glob) if file.is_file()}
+            except (ValueError, NotImplementedError):  # empty, or from the root of the machine
+                yield glob, set()
 
 
 def read_workspace(folder: Path) -> Workspace:
