@@ -230,6 +230,17 @@ def on_stages(plan: Plan, folder: Path) -> tuple[float, int]:
         return float(norm), run.tables[0].host.rule.steps if first else 0
 
 
+def on_two_ranks(
+    tensor: dict[str, Plan], data: dict[str, Plan], stages: Plan, folder: Path
+) -> dict[str, Any]:
+    """All that two ranks do, in one launch."""
+    return {
+        "tensor": on_tensor_ranks(tensor, folder),
+        "data": on_data_ranks(data),
+        "stages": on_stages(stages, folder / "device"),
+    }
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Both places on one rank, on two tensor-parallel and on two data-parallel ranks."""
@@ -251,14 +262,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             found[f"{place}, norms"] = list(run.norms)
             found[f"{place}, later losses"] = run.steps(groups)
         places = ("device", "host")
-        found["tensor"] = on_ranks(
-            on_tensor_ranks,
-            {place: plan_of(place, **{"tensor-parallel": 2}) for place in places},
+        tensor, stages = {"tensor-parallel": 2}, {"pipeline-parallel": 2}
+        ranks = on_ranks(
+            on_two_ranks,
+            {place: plan_of(place, **tensor) for place in places},
+            {place: plan_of(place) for place in places},
+            plan_of("host", pattern="*|-", **stages),
             folder,
         )
-        found["data"] = on_ranks(on_data_ranks, {place: plan_of(place) for place in places})
-        plan = plan_of("host", pattern="*|-", **{"pipeline-parallel": 2})
-        found["stages"] = on_ranks(on_stages, plan, folder / "device")
+        found |= {name: [rank[name] for rank in ranks] for name in ranks[0]}
         found["groups"] = groups
         yield found
 
