@@ -1,6 +1,5 @@
 """The seam's life over published releases: trained where it is needed, loaded natively later."""
 
-import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -22,28 +21,20 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPE = Path(__file__).with_name("latent.toml")
 
 
+#: The first release that needs the seam, whose checkpoints are furthest from the installed one's.
+RELEASE = megatron_releases.RUN[0]
+
+
 @pytest.fixture(scope="module")
-def proof_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a few training steps through the seam on an older release."""
     if not _native_here():
         pytest.skip("this Megatron does not build MLA by itself: there is nothing to graduate to")
-    folder = tmp_path_factory.mktemp("proofs")
-
-    @functools.cache
-    def make(release: str) -> Path:
-        made, older = folder / release, megatron_releases.installation(release)
-        arguments = ("smoke", str(RECIPE), "--steps", "3", "--save", str(made))
-        done = registry(*arguments, path=[older])
-        assert done.returncode == 0, done.stderr
-        return made
-
-    return make
-
-
-@pytest.fixture
-def proof(proof_of: Callable[[str], Path]) -> Path:
-    """The proof of the last release that needs the seam."""
-    return proof_of(megatron_releases.RUN[-1])
+    made = tmp_path_factory.mktemp("proofs") / RELEASE
+    arguments = ("smoke", str(RECIPE), "--steps", "3", "--save", str(made))
+    done = registry(*arguments, path=[megatron_releases.installation(RELEASE)])
+    assert done.returncode == 0, done.stderr
+    return made
 
 
 def _native_here() -> bool:
@@ -63,17 +54,13 @@ def report(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("release", megatron_releases.RUN)
-def test_the_checkpoint_loads_natively_with_the_same_keys_and_numbers(
-    proof_of: Callable[[str], Path], release: str
-) -> None:
-    proof = proof_of(release)
+def test_the_checkpoint_loads_natively_with_the_same_keys_and_numbers(proof: Path) -> None:
     done = forked.registry("graduate", "mla", "--from", str(proof))
     assert done.returncode == 0, done.stderr
     assert "seam mla is deletable: delete plugins/mla" in done.stdout
     found = report(proof)
     assert found["deletable"]
-    assert found["saved_on"]["megatron_core"].startswith(f"{release}.")
+    assert found["saved_on"]["megatron_core"].startswith(f"{RELEASE}.")
     assert [layer["position"] for layer in found["layers"]] == [1, 3]
     assert {layer["saved_through"] for layer in found["layers"]} == {"attention_layer *"}
     assert {layer["built_by"] for layer in found["layers"]} == {"mla_layer +"}
@@ -99,7 +86,7 @@ def test_its_receipt_is_refused_until_it_is_accepted(damaged: Path) -> None:
 
 
 def test_a_release_that_still_needs_the_seam_graduates_nothing(proof: Path) -> None:
-    older = megatron_releases.installation(proof.name)
+    older = megatron_releases.installation(RELEASE)
     done = registry("graduate", "mla", "--from", str(proof), path=[older])
     assert done.returncode == 2
     assert "SEAM-G02" in done.stderr
