@@ -137,7 +137,7 @@ class Piece(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a rank saw; plain values, which travel between processes.
+    """The results of a rank; plain values, which travel between processes.
 
     ``logits`` is [b, s, vocabulary] of this rank's ``tokens`` of the row, None before the last
     pipeline stage; ``changed`` the same with another first document, of a packed row;

@@ -1,4 +1,4 @@
-"""What the tables of benchmarks/gpu/trainer.py read from output, and when a row holds."""
+"""The tables of benchmarks/gpu/trainer.py: their reading of output, and when a row holds."""
 
 import math
 
@@ -61,12 +61,12 @@ def test_every_layout_is_a_recipe_of_the_same_model() -> None:
 
 
 def test_a_refusal_is_read_from_what_a_rank_printed() -> None:
-    said = """
+    message = """
 [rank0]: megatron_seams.errors.base.Refusal: [SEAM-B11] one model on all 2 ranks
 [rank0]:   found: rank 0 (on a): one plan; rank 1: silent for 15 s
 [rank0]:   next: look at rank 1
 """
-    ended = Ended(codes=(1, -15), texts=(said, said), seconds=1.0, stopped=None)
+    ended = Ended(codes=(1, -15), texts=(message, message), seconds=1.0, stopped=None)
     assert ended.refusals() == [
         "[SEAM-B11] one model on all 2 ranks "
         "found: rank 0 (on a): one plan; rank 1: silent for 15 s"

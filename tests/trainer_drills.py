@@ -63,7 +63,7 @@ class Drill:
 
     Attributes:
         name: As the table has it.
-        said: A regular expression for the refusal that some rank prints.
+        refusal: A regular expression for the refusal that some rank prints.
         paths: Rank -> the folders that go first on its path, in place of ``site``.
         receipts: Rank -> the file of its receipt, in place of the recipe's; empty for none.
         pattern: The command line's, in place of the receipt's.
@@ -72,7 +72,7 @@ class Drill:
     """
 
     name: str
-    said: str = r"\[SEAM-B11\]"
+    refusal: str = r"\[SEAM-B11\]"
     paths: Mapping[int, tuple[str, ...]] = attrs.field(factory=dict)
     receipts: Mapping[int, str] = attrs.field(factory=dict)
     pattern: str = ""
@@ -81,9 +81,9 @@ class Drill:
 
 
 DRILLS: Final = (
-    Drill(name="both lack the plugin", said=r"\[SEAM-[A-Z]\d\d\]", paths={0: (), 1: ()}),
-    Drill(name="no receipt", said=r"\[SEAM-B09\]", receipts={0: "", 1: ""}),
-    Drill(name="another pattern", said=r"\[SEAM-B09\]", pattern="*M*-"),
+    Drill(name="both lack the plugin", refusal=r"\[SEAM-[A-Z]\d\d\]", paths={0: (), 1: ()}),
+    Drill(name="no receipt", refusal=r"\[SEAM-B09\]", receipts={0: "", 1: ""}),
+    Drill(name="another pattern", refusal=r"\[SEAM-B09\]", pattern="*M*-"),
     Drill(name="rank 1 has another plugin version", paths={1: ("other",)}),
     Drill(name="rank 1 has another Megatron", another=True),
     Drill(name="rank 1 lacks megatron-seams", paths={1: ("absent", "site")}),

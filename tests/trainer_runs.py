@@ -68,8 +68,8 @@ class Ran:
     def why(self) -> str:
         """The line that says why it failed: a refusal's first, or the last error's."""
         found = re.findall(r"^.*(?:\[SEAM-|Error: |Error\b).*$", self.text, re.MULTILINE)
-        said = [line for line in found if "ChildFailedError" not in line]
-        return (said or ["nothing was said"])[0].strip()[:200]
+        lines = [line for line in found if "ChildFailedError" not in line]
+        return (lines or ["no output"])[0].strip()[:200]
 
 
 @attrs.frozen(kw_only=True)
@@ -96,7 +96,7 @@ class Trainer:
         return os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}
 
     def registry(self, *words: object) -> str:
-        """What a command of ``registry`` prints."""
+        """The output of a command of ``registry``."""
         command = [sys.executable, "-m", "megatron_seams", *map(str, words)]
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=False, timeout=120

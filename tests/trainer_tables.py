@@ -1,4 +1,4 @@
-"""What runs under upstream's trainer have to show, as rows of a table: one GPU, layouts, drills."""
+"""The bars of runs under upstream's trainer, as rows of a table: one GPU, layouts, drills."""
 
 import math
 import re
@@ -215,16 +215,16 @@ def drills(trainer: Trainer, other: Path | None, chosen: str = "") -> Iterator[R
 def _drilled(trainer: Trainer, asked: Drill) -> Row:
     ended = drill(trainer, asked)
     refusals = ended.refusals()
-    said = next((text for text in refusals if re.search(asked.said, text)), None)
+    refusal = next((text for text in refusals if re.search(asked.refusal, text)), None)
     stopped = "" if ended.stopped is None else f"{ended.stopped:.1f} s after its arrival, "
     return Row(
         what=asked.name,
-        holds=said is not None
+        holds=refusal is not None
         and len(ended.codes) == RANKS
         and all(code not in (0, None) for code in ended.codes)
         and not ended.trained,
         seconds=ended.seconds,
-        figures=f"{stopped}codes {ended.codes}: {said or refusals or 'nothing was said'}",
+        figures=f"{stopped}codes {ended.codes}: {refusal or refusals or 'no output'}",
     )
 
 

@@ -67,7 +67,7 @@ CASES = (
 
 @attrs.define
 class Figures:
-    """What is measured of one way at one size; times in milliseconds."""
+    """The measurements of one way at one size; times in milliseconds."""
 
     forward: list[float] = attrs.field(factory=list)
     both: list[float] = attrs.field(factory=list)

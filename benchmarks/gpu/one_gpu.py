@@ -1,4 +1,4 @@
-"""What the model benchmarks share: Megatron in one process on one GPU, plans, and a timed step."""
+"""Parts of the model benchmarks: Megatron in one process on one GPU, plans, a timed step."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping

@@ -6,7 +6,7 @@ import pytest
 
 
 def lacks() -> str:
-    """What this machine lacks; empty if nothing."""
+    """The parts this machine lacks; empty if none."""
     import torch
 
     if not torch.cuda.is_available():

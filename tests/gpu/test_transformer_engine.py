@@ -60,7 +60,7 @@ def test_offloaded_activations_give_the_gradients_of_none(seam, monkeypatch):
 
     from gpu_models import CASES, PRECISIONS, build, difference, gradients
 
-    # What the next backward pass wants at once stays: the last attention layer's.
+    # The last attention layer's stay: the next backward pass wants them at once.
     case = attrs.evolve(CASES[seam], pattern=CASES[seam].pattern.replace("*", "***"))
     kind = PRECISIONS["bf16"]
     model = build(case.plan(**kind))

@@ -21,7 +21,7 @@ SPEC = ("megatron_seams.runtime.launch", "stack_spec")
 
 
 def load(receipt):
-    """What upstream makes of --spec, with that receipt."""
+    """Upstream's result for --spec, with that receipt."""
     for name in (SPEC[0], "megatron_seams.runtime.trainer.stack"):
         sys.modules.pop(name, None)
     if receipt is None:
@@ -81,7 +81,7 @@ def refused(spec, pattern, groups, **changes):
 
 
 def held_native(spec, groups):
-    """What stops a plan of native layers alone, whose embeddings rotate."""
+    """The refusals of a plan of native layers alone, whose embeddings rotate."""
     found = {
         name: refused(spec, "*-*-", groups, arguments=arguments)
         for name, arguments in {

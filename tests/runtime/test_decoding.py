@@ -1,4 +1,4 @@
-"""What a recurrent layer keeps in upstream's inference context, and what is refused beside it."""
+"""The state of a recurrent layer in upstream's inference context, and the refusals beside it."""
 
 from types import SimpleNamespace
 from typing import Any

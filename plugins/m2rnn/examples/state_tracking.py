@@ -1,4 +1,4 @@
-"""What a non-linear state is for: parity, followed beyond the lengths that were trained on.
+"""The use of a non-linear state: parity, followed beyond the lengths that were trained on.
 
 One M²RNN block and one attention block of the same width and about the same size are trained on
 sequences of up to 64 bits and then asked at 256; so is attention with a feed-forward layer after
@@ -32,7 +32,7 @@ RATES: Final = (2e-3, 2e-2)
 
 @attrs.frozen(kw_only=True)
 class Block:
-    """What is compared.
+    """A model of the comparison.
 
     Attributes:
         layers: Its pattern in Megatron's symbols, with R for recurrent.

@@ -17,7 +17,7 @@ class OnGpu(Tensor):
 
 @pytest.fixture
 def wanted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, ...]]:
-    """What each call of a compiled function is specialised on: gradients, and whose."""
+    """The specialisation of each call of a compiled function: gradients, and whose."""
     calls: list[tuple[bool, ...]] = []
 
     def compile_(function: Any) -> Any:

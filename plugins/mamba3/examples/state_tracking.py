@@ -1,4 +1,4 @@
-"""What a turning state is for: parity, where a state that only decays has a coin's chance.
+"""The use of a turning state: parity, where a state that only decays has a coin's chance.
 
 A state that only decays, as Mamba-2's does, forgets or adds up; one that turns by half a circle at
 each 1 is a machine of two states. One Mamba-3 block is trained on sequences of up to 64 bits and
@@ -32,7 +32,7 @@ RATES: Final = (5e-3, 2e-2)
 
 @attrs.frozen(kw_only=True)
 class Block:
-    """What is compared.
+    """A model of the comparison.
 
     Attributes:
         family: Of its one layer.

@@ -287,7 +287,7 @@ def own_module(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def tokens(*, rows: int, length: int) -> Tensor:
-    """What enters a block, [rows, length, width]."""
+    """Inputs of a block, [rows, length, width]."""
     generator = torch.Generator().manual_seed(3)
     return torch.randn(rows, length, WIDTH, generator=generator).bfloat16().cuda()
 

@@ -1,4 +1,4 @@
-"""What the authors' kernels are called with: on a CPU, by a stand-in that takes what they take."""
+"""The arguments of the authors' kernels: on a CPU, by a stand-in with their restrictions."""
 
 import sys
 from types import SimpleNamespace
@@ -141,15 +141,15 @@ def test_groups_that_they_have_no_backward_pass_for_are_said_where_one_may_come(
     of = call(2, rows=1, gated=True, bounds=None)
     half = attrs.evolve(of, **{name: getattr(of, name).bfloat16() for name in ("x", "B", "C")})
     half = attrs.evolve(half, chunk=16)
-    said = "for one group on a rank or one for each of its heads; found 2 groups of 4 heads"
+    reason = "for one group on a rank or one for each of its heads; found 2 groups of 4 heads"
     for keep in (False, True):
         fault = authors.inputs_fault(attrs.evolve(half, keep=keep))
         assert fault is not None
-        assert said in fault
+        assert reason in fault
     with torch.no_grad():
         # A forward pass that is computed again has no gradient at first.
-        assert said in (authors.inputs_fault(half) or "")
-        assert said not in (authors.inputs_fault(attrs.evolve(half, keep=True)) or "")
+        assert reason in (authors.inputs_fault(half) or "")
+        assert reason not in (authors.inputs_fault(attrs.evolve(half, keep=True)) or "")
         found, last = authors.recurrence(attrs.evolve(of, keep=True))
         expected, end = mamba3(**given_of(of), backend="reference", keep=True)
     torch.testing.assert_close(found, expected)

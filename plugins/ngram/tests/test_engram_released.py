@@ -86,7 +86,7 @@ def norm(x: Array, weight: Array, eps: float) -> Array:
 def reference_output(
     state: dict[str, Array], layer: int, documents: list[list[int]], hidden: Array, streams: int
 ) -> Array:
-    """What is added to the hidden states [t, streams, h], one position and stream at a time."""
+    """The addition to the hidden states [t, streams, h], one position and stream at a time."""
     rows = reference_indices(layer, documents)
     table = state["multi_head_embedding.embedding.weight"]
     value_of = np.zeros_like(hidden)

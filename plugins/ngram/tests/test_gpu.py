@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @pytest.fixture
 def triton() -> Kernels:
-    """What a GPU gets unasked."""
+    """The kernels that a GPU gets by default."""
     chosen = choose(None, GPU)
     assert chosen is choose("triton", GPU)
     return chosen

@@ -120,13 +120,15 @@ def _row(row: FamilyRow, owners: bool, justified: "Mapping[str, tuple[Justified,
 
 def _broken(broken: BrokenSeam, owners: bool) -> Row:
     manifest = broken.manifest
-    said = (manifest.seam.owner, manifest.upstream.fallback) if manifest else ("unknown", "unknown")
+    owned = (
+        (manifest.seam.owner, manifest.upstream.fallback) if manifest else ("unknown", "unknown")
+    )
     return Row(
         cells=[
             manifest.seam.family if manifest else "?",
             "broken",
             f"seam {broken.name} {broken.version}",
-            *(said if owners else ()),
+            *(owned if owners else ()),
         ],
         prose=[f"{broken.distribution}: {', '.join(fault.code for fault in broken.faults)}"],
         below=_tracked([manifest.upstream]) if owners and manifest else (),

@@ -1,4 +1,4 @@
-"""What upstream's trainer makes of the loss that sparse attention's indexer is trained with."""
+"""The loss that sparse attention's indexer is trained with, as upstream's trainer takes it."""
 
 from collections.abc import Iterator
 from typing import Final

@@ -1,4 +1,4 @@
-"""What a mixer in upstream's ``MambaLayer`` has around its recurrence.
+"""The parts of a mixer in upstream's ``MambaLayer`` around its recurrence.
 
 ``MambaLayer`` brings norm, residual and dropout, and builds the mixer from a ``ModuleSpec``, whose
 ``submodules`` are :class:`Projections`: the backend's linears into and out of the recurrence. In

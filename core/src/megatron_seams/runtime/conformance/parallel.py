@@ -49,11 +49,11 @@ _DIVIDES: Final = "tensor-parallel"
 
 @attrs.frozen(kw_only=True)
 class Spread:
-    """What two ranks have shown.
+    """The findings on two ranks.
 
     Attributes:
         differs: Capability -> what differs from one process, None where nothing does.
-        widths: What fp8 would make of the seam's linears on a rank of two tensor-parallel ones.
+        widths: The seam's linears under fp8, on a rank of two tensor-parallel ones.
     """
 
     differs: Mapping[str, str | None]

@@ -103,7 +103,7 @@ class SeamConformance:
         world: "ProcessGroupCollection",
         tmp_path_factory: pytest.TempPathFactory,
     ) -> "Spread":
-        """What two ranks have shown."""
+        """The findings on two ranks."""
         from megatron_seams.runtime.conformance.parallel import over_ranks
 
         return over_ranks(subject, world, tmp_path_factory.mktemp("conformance"))
@@ -262,8 +262,8 @@ class SeamConformance:
         refused = [check_widths("one rank", widths_under_fp8(model, plan, world))]
         spread: Spread = request.getfixturevalue("spread")
         refused.append(check_widths("two ranks", spread.widths))
-        if said := "; ".join(filter(None, refused)):
-            pytest.skip(f"with fp8 a model of these sizes is refused: {said}")
+        if reasons := "; ".join(filter(None, refused)):
+            pytest.skip(f"with fp8 a model of these sizes is refused: {reasons}")
 
     @staticmethod
     def _claimed(subject: Subject, capability: str) -> None:

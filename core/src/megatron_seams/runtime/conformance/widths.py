@@ -21,7 +21,7 @@ _FORMAT: Final = "hybrid"
 
 @attrs.frozen(kw_only=True)
 class Widths:
-    """What fp8 would make of a seam's linears on one rank.
+    """A seam's linears on one rank, under fp8.
 
     Attributes:
         odd: The linears whose widths fp8 does not take, in words; empty if it takes all.
@@ -35,7 +35,7 @@ class Widths:
 def widths_under_fp8(
     model: "HybridModel", plan: Plan, groups: "ProcessGroupCollection", **stage: bool
 ) -> Widths:
-    """Compare the linears that a seam has after a pass with what a build under fp8 says of them.
+    """Compare the linears that a seam has after a pass with the answer of a build under fp8.
 
     All ranks call this; a model with fp8 is built and never run, so no GPU is needed.
 
@@ -52,8 +52,8 @@ def widths_under_fp8(
         if any(width % MULTIPLE for width in shape)
     }
     refused = _is_refused(plan, groups, **stage)
-    said = ", ".join(f"{name} with {rows} x {columns}" for name, (rows, columns) in odd.items())
-    return Widths(odd=said, refused=refused)
+    words = ", ".join(f"{name} with {rows} x {columns}" for name, (rows, columns) in odd.items())
+    return Widths(odd=words, refused=refused)
 
 
 def _is_refused(plan: Plan, groups: "ProcessGroupCollection", **stage: bool) -> bool:

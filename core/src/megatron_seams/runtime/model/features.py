@@ -32,7 +32,7 @@ class EmbeddingFeature:
 
     MTP calls the embedding again for each depth, with token ids that upstream rolls by one: a token
     stands one position earlier, and the last of each document is none. The feature's windows would
-    lose the tokens that are rolled out of the row, so that what it said of each token is rolled
+    lose the tokens that are rolled out of the row, so that its output for each token is rolled
     instead.
 
     Attributes:

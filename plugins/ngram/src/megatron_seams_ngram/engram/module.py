@@ -267,7 +267,7 @@ def _compression(ids: tuple[int, ...] | None, vocab_size: int) -> Tensor | None:
 
 
 def _pad_id(options: Options, compression: Tensor | None, vocab_size: int) -> int:
-    """What stands for missing history: a token, compressed as every other; or none of them."""
+    """The stand-in for missing history: a token, compressed as every other; or none of them."""
     if options.pad_id is None:
         return vocab_size if compression is None else int(compression.max()) + 1
     if options.pad_id >= vocab_size:

@@ -59,10 +59,10 @@ class Options:
         kernel: Taps of the causal convolution; its dilation is the highest order.
         seed: What multipliers and the tables' initial weights are derived from.
         gate: ``paper`` or ``signed-sqrt``, as in :func:`megatron_seams_ngram.engram.gate.gate_of`.
-            Left out, the paper's; with released hashing it must be said.
+            Left out, the paper's; with released hashing it must be set.
         hashing: How multipliers are derived: ``splitmix64``, this project's, or ``released``, as
             the official demonstration does. A checkpoint decides it, and with ``released`` also
-            gate, compression, pad id and layer ids, which must then be said.
+            gate, compression, pad id and layer ids, which must then be set.
         layer_ids: The released model's own numbers of the layers, for the recipe's in their order.
         pad_id: The token that stands for missing history, before compression; left out, an id
             that no token has.
@@ -132,10 +132,10 @@ class Options:
             )
             raise ValueError(message)
         decided = ("gate", "layer_ids", "pad_id", "compression_file")
-        unsaid = [name for name in decided if getattr(self, name) is None]
-        if self.hashing == "released" and unsaid:
+        unset = [name for name in decided if getattr(self, name) is None]
+        if self.hashing == "released" and unset:
             message = (
-                f"hashing = 'released' is for a checkpoint, which decides {', '.join(unsaid)} too: "
-                "expected each to be said"
+                f"hashing = 'released' is for a checkpoint, which decides {', '.join(unset)} too: "
+                "expected each to be set"
             )
             raise ValueError(message)

@@ -56,9 +56,9 @@ def _own(module: Engram, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name in state and tuple(state[name].shape) != shape
     ]
     if missing or strange or wrong:
-        said = [f"{', '.join(missing)} missing"] if missing else []
-        said += [f"no place for {', '.join(strange)}"] if strange else []
-        raise _invalid("; ".join([*said, *wrong]))
+        faults = [f"{', '.join(missing)} missing"] if missing else []
+        faults += [f"no place for {', '.join(strange)}"] if strange else []
+        raise _invalid("; ".join([*faults, *wrong]))
     offsets = state.get(_OFFSETS)
     if offsets is not None and offsets.tolist() != module.tables.offsets.tolist():
         raise _invalid(f"its tables begin at rows {offsets.tolist()[:4]}…, and the recipe's do not")

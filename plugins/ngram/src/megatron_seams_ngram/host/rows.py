@@ -87,7 +87,7 @@ class HostRows:
         guess.begin()
 
     def guessed_of(self, batch: tuple[Tensor | None, ...] | None) -> Fetched | None:
-        """What was fetched ahead for these very tensors, with the values of now; None if nothing.
+        """The rows fetched ahead for these very tensors, with the values of now; None if nothing.
 
         Args:
             batch: As :meth:`Guess.is_of` has it.
@@ -95,7 +95,7 @@ class HostRows:
         return self._guessed(lambda guess: guess.is_of(batch))
 
     def guessed_like(self, ids: Tensor, starts: Tensor | None) -> Fetched | None:
-        """What was fetched ahead for these ids, with the values of now; None if nothing.
+        """The rows fetched ahead for these ids, with the values of now; None if nothing.
 
         Args:
             ids: As :meth:`Guess.is_like` has it.
@@ -160,7 +160,7 @@ class HostRows:
         self._updated[rows.numpy()] = self._updates
 
     def watched(self) -> Callable[[Tensor], Tensor | None]:
-        """What finds the rows that are updated from now on, among some; as a guess wants it."""
+        """A finder of the rows, among some, that are updated from now on; as a guess wants it."""
         begun = self._updates
 
         def stale(rows: Tensor) -> Tensor | None:

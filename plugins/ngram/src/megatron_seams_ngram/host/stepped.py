@@ -1,4 +1,4 @@
-"""What the optimizers of rows on the host know of the tables that the rows belong to."""
+"""The tables that rows on the host belong to, as the optimizers of the rows know them."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 

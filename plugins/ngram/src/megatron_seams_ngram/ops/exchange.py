@@ -42,7 +42,7 @@ def look_up_over_ranks(
 
 @attrs.frozen(kw_only=True, eq=False)
 class _Asked:
-    """What the ranks ask of one another.
+    """The rows that the ranks ask of one another.
 
     Attributes:
         order: [n], this rank's places in ascending order of their rows: rank after rank.

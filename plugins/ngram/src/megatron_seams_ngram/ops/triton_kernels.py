@@ -58,7 +58,7 @@ def _hashed(
     ids = input_ids.contiguous()
     starts = None if starts is None else starts.contiguous()
     indices = torch.empty(batch, length, tables, dtype=torch.int64, device=ids.device)
-    # What is not there is not read or written: any tensor stands for it.
+    # An absent tensor is neither read nor written: any tensor stands for it.
     source, width, out = indices, 1, indices.unsqueeze(-1)
     if table is not None:
         source, width = table.contiguous(), table.shape[1]
