@@ -14,11 +14,15 @@ from megatron.core.transformer.experimental_attention_variant.absorbed_mla impor
     AbsorbedMLASelfAttention,
     AbsorbedMLASelfAttentionSubmodules,
 )
+from megatron.core.transformer.experimental_attention_variant.dsa import (
+    DSAIndexerLossLoggingHelper,
+)
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.multi_latent_attention import (
     MLASelfAttention,
     MLASelfAttentionSubmodules,
 )
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -33,6 +37,17 @@ except ModuleNotFoundError:
     from megatron.core.models.mamba.mamba_model import MambaModel as HybridModel
     from megatron.core.ssm.mamba_block import MambaStack as HybridStack
     from megatron.core.ssm.mamba_block import MambaStackSubmodules as HybridStackSubmodules
+
+# Fact: the losses of experts' routers are recorded by an object of `moe.moe_logging` since 0.18;
+# before, in a dictionary that is never replaced. Goes: with 0.17.
+try:
+    from megatron.core.transformer.moe.moe_logging import (
+        destroy_moe_metrics_tracker as _forget_router_losses,
+    )
+except ModuleNotFoundError:
+    from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+
+    _forget_router_losses = get_moe_layer_wise_logging_tracker().clear
 
 # Fact: the hybrid stack's sparse attention selects for `AbsorbedMLASelfAttention` since 0.19;
 # before, for `MLASelfAttention`, whose submodules have the same names. The class exists before it
@@ -73,6 +88,7 @@ __all__ = [
     "SparseSelfAttentionSubmodules",
     "build_hybrid_model",
     "dense_mlp",
+    "forget_logged_losses",
     "hybrid_stack_spec",
     "native_submodules",
 ]
@@ -107,6 +123,18 @@ def dense_mlp(submodules: MLPSubmodules) -> Any:
     if hasattr(MLP, "as_mlp_submodule"):
         return functools.partial(MLP.as_mlp_submodule, submodules=submodules)
     return ModuleSpec(module=MLP, submodules=submodules)
+
+
+def forget_logged_losses() -> None:
+    """Empty upstream's records of the losses of MTP depths, routers and indexers.
+
+    Fact: each record is the process's, and has as many places as the first model that trained has
+    depths or layers, so that a later one with more of them raises an IndexError; it also keeps the
+    process groups of that model. Goes: when `destroy_model_parallel` empties them.
+    """
+    MTPLossLoggingHelper.tracker.clear()
+    DSAIndexerLossLoggingHelper.tracker.clear()
+    _forget_router_losses()
 
 
 def build_hybrid_model(config: Any, stack_spec: ModuleSpec, **arguments: Any) -> HybridModel:

@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.overrides import TorchFunctionMode
 
 from megatron_seams.recipes.recipe import Parallelism
+from megatron_seams.runtime.compat import forget_logged_losses
 
 _CPU = torch.device("cpu")
 
@@ -95,7 +96,9 @@ def gloo_world(
     Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) the rank joins the launcher's world, and
     may join it again after it has left, with all its peers; otherwise the process is a world of its
     own, without a port. torch's CPU generator is seeded, equally on every rank because Megatron
-    cuts its initial CPU weights from one full tensor, and put back at the end.
+    cuts its initial CPU weights from one full tensor, and put back at the end. Upstream's
+    records of auxiliary losses, which have the groups and the size of a model of this world, are
+    emptied at the end.
 
     Args:
         parallelism: How the ranks are divided; one of everything by default.
@@ -129,6 +132,7 @@ def gloo_world(
             torch.manual_seed(seed)
             yield ProcessGroupCollection.use_mpu_process_groups()
     finally:
+        forget_logged_losses()
         initialize_rng_tracker(force_reset=True)
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
