@@ -256,6 +256,14 @@ def named(name: str, projects: Iterable[Installed]) -> Iterator[Installed]:
     return (project for project in projects if project.key == wanted)
 
 
+def by_name(projects: Iterable[Installed]) -> dict[str, tuple[Installed, ...]]:
+    """Normalized name -> the distributions of that name, in their order; each is read once."""
+    grouped: dict[str, list[Installed]] = {}
+    for project in projects:
+        grouped.setdefault(project.key, []).append(project)
+    return {name: tuple(found) for name, found in grouped.items()}
+
+
 def normalized(name: str) -> str:
     """The one spelling of a distribution's name by PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()

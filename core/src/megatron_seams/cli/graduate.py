@@ -104,6 +104,8 @@ def _print_next(graduation: Graduation, environment: Environment) -> None:
     name = graduation.candidate.name
     seam = next((seam for seam in environment.discovery.seams if seam.name == name), None)
     advice = (
-        how_to_remove(seam, environment.projects) if seam else "it is not installed here any more"
+        how_to_remove(seam, environment.distributions)
+        if seam
+        else "it is not installed here any more"
     )
     console().print(f"seam {name} is deletable: {advice}", style="bold green", markup=False)

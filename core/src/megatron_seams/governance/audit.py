@@ -167,7 +167,7 @@ def _row(environment: Environment, chooser: Chooser, family: Family) -> FamilyRo
         note = family.summary
         if retired:
             gone = " and ".join(
-                dict.fromkeys(how_to_remove(seam, environment.projects) for seam in retired)
+                dict.fromkeys(how_to_remove(seam, environment.distributions) for seam in retired)
             )
             note = f"superseded: native {symbol.symbol!r} in this Megatron; {gone}"
     return FamilyRow(

@@ -165,7 +165,7 @@ def seam_change(seam: Seam, before: Environment, after: Environment) -> SeamChan
             built += f" ({symbol.constant}, slot {symbol.slot})"
         state = "superseded" if was_retired else "graduates"
         return SeamChange(
-            seam=seam, state=state, why=(f"{built}; {how_to_remove(seam, before.projects)}",)
+            seam=seam, state=state, why=(f"{built}; {how_to_remove(seam, before.distributions)}",)
         )
     broken = tuple(_breaks(seam, before, after))
     if broken:

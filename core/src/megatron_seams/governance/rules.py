@@ -114,7 +114,7 @@ def _superseded(case: Case) -> Iterator[Verdict]:
         if by is None or version is None:
             continue
         needed = _needed_on(seam, version, case.workspace)
-        goes = how_to_remove(seam, case.environment.projects)
+        goes = how_to_remove(seam, case.environment.distributions)
         finding = Superseded(
             asked=f"{seam.claim} on megatron-core {version}",
             found=f"superseded: {by} in this Megatron; "

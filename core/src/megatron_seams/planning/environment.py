@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 from packaging.version import Version
 
-from megatron_seams.base.distributions import Installed, installed
+from megatron_seams.base.distributions import Installed, by_name, installed
 from megatron_seams.base.versions import contains
 from megatron_seams.errors import SeamsError, SurfaceUnknown, WrongMegatron
 from megatron_seams.families import Family
@@ -58,6 +58,11 @@ class Environment:
         """Name of each installed seam whose version range excludes this Megatron -> the fault."""
         judged = {seam.name: self.out_of_range(seam) for seam in self.discovery.seams}
         return {name: fault for name, fault in judged.items() if fault is not None}
+
+    @functools.cached_property
+    def distributions(self) -> Mapping[str, tuple[Installed, ...]]:
+        """Normalized name -> its installed distributions: several where a record is stale."""
+        return by_name(installed() if self.projects is None else self.projects)
 
     @functools.cached_property
     def families(self) -> Mapping[str, Family]:

@@ -105,6 +105,7 @@ def cards_of(
 def _sound(seam: Seam, state: str, environment: Environment, today: datetime.date) -> Card:
     due = review_due(seam, today)
     range_fault = environment.out_of_range(seam)
+    retired = environment.superseded_by(seam) is not None
     return Card(
         name=seam.name,
         state=state,
@@ -112,7 +113,7 @@ def _sound(seam: Seam, state: str, environment: Environment, today: datetime.dat
         manifest=seam.manifest,
         review=due.found if due else "",
         overdue=seam.manifest.seam.review_by < today,
-        goes=how_to_remove(seam, environment.projects) if environment.superseded_by(seam) else "",
+        goes=how_to_remove(seam, environment.distributions) if retired else "",
         faults=(range_fault,) if range_fault else (),
         papers=papers_of(seam.manifest.seam.summary),
     )

@@ -1,15 +1,15 @@
 """Removing a seam: the folder to delete in a workspace, or the distribution to uninstall."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_seams.base.distributions import Installed, installed, named
+from megatron_seams.base.distributions import Installed, normalized
 from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.seams.claims import GROUP
 from megatron_seams.seams.seam import Seam
 
 
-def how_to_remove(seam: Seam, projects: Iterable[Installed] | None = None) -> str:
+def how_to_remove(seam: Seam, distributions: Mapping[str, Sequence[Installed]]) -> str:
     """The step that removes a seam, in words: ``delete plugins/kda`` or ``uninstall acme-kda``.
 
     The folder of a project in a workspace is deleted, a distribution from a wheel is uninstalled.
@@ -17,9 +17,9 @@ def how_to_remove(seam: Seam, projects: Iterable[Installed] | None = None) -> st
 
     Args:
         seam: The seam.
-        projects: The installed distributions, where the caller has listed them.
+        distributions: The installed distributions by normalized name, read once for all seams.
     """
-    own = list(named(seam.distribution, installed() if projects is None else projects))
+    own = distributions.get(normalized(seam.distribution), ())
     if not own and seam.directory.is_dir():  # read from its source
         return f"delete {_in_workspace(seam.directory)} and its entry point"
     for project in own:
