@@ -476,14 +476,16 @@ def test_what_rows_on_the_host_cannot_be_trained_with_is_refused_at_build(
     assert caught.value.key == f"seams.{seam}.tables"
 
 
-def test_under_upstreams_trainer_the_distributed_optimizer_is_refused_at_build(
+def test_under_upstreams_trainer_megatron_fsdp_is_refused_at_build_and_a_distributed_optimizer_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = SimpleNamespace(use_distributed_optimizer=True)
+    arguments = SimpleNamespace(use_distributed_optimizer=True, use_megatron_fsdp=False)
     module = SimpleNamespace(_GLOBAL_ARGS=arguments)
     monkeypatch.setitem(sys.modules, "megatron.training.global_vars", module)
+    build("engram", "host")
+    arguments.use_megatron_fsdp = True
     build("engram", "device")
-    with pytest.raises(FeatureInvalid, match="--use-distributed-optimizer") as caught:
+    with pytest.raises(FeatureInvalid, match="--use-megatron-fsdp") as caught:
         build("engram", "host")
     assert caught.value.code == "SEAM-R11"
 

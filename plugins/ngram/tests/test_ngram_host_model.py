@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from megatron_seams.base.structure import structure
 from megatron_seams.errors import FeatureInvalid, Refusal
@@ -24,8 +25,18 @@ pytestmark = [pytest.mark.megatron, pytest.mark.release]
 
 here = functools.cache(read_environment)
 
-LENGTH, VOCABULARY, STEPS = 16, 64, 2
+LENGTH, VOCABULARY, STEPS, MICROS = 16, 64, 2, 2
 CLIP = 0.05
+#: Formats of a distributed optimizer's checkpoints: that which moves between layouts, and the one
+#: that upstream's trainer saves unless it is told otherwise.
+MOVABLE, BUCKETS = "fully_reshardable", "dp_reshardable"
+#: What is saved, what goes on from it, and the format.
+RESUMED = (
+    ("device", "host", MOVABLE),
+    ("host", "device", MOVABLE),
+    ("host", "host", MOVABLE),
+    ("host", "host", BUCKETS),
+)
 KEYS = tuple(
     f"{name}.tables.weight" for name in ("embedding.ngram_hash", "decoder.layers.0.engram")
 )
@@ -77,8 +88,41 @@ def clipping_on_a_cpu() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def loading_torchs_adam() -> Iterator[None]:
+    """A distributed optimizer that loads torch's Adam, whose steps are one state more than others'.
+
+    Upstream has Transformer Engine's or Apex's there, without which a load fails for the step.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    name = "_set_main_param_and_optimizer_states"
+    own = getattr(DistributedOptimizer, name)
+
+    def loaded(self: Any, parameter: Any, tensors: dict[str, Any]) -> None:
+        own(self, parameter, {**tensors, "step": None})
+
+    with patch.object(DistributedOptimizer, name, loaded), torch.no_grad():
+        yield
+
+
+class TypesOfCuda(TorchFunctionMode):
+    """Lets tensors on a CPU say that CUDA has them: a distributed optimizer insists on it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        found = func(*args, **(kwargs or {}))
+        asked = func is torch.Tensor.type and isinstance(found, str)
+        return found.replace("torch.", "torch.cuda.") if asked else found
+
+
 class Run:
-    """A model as upstream's trainer has it: wrapped, with its optimizer in its configuration."""
+    """A model as upstream's trainer has it: wrapped, with its optimizer in its configuration.
+
+    ``kind`` is the format of a distributed optimizer's checkpoints; None for another optimizer.
+    Parameters with ``expert`` in their names get an optimizer of their own, as upstream has it for
+    those of experts.
+    """
 
     def __init__(
         self,
@@ -86,6 +130,8 @@ class Run:
         *,
         start: Path | None = None,
         stage: dict[str, bool] | None = None,
+        kind: str | None = None,
+        expert: str | None = None,
         **asked: Any,
     ) -> None:
         from megatron.core.distributed import (
@@ -106,25 +152,41 @@ class Run:
                     weight.normal_(std=0.5, generator=generator)
         if start is not None:
             load_checkpoint(bare, start)
-        self.model = DistributedDataParallel(bare.config, DistributedDataParallelConfig(), bare)
-        settings = {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.0, "clip_grad": CLIP}
-        self.optimizer = get_megatron_optimizer(
-            OptimizerConfig(**{**settings, **asked}), [self.model]
+        for name, weight in bare.named_parameters():
+            if expert is not None and expert in name:
+                weight.allreduce = False
+        divided = {"use_distributed_optimizer": kind is not None}
+        self.model = DistributedDataParallel(
+            bare.config, DistributedDataParallelConfig(**divided), bare
         )
+        settings = {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.0, "clip_grad": CLIP}
+        self.kind = kind
+        with TypesOfCuda():
+            self.optimizer = get_megatron_optimizer(
+                OptimizerConfig(**{**settings, **divided, **asked}), [self.model]
+            )
         bare.config.grad_scale_func = self.optimizer.scale_loss
         self.norms: list[float] = []
 
-    def steps(self, groups: Any, *, shift: int = 0, number: int = STEPS) -> list[float]:
+    def steps(
+        self,
+        groups: Any,
+        *,
+        shift: int = 0,
+        number: int = STEPS,
+        micros: int = MICROS,
+        part: float = 1.0,
+    ) -> list[float]:
         from megatron.core.distributed import finalize_model_grads
 
         losses = []
         for _ in range(number):
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
-            for micro in range(2):
+            for micro in range(micros):
                 ids, positions = batch(micro + shift)
                 loss = self.model(ids, positions, None, labels=ids).mean()
-                self.optimizer.scale_loss(loss).sum().backward()
+                self.optimizer.scale_loss(part * loss).sum().backward()
                 losses.append(float(loss.detach()))
             finalize_model_grads([self.model], pg_collection=groups)
             _, norm, _ = self.optimizer.step()
@@ -136,12 +198,18 @@ class Run:
         bare = self.model.module
         return [bare.embedding.ngram_hash.tables, bare.decoder.layers[0].engram.tables]
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What upstream's trainer asks of an optimizer's state."""
+        kind = {} if self.kind is None else {"distrib_optim_sharding_type": self.kind}
+        return {"metadata": {**kind, "chained_optim_avoid_prefix": True}}
+
     def save(self, folder: Path) -> None:
         """As upstream saves."""
         from megatron.core import dist_checkpointing
 
         state = self.model.module.sharded_state_dict()
-        optimizer = self.optimizer.sharded_state_dict(state)
+        optimizer = self.optimizer.sharded_state_dict(state, **self.asked)
         dist_checkpointing.save({**state, "optimizer": optimizer}, str(folder))
 
     def load(self, folder: Path) -> None:
@@ -149,9 +217,17 @@ class Run:
         from megatron.core import dist_checkpointing
 
         state = self.model.module.sharded_state_dict()
-        optimizer = self.optimizer.sharded_state_dict(state, is_loading=True)
+        if self.kind is not None:
+            for one in self.optimizer.chained_optimizers:
+                one._init_optimizer_states_with_dummy_values()
+        optimizer = self.optimizer.sharded_state_dict(state, is_loading=True, **self.asked)
         loaded = dist_checkpointing.load({**state, "optimizer": optimizer}, str(folder))
-        self.optimizer.load_state_dict(loaded.pop("optimizer"))
+        with loading_torchs_adam():
+            self.optimizer.load_state_dict(loaded.pop("optimizer"))
+        for one in self.optimizer.chained_optimizers:
+            for states in one.optimizer.state.values():
+                # Upstream gives all of them one tensor, in which torch's Adam counts each.
+                states["step"] = states["step"].clone()
         self.model.module.load_state_dict(loaded, strict=False)
 
 
@@ -185,6 +261,51 @@ def on_data_ranks(plans: dict[str, Plan]) -> dict[str, Any]:
             losses = run.steps(groups, shift=2 * groups.dp.rank())
             weights = [one.weight.detach().clone() for one in run.tables]
             found[place] = {"losses": losses, "norms": run.norms, "weights": weights}
+    return found
+
+
+def on_divided_ranks(plans: dict[str, Plan], folder: Path) -> dict[str, Any]:
+    """Two replicas with a distributed optimizer; saved, and gone on with in every way."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from megatron_seams.runtime.cpu.world import cpu_world
+
+    found: dict[str, Any] = {}
+    with cpu_world(plans["host"].parallelism) as groups, clipping_on_a_cpu():
+        shift = MICROS * groups.dp.rank()
+        for place, plan in plans.items():
+            run = Run(plan, kind=MOVABLE)
+            losses = run.steps(groups, shift=shift)
+            weights = [one.weight.detach().clone() for one in run.tables]
+            for kind in (MOVABLE, BUCKETS):
+                run.kind = kind
+                run.save(folder / f"{place}, {kind}")
+            later = run.steps(groups, shift=shift)
+            divided = run.optimizer.chained_optimizers[0].model_param_group_index_map
+            found[place] = {
+                "losses": losses,
+                "norms": run.norms,
+                "weights": weights,
+                "beside": [len(divided.keys() & set(one.beside)) for one in run.tables]
+                if place == "host"
+                else [],
+                "later": later,
+                "later weights": [one.weight.detach() for one in run.tables],
+            }
+        for saved, place, kind in RESUMED:
+            run, start = Run(plans[place], kind=kind), folder / f"{saved}, {kind}"
+            run.load(start)
+            with resumed_from(start):
+                later = run.steps(groups, shift=shift)
+            weights = [one.weight.detach() for one in run.tables]
+            steps = run.tables[0].host.rule.steps if place == "host" else 2 * STEPS
+            found[f"{saved} to {place}, {kind}"] = later, run.norms, weights, steps
+        for saved, place in (("host", "device"), ("device", "host")):
+            run = Run(plans[place], kind=BUCKETS)
+            try:
+                run.load(folder / f"{saved}, {BUCKETS}")
+            except CheckpointException as error:
+                found[f"{saved} to {place}, refused"] = str(error)
     return found
 
 
@@ -237,6 +358,7 @@ def on_two_ranks(
     return {
         "tensor": on_tensor_ranks(tensor, folder),
         "data": on_data_ranks(data),
+        "divided": on_divided_ranks(data, folder),
         "stages": on_stages(stages, folder / "device"),
     }
 
@@ -248,7 +370,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     from megatron_seams.runtime.cpu.world import cpu_world
 
     folder = tmp_path_factory.mktemp("host")
-    for name in ("device", "host", "whole", "divided"):
+    divided = [f"{place}, {kind}" for place in ("device", "host") for kind in (MOVABLE, BUCKETS)]
+    for name in ("device", "host", "whole", "divided", *divided):
         (folder / name).mkdir()
     found: dict[str, Any] = {"folder": folder}
     with cpu_world() as groups, clipping_on_a_cpu():
@@ -261,6 +384,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             found[f"{place}, weights"] = [one.weight.detach().clone() for one in run.tables]
             found[f"{place}, norms"] = list(run.norms)
             found[f"{place}, later losses"] = run.steps(groups)
+        both = Run(plan_of("device"))
+        found["both, losses"] = both.steps(groups, micros=2 * MICROS, part=0.5)
+        found["both, weights"] = [one.weight.detach().clone() for one in both.tables]
+        found["both"] = both
         places = ("device", "host")
         tensor, stages = {"tensor-parallel": 2}, {"pipeline-parallel": 2}
         ranks = on_ranks(
@@ -308,6 +435,92 @@ def test_two_ranks_step_rows_on_the_host_as_they_step_resident_ones(
     if spread == "tensor":
         close(first["host"]["losses"], runs["host, losses"])
         close(first["host"]["norms"], runs["host, norms"])
+
+
+def test_a_distributed_optimizer_steps_rows_on_the_host_as_it_steps_resident_ones(
+    runs: dict[str, Any],
+) -> None:
+    ranks = runs["divided"]
+    for rank in ranks:
+        host, device = rank["host"], rank["device"]
+        for name in ("losses", "norms", "later"):
+            close(host[name], device[name])
+        for name in ("weights", "later weights"):
+            for found, expected in zip(host[name], device[name], strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-6)
+        # One rank with the batches of both: the norm of the rows counts once, and not for each.
+        close(host["norms"][:STEPS], runs["both"].norms[:STEPS])
+        assert min(host["norms"]) > CLIP
+        for found, expected in zip(host["weights"], runs["both, weights"], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-6)
+    one, other = (rank["host"]["losses"] for rank in ranks)
+    by_step = [torch.tensor(losses).view(STEPS, MICROS) for losses in (one, other)]
+    close(torch.cat(by_step, 1).flatten(), runs["both, losses"])
+    for one, other in zip(*(rank["host"]["later weights"] for rank in ranks), strict=True):
+        assert torch.equal(one, other)
+    # It has slices of parameters, and of some of those beside the rows none on one rank or other.
+    assert 0 in [slices for rank in ranks for slices in rank["host"]["beside"]]
+
+
+@pytest.mark.parametrize(("saved", "resumed", "kind"), RESUMED)
+def test_a_run_with_a_distributed_optimizer_goes_on_from_a_checkpoint(
+    runs: dict[str, Any], saved: str, resumed: str, kind: str
+) -> None:
+    for rank in runs["divided"]:
+        losses, norms, weights, steps = rank[f"{saved} to {resumed}, {kind}"]
+        expected = rank["device"]
+        close(losses, expected["later"])
+        close(norms, expected["norms"][-STEPS:])
+        for one, other in zip(weights, expected["later weights"], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=5e-6)
+        assert steps == 2 * STEPS
+
+
+def test_a_distributed_optimizers_checkpoint_has_the_keys_of_resident_tables_where_it_can(
+    runs: dict[str, Any],
+) -> None:
+    from megatron_seams.runtime.checkpoint import saved_entries
+
+    resident, host = (
+        saved_entries(runs["folder"] / f"{place}, {MOVABLE}") for place in ("device", "host")
+    )
+    assert {key: str(entry) for key, entry in host.items()} == {
+        key: str(entry) for key, entry in resident.items()
+    }
+    assert {f"optimizer.state.param.{key}" for key in KEYS} < host.keys()
+    # Buckets of parameters, with the rows among them or without: upstream refuses the other's.
+    for rank in runs["divided"]:
+        for change in ("host to device", "device to host"):
+            assert "Global shape mismatch" in rank[f"{change}, refused"]
+
+
+def test_one_rank_goes_on_from_a_distributed_optimizers_checkpoint_of_two(
+    runs: dict[str, Any],
+) -> None:
+    both = {"micros": 2 * MICROS, "part": 0.5}
+    expected = runs["both"].steps(runs["groups"], **both)
+    for kind in (MOVABLE, BUCKETS):
+        folder, run = runs["folder"] / f"host, {kind}", Run(plan_of("host"), kind=kind)
+        run.load(folder)
+        with resumed_from(folder):
+            close(run.steps(runs["groups"], **both), expected)
+        close(run.norms, runs["both"].norms[-STEPS:])
+
+
+@pytest.mark.parametrize("kind", [None, MOVABLE])
+def test_a_run_with_several_optimizers_goes_on_from_its_checkpoint(
+    runs: dict[str, Any], tmp_path: Path, kind: str | None
+) -> None:
+    first, second = (Run(plan_of("host"), kind=kind, expert="mlp") for _ in range(2))
+    first.steps(runs["groups"])
+    assert len(first.optimizer.chained_optimizers) == 3
+    first.save(tmp_path)
+    second.load(tmp_path)
+    with resumed_from(tmp_path):
+        losses = second.steps(runs["groups"])
+    close(losses, first.steps(runs["groups"]))
+    close(second.norms, first.norms[-STEPS:])
+    assert second.tables[0].host.rule.steps == 2 * STEPS
 
 
 def test_a_stage_without_tables_waits_for_none_of_the_other(runs: dict[str, Any]) -> None:
@@ -383,6 +596,8 @@ def test_the_chain_is_upstreams_to_everybody_else(runs: dict[str, Any]) -> None:
     assert len(host.chained_optimizers) == len(resident.chained_optimizers) + 1
     # A schedule sets the rates of the native groups, and the rows follow those.
     assert len(host.param_groups) == len(resident.param_groups)
+    # Upstream's precision-aware optimizer clips this one in place of the other.
+    assert all(norm.decoupled_grad is norm.grad for norm in host.chained_optimizers[-1]._norms)
     table = runs["host"].tables[0]
     before = table.weight.clone()
     for rate in (0.0, 0.004):
@@ -401,11 +616,16 @@ def test_the_chain_is_upstreams_to_everybody_else(runs: dict[str, Any]) -> None:
     assert torch.equal(table.weight, before)
 
 
-def test_the_distributed_optimizer_and_one_of_another_model_are_refused(
+def test_a_layer_wise_optimizer_and_one_of_another_model_are_refused(
     runs: dict[str, Any],
 ) -> None:
+    from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
+
     for change, found in (
-        (lambda run: setattr(run.optimizer.config, "use_distributed_optimizer", True), "divides"),
+        (
+            lambda run: setattr(run.optimizer, "__class__", LayerWiseDistributedOptimizer),
+            "LayerWiseDistributedOptimizer",
+        ),
         (
             lambda run: setattr(
                 run.model.config, "grad_scale_func", runs["device"].optimizer.scale_loss

@@ -14,8 +14,9 @@ from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimize
 from torch import Tensor
 
 from megatron_seams.errors import FeatureInvalid
+from megatron_seams_ngram.host.divided import counts_here, group_divided, is_divided
 from megatron_seams_ngram.host.reduction import reduced
-from megatron_seams_ngram.host.state import resume, sharded_state
+from megatron_seams_ngram.host.state import ROWS, resume, sharded_state
 from megatron_seams_ngram.host.stepped import Stepped
 
 if TYPE_CHECKING:
@@ -42,15 +43,17 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
         super().__init__(torch.optim.SGD([torch.zeros(1)], lr=0.0), native.config)
         self.tables: list[Stepped] = []
         self._natives = list(native.chained_optimizers)
-        self._norms: list[Tensor] = []
+        self._groups: dict[int, tuple[Any, int]] = {}
+        self._norms: list[Any] = []
         self._gradients: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, tables: Stepped) -> None:
-        """Step these rows too."""
+    def add(self, tables: Stepped, native: Any, group: int) -> None:
+        """Step these rows too, with the numbers of a native optimizer's group."""
         norm: Any = torch.zeros(1, device=tables.multipliers.device)
         # Every tensor-parallel rank has rows of its own, and so its norm counts.
         norm.tensor_model_parallel = True
         self.tables.append(tables)
+        self._groups[id(tables)] = native, group
         self._norms.append(norm)
 
     def get_parameters(self) -> list[Any]:
@@ -111,6 +114,8 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
                 gradient = gradient * scale
             self._gradients.append((rows, gradient))
             norm.grad = gradient.norm().reshape(1).to(norm)
+            # Clipping scales this one under upstream's precision-aware optimizer.
+            norm.decoupled_grad = norm.grad
         return False
 
     @torch.no_grad()
@@ -127,11 +132,10 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
 
     def group_of(self, tables: Stepped) -> dict[str, Any]:
         """The native group that has the parameters beside the rows."""
-        found = _beside(self._natives, tables)
-        if found is None:
-            message = "the optimizer no longer has the parameters beside the rows"
-            raise RuntimeError(message)
-        return found[1]
+        # By its number: loading a state puts other groups in its place.
+        native, number = self._groups[id(tables)]
+        group: dict[str, Any] = native.param_groups[number]
+        return group
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
@@ -159,11 +163,17 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
         """Nothing: see :class:`ChainWithHostRows`."""
 
     def sharded_state_dict(
-        self, model_sharded_state_dict: Any, is_loading: bool = False, **_: Any
+        self, model_sharded_state_dict: Any, is_loading: bool = False, **keywords: Any
     ) -> dict[str, Any]:
-        """The moments of the rows, under the keys that resident rows' have in upstream's."""
+        """The moments of the rows, under the keys that resident rows' have in upstream's.
+
+        In the format in which a distributed optimizer moves between layouts it has a copy of each
+        parameter beside the moments, which resident rows will ask for.
+        """
         del is_loading
-        return sharded_state(self.tables, model_sharded_state_dict)
+        kind = (keywords.get("metadata") or {}).get("distrib_optim_sharding_type")
+        copied = kind == "fully_reshardable" and any(map(is_divided, self._natives))
+        return sharded_state(self.tables, model_sharded_state_dict, copied=copied)
 
     def offload_to_cpu(self) -> None:
         """Nothing: it lies there."""
@@ -205,7 +215,7 @@ class ChainWithHostRows(ChainedOptimizer):  # type: ignore[misc]  # upstream is 
     def load_state_dict(self, state_dict: Any) -> None:
         """Load the native optimizers' state."""
         if isinstance(state_dict, dict):
-            state_dict = {key: value for key, value in state_dict.items() if key != _ROWS}
+            state_dict = {key: value for key, value in state_dict.items() if key != ROWS}
         with self._natively():
             super().load_state_dict(state_dict)
 
@@ -217,8 +227,13 @@ class ChainWithHostRows(ChainedOptimizer):  # type: ignore[misc]  # upstream is 
             state = super().sharded_state_dict(model_sharded_state_dict, is_loading, **keywords)
         if is_loading:
             return state
-        own = self.chained_optimizers[-1].sharded_state_dict(model_sharded_state_dict)
-        return {**state, _ROWS: own} if own else state
+        own = self.chained_optimizers[-1].sharded_state_dict(model_sharded_state_dict, **keywords)
+        if not own:
+            return state
+        if len(self.chained_optimizers) > 2:  # several natives and the rows
+            # In the first one's, which takes no notice: upstream counts the entries of the whole.
+            return {**state, 0: {**state[0], ROWS: own}}
+        return {**state, ROWS: own}
 
     def save_parameter_state(self, filename: str) -> None:
         """Save the native optimizers' parameter state, in upstream's older format."""
@@ -239,10 +254,6 @@ class ChainWithHostRows(ChainedOptimizer):  # type: ignore[misc]  # upstream is 
             self.chained_optimizers = every
 
 
-#: The key of the rows' state beside the native optimizers'.
-_ROWS = "host_rows"
-
-
 def adopt(optimizer: Any, tables: Stepped) -> None:
     """Let upstream's optimizer step rows on the host; it changes in place.
 
@@ -255,15 +266,11 @@ def adopt(optimizer: Any, tables: Stepped) -> None:
     """
     faults = (
         (
-            not isinstance(optimizer, ChainedOptimizer) or not optimizer.chained_optimizers,
+            # Its subclasses, upstream's layer-wise optimizer for one, step and save otherwise.
+            type(optimizer) not in (ChainedOptimizer, ChainWithHostRows)
+            or not optimizer.chained_optimizers,
             f"the model's optimizer is a {type(optimizer).__name__}, and no chain of optimizers",
-            "train without Megatron-FSDP",
-        ),
-        (
-            getattr(optimizer.config, "use_distributed_optimizer", False),
-            "the distributed optimizer divides what it steps over data-parallel ranks, and the "
-            "rows are whole on each",
-            "leave --use-distributed-optimizer out",
+            "train without Megatron-FSDP and without a layer-wise optimizer",
         ),
         (
             getattr(optimizer.config, "fp16", False),
@@ -281,13 +288,14 @@ def adopt(optimizer: Any, tables: Stepped) -> None:
             "the optimizer that the configuration names does not have the model's parameters",
             "set config.grad_scale_func to scale_loss of the model's own optimizer",
         )
+    native, group = beside
     if not isinstance(optimizer, ChainWithHostRows):
         member = HostRowsOptimizer(optimizer)
-        _count_in(beside[0], member)
+        _count_in(native, member)
         optimizer.chained_optimizers = [*optimizer.chained_optimizers, member]
         optimizer.__class__ = ChainWithHostRows
     member = optimizer.chained_optimizers[-1]
-    member.add(tables)
+    member.add(tables, native, group)
     tables.member = member
     # Now, and not at the first step: a rule without a sparse form is refused before it.
     tables.host.follow(member.group_of(tables), seam=tables.seam)
@@ -299,14 +307,19 @@ def adopt_and_resume(optimizer: Any, tables: Stepped) -> None:
     resume(tables)
 
 
-def _beside(optimizers: list[Any], tables: Stepped) -> tuple[Any, dict[str, Any]] | None:
-    """The optimizer that has the parameters beside the rows, and their group."""
+def _beside(optimizers: list[Any], tables: Stepped) -> tuple[Any, int] | None:
+    """The optimizer that has the parameters beside the rows, and the number of their group."""
     own = {id(one) for one in tables.beside}
     own |= {id(getattr(one, "main_param", None)) for one in tables.beside} - {id(None)}
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
+        if is_divided(optimizer):
+            number = group_divided(optimizer, tables.beside)
+            if number is not None:
+                return optimizer, number
+            continue
+        for number, group in enumerate(optimizer.param_groups):
             if any(id(one) in own for one in group["params"]):
-                return optimizer, group
+                return optimizer, number
     return None
 
 
@@ -321,7 +334,7 @@ def _count_in(native: Any, member: HostRowsOptimizer) -> None:
         if grad_norm_group is not None:
             gradients: list[Tensor] = own(grad_norm_group)
             return gradients
-        return [*own(), *member.norms()]
+        return [*own(), *(member.norms() if counts_here(native) else ())]
 
     setattr(native, name, with_rows)
 

@@ -15,15 +15,20 @@ from megatron_seams.runtime.trainer.remember import resumed, trainers_arguments
 from megatron_seams_ngram.host.rule import MOMENTS
 from megatron_seams_ngram.host.stepped import Stepped
 
+#: The key of the rows' state beside the native optimizers', or in the first one's of several.
+ROWS: Final = "host_rows"
 _STEP: Final = "step"
+#: A distributed optimizer's copy of a parameter, by upstream's name.
+_COPY: Final = "param"
 
 
-def sharded_state(tables: Iterable[Stepped], model: Any) -> dict[str, Any]:
+def sharded_state(tables: Iterable[Stepped], model: Any, *, copied: bool = False) -> dict[str, Any]:
     """Describe the moments to Megatron's checkpoints.
 
     Args:
         tables: Of one model.
         model: The model's sharded state dict.
+        copied: Whether to add the rows, as an optimizer's copy of them.
 
     Returns:
         Key of the rows -> moment -> sharded tensor; and the number of steps as common state.
@@ -39,9 +44,8 @@ def sharded_state(tables: Iterable[Stepped], model: Any) -> dict[str, Any]:
             continue
         rule = host.rule
         if rule is not None and rule.moments and rule.steps:
-            found[entry.key] = {
-                name: _like(entry, name, moment) for name, moment in rule.moments.items()
-            }
+            tensors = {**rule.moments, **({_COPY: host.weight} if copied else {})}
+            found[entry.key] = {name: _like(entry, name, one) for name, one in tensors.items()}
             found[entry.key][_STEP] = rule.steps
     return found
 
@@ -50,8 +54,8 @@ def resume(tables: Stepped) -> None:
     """Under upstream's trainer, load the moments from the checkpoint that the run has resumed.
 
     Upstream loads before anything can tell it of the rows' moments, so that they are read here, and
-    only where the checkpoint has them: one of resident rows has, under the same keys, unless its
-    optimizer was distributed.
+    only where the checkpoint has them: one of resident rows has, under the same keys, and if its
+    optimizer was distributed only in the format that moves between layouts.
     """
     arguments = trainers_arguments()
     folder = None if arguments is None else resumed(arguments)
@@ -117,7 +121,8 @@ def _key(name: str, key: str) -> str:
 def _steps(common: Any, key: str) -> int:
     """How many steps were taken: the rows' own number, or that of the optimizer they were in."""
     optimizer = common.get("optimizer", {})
-    own = optimizer.get("host_rows", {}).get(key, {}).get(_STEP)
+    beside: Any = next((one[ROWS] for one in (optimizer, optimizer.get(0, {})) if ROWS in one), {})
+    own = beside.get(key, {}).get(_STEP)
     return int(own if own is not None else _found_step(optimizer) or 0)
 
 

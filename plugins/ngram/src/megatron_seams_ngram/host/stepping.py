@@ -75,7 +75,8 @@ def _group_of(tables: Stepped, optimizer: torch.optim.Optimizer) -> dict[str, An
     own = {id(one) for one in tables.beside}
     copies = {id(getattr(one, "main_param", None)) for one in tables.beside} - {id(None)}
     for group in optimizer.param_groups:
-        if any(id(one) in copies for one in group["params"]):
+        # A copy, or as a distributed optimizer has parameters in float32, a slice.
+        if any(id(one) in copies or id(one._base) in own for one in group["params"]):
             raise FeatureInvalid(
                 asked=f"{tables.seam} with tables on the host, under Megatron's own optimizer",
                 found="the model's configuration does not say which one it is",

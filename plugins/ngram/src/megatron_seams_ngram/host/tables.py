@@ -277,10 +277,9 @@ def _refuse(config: "TransformerConfig | None", seam: str) -> None:
             'leave cuda_graph_impl at "none"',
         ),
         (
-            _asked_of_the_trainer("use_distributed_optimizer"),
-            "the distributed optimizer divides what it steps over data-parallel ranks, and the "
-            "rows are whole on each",
-            "leave --use-distributed-optimizer out",
+            _asked_of_the_trainer("use_megatron_fsdp"),
+            "Megatron-FSDP has an optimizer that the rows cannot join",
+            "leave --use-megatron-fsdp out",
         ),
     )
     for wrong, found, advice in faults:
