@@ -42,7 +42,7 @@ KEYS = tuple(
 )
 
 
-def plan_of(place: str, pattern: str = "*-", **parallelism: Any) -> Plan:
+def plan_of(place: str, pattern: str = "*-", *, bf16: bool = False, **parallelism: Any) -> Plan:
     sizes = {"heads": 2, "table-rows": 100, "width": 4, "tables": place}
     table = {
         "schema": 1,
@@ -60,6 +60,7 @@ def plan_of(place: str, pattern: str = "*-", **parallelism: Any) -> Plan:
             "add_bias_linear": False,
             "hidden_dropout": 0.0,
             "attention_dropout": 0.0,
+            **({"bf16": True} if bf16 else {}),
         },
         "parallelism": parallelism,
     }
@@ -155,6 +156,9 @@ class Run:
         for name, weight in bare.named_parameters():
             if expert is not None and expert in name:
                 weight.allreduce = False
+        if bare.config.bf16:
+            bare.bfloat16()
+            asked["bf16"] = True
         divided = {"use_distributed_optimizer": kind is not None}
         self.model = DistributedDataParallel(
             bare.config, DistributedDataParallelConfig(**divided), bare
@@ -229,6 +233,12 @@ class Run:
                 # Upstream gives all of them one tensor, in which torch's Adam counts each.
                 states["step"] = states["step"].clone()
         self.model.module.load_state_dict(loaded, strict=False)
+
+
+def whole(tables: Any) -> Tensor:
+    """The rows in float32, which for resident ones of 16 bits the optimizer has."""
+    weight = tables.weight
+    return getattr(weight, "main_param", weight).detach().view_as(weight)
 
 
 def batch(seed: int) -> tuple[Tensor, Tensor]:
@@ -505,6 +515,26 @@ def test_one_rank_goes_on_from_a_distributed_optimizers_checkpoint_of_two(
         with resumed_from(folder):
             close(run.steps(runs["groups"], **both), expected)
         close(run.norms, runs["both"].norms[-STEPS:])
+
+
+@pytest.mark.parametrize("kind", [None, MOVABLE])
+@pytest.mark.parametrize(("saved", "resumed"), [("device", "host"), ("host", "device")])
+def test_in_bf16_a_checkpoint_has_the_rows_in_float32(
+    runs: dict[str, Any], tmp_path: Path, saved: str, resumed: str, kind: str | None
+) -> None:
+    first, second = (Run(plan_of(place, bf16=True), kind=kind) for place in (saved, resumed))
+    first.steps(runs["groups"])
+    first.save(tmp_path)
+    expected = [whole(one).clone() for one in first.tables]
+    second.load(tmp_path)
+    for group in second.optimizer.param_groups:
+        group["lr"] = 0.0  # so that the step leaves the rows as they were loaded
+    with resumed_from(tmp_path):
+        losses = second.steps(runs["groups"], number=1)
+    assert losses == first.steps(runs["groups"], number=1)
+    for one, rows in zip(second.tables, expected, strict=True):
+        assert torch.equal(whole(one), rows)
+        assert not torch.equal(rows, rows.bfloat16().float())
 
 
 @pytest.mark.parametrize("kind", [None, MOVABLE])

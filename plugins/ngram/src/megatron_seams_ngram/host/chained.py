@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_seams.errors import FeatureInvalid
 from megatron_seams_ngram.host.divided import counts_here, group_divided, is_divided
 from megatron_seams_ngram.host.reduction import reduced
-from megatron_seams_ngram.host.state import ROWS, resume, sharded_state
+from megatron_seams_ngram.host.state import COPIES, ROWS, resume, sharded_state
 from megatron_seams_ngram.host.stepped import Stepped
 
 if TYPE_CHECKING:
@@ -167,13 +167,21 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
     ) -> dict[str, Any]:
         """The moments of the rows, under the keys that resident rows' have in upstream's.
 
-        In the format in which a distributed optimizer moves between layouts it has a copy of each
-        parameter beside the moments, which resident rows will ask for.
+        Where the native optimizer's checkpoints have a copy of each parameter in float32, resident
+        rows will ask for theirs too.
         """
         del is_loading
         kind = (keywords.get("metadata") or {}).get("distrib_optim_sharding_type")
-        copied = kind == "fully_reshardable" and any(map(is_divided, self._natives))
-        return sharded_state(self.tables, model_sharded_state_dict, copied=copied)
+        copies = [self._copy_of(one, kind) for one in self.tables]
+        return sharded_state(zip(self.tables, copies, strict=True), model_sharded_state_dict)
+
+    def _copy_of(self, tables: Stepped, kind: str | None) -> str | None:
+        """Upstream's name for its copy of these rows, if they were resident; None for no copy."""
+        native, _ = self._groups[id(tables)]
+        if is_divided(native):
+            return COPIES[0] if kind == "fully_reshardable" else None
+        halved = tables.host.dtype in (torch.bfloat16, torch.float16)
+        return COPIES[1] if halved and hasattr(native, "fp32_from_float16_groups") else None
 
     def offload_to_cpu(self) -> None:
         """Nothing: it lies there."""

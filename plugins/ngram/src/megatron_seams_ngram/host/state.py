@@ -18,17 +18,18 @@ from megatron_seams_ngram.host.stepped import Stepped
 #: The key of the rows' state beside the native optimizers', or in the first one's of several.
 ROWS: Final = "host_rows"
 _STEP: Final = "step"
-#: A distributed optimizer's copy of a parameter, by upstream's name.
-_COPY: Final = "param"
+#: Upstream's names of an optimizer's copy of a parameter: a distributed one's, and that of one for
+#: parameters of 16 bits.
+COPIES: Final = ("param", "fp32_param")
 
 
-def sharded_state(tables: Iterable[Stepped], model: Any, *, copied: bool = False) -> dict[str, Any]:
+def sharded_state(tables: Iterable[tuple[Stepped, str | None]], model: Any) -> dict[str, Any]:
     """Describe the moments to Megatron's checkpoints.
 
     Args:
-        tables: Of one model.
+        tables: Of one model; each with the name under which the rows are to be there once more, as
+            an optimizer's copy of them, or None.
         model: The model's sharded state dict.
-        copied: Whether to add the rows, as an optimizer's copy of them.
 
     Returns:
         Key of the rows -> moment -> sharded tensor; and the number of steps as common state.
@@ -36,15 +37,16 @@ def sharded_state(tables: Iterable[Stepped], model: Any, *, copied: bool = False
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-    rows = {id(one.host.weight): one.host for one in tables}
+    rows = {id(one.host.weight): (one.host, copy) for one, copy in tables}
     found: dict[str, Any] = {}
     for entry in nested_values(model):
-        host = rows.get(id(getattr(entry, "data", None)))
-        if not isinstance(entry, ShardedTensor) or host is None:
+        here = rows.get(id(getattr(entry, "data", None)))
+        if not isinstance(entry, ShardedTensor) or here is None:
             continue
+        host, copy = here
         rule = host.rule
         if rule is not None and rule.moments and rule.steps:
-            tensors = {**rule.moments, **({_COPY: host.weight} if copied else {})}
+            tensors = {**rule.moments, **({copy: host.weight} if copy else {})}
             found[entry.key] = {name: _like(entry, name, one) for name, one in tensors.items()}
             found[entry.key][_STEP] = rule.steps
     return found
@@ -67,7 +69,8 @@ def resume(tables: Stepped) -> None:
 def load_moments(tables: Stepped, folder: Path) -> bool:
     """Load the moments of the rows from a checkpoint.
 
-    A rank reads by itself: pipeline stages without tables would miss a collective.
+    Of resident rows of 16 bits it may have a copy in float32, which then becomes the rows. A rank
+    reads by itself: pipeline stages without tables would miss a collective.
 
     Args:
         tables: Already described by its model's ``sharded_state_dict``, and with a rule.
@@ -83,29 +86,38 @@ def load_moments(tables: Stepped, folder: Path) -> bool:
     described: dict[str, Any] = {}
     if tables.prefix is not None:
         described = tables.sharded_state_dict(tables.prefix)
-    own = [
+    found = [
         one
         for one in described.values()
         if isinstance(one, ShardedTensor) and one.data is host.weight
     ]
-    if host.rule is None or not host.rule.moments or not own:
+    if host.rule is None or not host.rule.moments or not found:
         return False
-    (entry,) = own
+    (entry,) = found
     shape = tuple(entry.global_shape)
     entries = saved_entries(folder)
     keys = {name: _key(name, entry.key) for name in MOMENTS}
     if any(key not in entries or entries[key].shape != shape for key in keys.values()):
         return False
+    places = dict(zip(keys.values(), host.rule.moments.values(), strict=True))
+    copies = [_key(name, entry.key) for name in COPIES]
+    copy = next((key for key in copies if key in entries and entries[key].shape == shape), None)
+    if copy is not None:
+        places[copy] = host.weight
     # Whole, since torch's own reader cuts a plain tensor at no place.
     whole = {
-        key: moment if shape == tuple(moment.shape) else moment.new_empty(shape)
-        for key, moment in zip(keys.values(), host.rule.moments.values(), strict=True)
+        key: place if shape == tuple(place.shape) else place.new_empty(shape)
+        for key, place in places.items()
     }
     with data_only(folder):
         common = dist_checkpointing.load_common_state_dict(str(folder))
         load(whole, storage_reader=FileSystemReader(str(folder)), no_dist=True)
     first = entry.global_offset[0]
-    loaded = {name: whole[key][first : first + len(host.weight)] for name, key in keys.items()}
+    own = {key: one[first : first + len(host.weight)] for key, one in whole.items()}
+    if copy is not None:
+        host.weight.copy_(own[copy])  # nothing where it was read into its place
+        host.forget()
+    loaded = {name: own[key] for name, key in keys.items()}
     host.rule.resume(loaded, _steps(common, entry.key))
     return True
 
