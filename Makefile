@@ -27,7 +27,7 @@ lint-types:
 lint-rest:
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
-	@.venv/bin/lint-imports --no-cache --config pyproject.toml >.tools/imports.log || { cat .tools/imports.log; exit 1; }
+	@.venv/bin/lint-imports --no-cache >.tools/imports.log || { cat .tools/imports.log; exit 1; }
 	@.venv/bin/python scripts/rooms.py >.tools/rooms.log || { cat .tools/rooms.log; exit 1; }
 
 rooms: setup  ## The rooms of the source, the arrows between them, and any circle
