@@ -1,4 +1,4 @@
-"""Four ranks of which one is odd, by two roads: prints how every rank ended, and what it said.
+"""Four ranks of which one is odd, by two roads: prints how every rank ended, and its message.
 
 ``python scripts/agreement_drill.py [--case TEXT]`` starts four processes with torchrun for each
 case: upstream's own loading of ``--spec`` over gloo, and ``registry smoke``. It exits with 1 if a
@@ -44,10 +44,10 @@ def main() -> int:
                     continue  # without the package the command itself ends at once
                 ended = drill(folder, of, odd)
                 good = [code == 0 for code in ended.codes]
-                said = next(filter(None, map(ended.said, range(4))), "")
+                text = next(filter(None, map(ended.refusal, range(4))), "")
                 # Two steps teach nothing: the control of `registry smoke` exits with 1 for it.
-                well = not said if of == SMOKE else all(good)
-                failed = not well if not odd else any(good) or not said
+                well = not text if of == SMOKE else all(good)
+                failed = not well if not odd else any(good) or not text
                 failed = failed or bool(odd and ended.stopped and ended.stopped > LONGEST)
                 wrong += failed
                 after = "" if ended.stopped is None else f", {ended.stopped:.1f} s from arrival"
@@ -55,7 +55,10 @@ def main() -> int:
                     f"{road:8} {case:34} codes {ended.codes} {ended.seconds:5.1f} s from launch"
                     f"{after}{'  WRONG' if failed else ''}"
                 )
-                print(f"         {said.splitlines()[1].strip()[:400] if said else '-'}", flush=True)
+                print(
+                    f"         {text.splitlines()[1].strip()[:400] if text else '-'}",
+                    flush=True,
+                )
     return int(bool(wrong))
 
 

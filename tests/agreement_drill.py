@@ -70,7 +70,7 @@ class Ended:
         messages: What each rank printed on its error stream.
         seconds: From the launch to the end of the last.
         stopped: From the first rank's arrival, with all imports of upstream behind it, to the end
-            of the last; None where no rank said that it arrived.
+            of the last; None where no rank printed that it arrived.
     """
 
     codes: list[int]
@@ -78,7 +78,7 @@ class Ended:
     seconds: float
     stopped: float | None
 
-    def said(self, rank: int) -> str:
+    def refusal(self, rank: int) -> str:
         """The refusal in a rank's output, without the lines after it; empty if there is none."""
         found = re.search(r"\[SEAM-B11\].*?next: [^\n]*", self.messages[rank], re.DOTALL)
         return found[0] if found else ""

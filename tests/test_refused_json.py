@@ -127,7 +127,7 @@ def test_a_streams_encoding_does_not_break_the_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (("list", "--json", "--colour"), "No such option"),
         (("resolve", "--json"), "Missing argument"),
@@ -140,7 +140,7 @@ def test_a_streams_encoding_does_not_break_the_document(tmp_path: Path) -> None:
     ],
 )
 def test_a_command_line_that_cannot_be_read_is_one_document_too(
-    arguments: tuple[str, ...], said: str, schemas: dict[str, Any]
+    arguments: tuple[str, ...], expected: str, schemas: dict[str, Any]
 ) -> None:
     done = registry(*arguments, code=2)
     assert done.stderr == ""
@@ -148,7 +148,7 @@ def test_a_command_line_that_cannot_be_read_is_one_document_too(
     jsonschema.validate(found, schemas["refused.schema.json"])
     (reason,) = found["reasons"]
     assert reason["code"] == "SEAM-A02"
-    assert said in reason["found"]
+    assert expected in reason["found"]
     assert reason["next"].startswith("follow its usage: registry")
 
 

@@ -76,12 +76,12 @@ def by_the_page(here: Environment) -> Iterable[str]:
     return (card.goes for card in cards)
 
 
-@pytest.mark.parametrize("said", [by_the_audit, by_the_gate, by_the_preview, by_the_page])
+@pytest.mark.parametrize("texts_of", [by_the_audit, by_the_gate, by_the_preview, by_the_page])
 @pytest.mark.parametrize("were_listed", [True, False])
 def test_each_distribution_is_read_once_for_all_retired_seams(
     site: Path,
     monkeypatch: pytest.MonkeyPatch,
-    said: Callable[[Environment], Iterable[str]],
+    texts_of: Callable[[Environment], Iterable[str]],
     were_listed: bool,
 ) -> None:
     names = [f"latent_{number}" for number in range(RETIRED)]
@@ -104,6 +104,6 @@ def test_each_distribution_is_read_once_for_all_retired_seams(
 
     monkeypatch.setattr(Installed, "key", property(counted))
     monkeypatch.setattr(environments, "installed", lambda: projects)
-    shown = " ".join(said(here))
+    shown = " ".join(texts_of(here))
     assert [name for name in names if not re.search(rf"uninstall {name}\b", shown)] == []
     assert reads == {project.record: 1 for project in projects}

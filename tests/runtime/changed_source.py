@@ -143,8 +143,8 @@ def main(count: int, seed: int) -> None:
     """Make, read and where they are read run the changes."""
     import conftest
 
-    # What every forked process reads of the same files, and what upstream's trainer, which no
-    # change touches, makes of the same words: once.
+    # Once: every forked process reads the same files, and upstream's trainer, which no change
+    # touches, has the same outcome for the same words.
     Trainer.of_arguments = remembered(Trainer.of_arguments)  # type: ignore[method-assign]
     for pattern, settings in PATTERNS:
         conftest.planner()(pattern, megatron=settings)

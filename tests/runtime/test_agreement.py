@@ -91,7 +91,7 @@ def test_what_all_have_said_before_one_rank_may_say_alone(ranks):
 
 
 @pytest.mark.parametrize(
-    ("statements", "said"),
+    ("statements", "parts"),
     [
         (
             [ALIKE, ODD, ALIKE, ALIKE],
@@ -109,12 +109,12 @@ def test_what_all_have_said_before_one_rank_may_say_alone(ranks):
     ],
     ids=["version", "error", "silent", "silent rank 0", "all at once"],
 )
-def test_odd_ranks_stop_all_with_one_message(ranks, statements, said):
+def test_odd_ranks_stop_all_with_one_message(ranks, statements, parts):
     ends = [end for end in ranks.agree(*statements) if end is not None]
     texts = {str(raised) for raised, _ in ends}
     assert len(texts) == 1, texts
     (text,) = texts
-    assert [part for part in said if part not in text] == []
+    assert [part for part in parts if part not in text] == []
     assert max(seconds for _, seconds in ends) < SECONDS + 3
 
 
@@ -180,7 +180,7 @@ def test_build_model_agrees_before_it_builds(plan_of):
 
 
 def train_on_each(folder, words):
-    """What upstream's trainer makes of a command line on this rank, until it has a model.
+    """Upstream's trainer with a command line on this rank, until it has a model.
 
     At first rank 1 has another version of the plugin, and a receipt by it, and rank 2 has none;
     then all have the same, and rank 2 spells another pattern; then all spell the same.
@@ -266,11 +266,11 @@ def test_ranks_of_a_launcher_stop_and_exit_with_an_error(tmp_path):
     waits = {"MEGATRON_SEAMS_AGREEMENT_TIMEOUT": "4"}
     ended = agreement_drill.drill(tmp_path, agreement_drill.SMOKE, odd, **waits)
     assert 0 not in ended.codes
-    said = " ".join(next(filter(None, map(ended.said, range(3)))).split())  # it is wrapped
-    assert 'receipt.plan.seams.rider.version is "1.1", not "1.0"' in said
-    assert "rank 2 (on " in said
-    assert "no plan, because [SEAM-R01]" in said
-    assert "rank 3: silent for 4 s" in said
+    refusal = " ".join(next(filter(None, map(ended.refusal, range(3)))).split())  # it is wrapped
+    assert 'receipt.plan.seams.rider.version is "1.1", not "1.0"' in refusal
+    assert "rank 2 (on " in refusal
+    assert "no plan, because [SEAM-R01]" in refusal
+    assert "rank 3: silent for 4 s" in refusal
 
 
 def test_the_software_that_computes_is_named():

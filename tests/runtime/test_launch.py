@@ -98,7 +98,7 @@ def _rewrite(receipt, old, new, held=()):
 
 
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("case", "expected"),
     [
         ("unset", ["SEAM-B09", "MEGATRON_SEAMS_RECEIPT is not set"]),
         ("edited", ["SEAM-V01", "it was edited"]),
@@ -111,9 +111,9 @@ def _rewrite(receipt, old, new, held=()):
         ),
     ],
 )
-def test_what_goes_wrong_stops_the_run_and_is_never_an_import_error(found, case, said):
+def test_what_goes_wrong_stops_the_run_and_is_never_an_import_error(found, case, expected):
     assert not found[case].startswith("an ImportError")
-    assert [text for text in said if text not in found[case]] == []
+    assert [text for text in expected if text not in found[case]] == []
 
 
 def test_upstreams_model_gets_the_seams_of_the_receipt_and_trains(found):
@@ -162,7 +162,7 @@ def test_a_rank_that_the_others_would_wait_for_for_ever_stops_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("case", "expected"),
     [
         ("moved", "--hybrid-layer-pattern: *M*M"),
         ("shorter", "this run's arguments say 2"),
@@ -181,6 +181,6 @@ def test_a_rank_that_the_others_would_wait_for_for_ever_stops_the_run(tmp_path):
         ("native, tied", "share_embeddings_and_output_weights: False"),
     ],
 )
-def test_arguments_that_spell_other_layers_than_the_receipt_stop_the_run(found, case, said):
+def test_arguments_that_spell_other_layers_than_the_receipt_stop_the_run(found, case, expected):
     assert "SEAM-B09" in found[case]
-    assert said in found[case]
+    assert expected in found[case]

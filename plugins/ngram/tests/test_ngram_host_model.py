@@ -204,7 +204,7 @@ class Run:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What upstream's trainer asks of an optimizer's state."""
+        """The arguments of upstream's trainer for an optimizer's state."""
         kind = {} if self.kind is None else {"distrib_optim_sharding_type": self.kind}
         return {"metadata": {**kind, "chained_optim_avoid_prefix": True}}
 
