@@ -88,12 +88,19 @@ class Case:
 
 
 #: 128 + 33 * 16 outputs of the fused projection of m2rnn are a multiple of 16, and so are the 2384
-#: of mamba3 with 16 heads of 64.
+#: of mamba3 with 16 heads of 64, and the 4176 with MIMO.
 CASES: Final = {
     "m2rnn": Case(
         pattern="*ER-", family="recurrent", options={"m2rnn": {"heads": 16}}, megatron=EXPERTS
     ),
     "mamba3": Case(pattern="*EM-", family="mamba3", families={"mamba": "mamba3"}, megatron=EXPERTS),
+    "mamba3 MIMO": Case(
+        pattern="*EM-",
+        family="mamba3",
+        options={"mamba3": {"groups": 2, "mimo-rank": 4}},
+        families={"mamba": "mamba3"},
+        megatron=EXPERTS,
+    ),
     "mla": Case(pattern="+E+-", family="mla", megatron=EXPERTS | LATENT),
     "ngram": Case(
         pattern="*E-",

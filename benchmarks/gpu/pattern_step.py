@@ -2,8 +2,9 @@
 
 ``python benchmarks/gpu/pattern_step.py [--rounds N]`` takes forward and backward passes in turns
 of AEMEAEMEAEMR with R as M²RNN, as M and as A; with the n-gram embedding and an engram besides; and
-with Mamba-3 in the place of M. It prints each step's median, what the block or feature in question
-takes of it, and where the time of the kernels goes. There is no optimizer in a step.
+with Mamba-3 in the place of M, without MIMO and as NAM56R has it. It prints each step's median,
+what the block or feature in question takes of it, and where the time of the kernels goes. There is
+no optimizer in a step.
 """
 
 import argparse
@@ -37,6 +38,7 @@ ORDER: Final = "AEMEAEMEAEM"
 NGRAM: Final = {"features": [{"family": "ngram"}]}
 ENGRAM: Final = {"features": [{"family": "engram", "layers": [2]}]}
 MAMBA3: Final = {"families": {"mamba": "mamba3"}}
+MIMO: Final = MAMBA3 | {"seams": {"mamba3": {"groups": 8, "mimo-rank": 4}}}
 LAST: Final = "decoder.layers.11"
 #: What is measured: its name -> the last block, further tables of the recipe, and the module whose
 #: part of the step is asked for.
@@ -47,13 +49,14 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
     "R, n-gram": ("R", NGRAM, "embedding.ngram_hash"),
     "R, engram": ("R", ENGRAM, "decoder.layers.1.engram"),
     "R, M as Mamba-3": ("R", MAMBA3, "decoder.layers.2"),
+    "R, M with MIMO": ("R", MIMO, "decoder.layers.2"),
 }
 #: Steps under the profiler.
 PROFILED: Final = 3
 #: What the names of kernels tell -> what they do; the first that fits.
 KINDS: Final = {
     "m2rnn's recurrence": r"^m2rnn_",
-    "mamba": r"_chunk_|_state_passing|_bmm_chunk|mamba3|_ssd|causal_conv1d|selective",
+    "mamba": r"_chunk_|_state_passing|_bmm_chunk|mamba3|mimo|_ssd|causal_conv1d|selective",
     "products": r"gemm|nvjet|cutlass|xmma|cublas|Kernel2|splitK",
     "softmax": r"softmax",
     "compiled elementwise": r"^triton_",

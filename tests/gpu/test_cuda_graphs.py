@@ -11,7 +11,14 @@ import pytest
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("gpu")]
 
 #: A model -> how it is spelled; upstream captures no experts that are not padded.
-MODELS = {"native": "*M-", "m2rnn": "*R-", "mamba3": "*M-", "ngram": "*M-", "mla": "+R+-"}
+MODELS = {
+    "native": "*M-",
+    "m2rnn": "*R-",
+    "mamba3": "*M-",
+    "mamba3 MIMO": "*M-",
+    "ngram": "*M-",
+    "mla": "+R+-",
+}
 TOLERANCE = 1e-2  # bfloat16
 
 

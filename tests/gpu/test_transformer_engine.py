@@ -13,7 +13,7 @@ RECOMPUTE = {
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "moe"]},
 }
 FP8 = ("tensorwise", "delayed")
-LAYERS = ("m2rnn", "mamba3", "mla")
+LAYERS = ("m2rnn", "mamba3", "mamba3 MIMO", "mla")
 FEATURES = ("ngram", "engram")
 
 

@@ -61,9 +61,11 @@ def _one_configuration() -> Iterator[None]:
         yield
 
 
-def drawn(ranks: int | None, device: str, *, S: int = 256, B: int = 1) -> dict[str, Any]:
+def drawn(
+    ranks: int | None, device: str, *, S: int = 256, B: int = 1, G: int = 1
+) -> dict[str, Any]:
     """Inputs of a call, rounded to bfloat16, at the sizes that the kernels are made for."""
-    H, P, G, N, R = 4, 64, 1, 128, ranks or 1
+    H, P, N, R = 4, 64, 128, ranks or 1
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
@@ -201,14 +203,19 @@ def test_the_angle_that_is_kept_is_the_references_and_not_rounded(
 @on_a_gpu
 @RANKS
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
-def test_the_kernels_are_the_reference_on_rounded_inputs(ranks: int | None, packed: bool) -> None:
-    made = drawn(ranks, "cuda", B=1 if packed else 2)
+@pytest.mark.parametrize("groups", [1, 2], ids=["one group", "two groups"])
+def test_the_kernels_are_the_reference_on_rounded_inputs(
+    ranks: int | None, packed: bool, groups: int
+) -> None:
+    made = drawn(ranks, "cuda", B=1 if packed else 2, G=groups)
     bounds = torch.tensor(BOUNDS, dtype=torch.int32, device="cuda") if packed else None
     exact = {name: wide(value) for name, value in made.items()}
-    agree(
-        outcome(made, cu_seqlens=bounds, backend="cuda"),
-        outcome(exact, cu_seqlens=bounds, backend="reference"),
-    )
+    found = outcome(made, cu_seqlens=bounds, backend="cuda")
+    agree(found, outcome(exact, cu_seqlens=bounds, backend="reference"))
+    # A forward pass that is computed again for its gradients is the first one.
+    with torch.no_grad():
+        first, _ = mamba3(**made, cu_seqlens=bounds, keep=False, backend="cuda")
+    assert torch.equal(first, found["y"])
 
 
 @on_a_gpu

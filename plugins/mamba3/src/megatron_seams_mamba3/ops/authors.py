@@ -45,13 +45,6 @@ def inputs_fault(inputs: Inputs) -> str | None:
         wide = (inputs.x.shape[-1], inputs.B.shape[-1])
         odd = [size for size in wide if size < least or size & (size - 1)]
         return f"head and state are powers of 2 there, 16 or more; found {wide}" if odd else None
-    heads, groups = inputs.x.shape[2], inputs.B.shape[3]
-    # Whoever keeps no states trains, and a recomputed forward pass is to be the first one's.
-    if groups not in (1, heads) and (torch.is_grad_enabled() or not inputs.keep):
-        return (
-            "the kernels with MIMO have a backward pass for one group on a rank or one for each of "
-            f"its heads; found {groups} groups of {heads} heads"
-        )
     if importlib.util.find_spec("tilelang") is None:
         return "the package tilelang, of the kernels with MIMO, is not installed"
     if inputs.state is not None:
@@ -124,9 +117,16 @@ def last_angle(inputs: Inputs) -> Tensor:
 def _mimo(x: Inputs, shared: dict[str, Any]) -> tuple[Tensor, State | None]:
     module = importlib.import_module("mamba_ssm.ops.tilelang.mamba3.mamba3_mimo")
     assert x.mimo is not None  # noqa: S101 - by the caller's choice, for the type alone
+    heads, groups = x.x.shape[2], x.B.shape[3]
+    # Their backward pass knows one group, or one for each head, and makes a gradient for each head
+    # either way. Other groups are repeated, and autograd adds the heads' gradients up again; the
+    # forward pass reads the same numbers.
+    Q, K = x.C, x.B
+    if groups not in (1, heads) and torch.is_grad_enabled():
+        Q, K = (each.repeat_interleave(heads // groups, dim=3) for each in (Q, K))
     tensors = {
-        "Q": x.C,
-        "K": x.B,
+        "Q": Q,
+        "K": K,
         "Q_bias": x.C_bias.float(),
         "K_bias": x.B_bias.float(),
         "MIMO_V": x.mimo.x.float(),
