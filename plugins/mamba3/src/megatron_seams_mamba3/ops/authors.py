@@ -51,6 +51,9 @@ def inputs_fault(inputs: Inputs) -> str | None:
         return "the kernels with MIMO continue no sequence"
     if inputs.keep and inputs.cu_seqlens is not None:
         return "the kernels with MIMO do not give the last states of packed documents"
+    # Without gradients too: a forward pass that is computed again is to be the first one.
+    if inputs.z is None and inputs.cu_seqlens is not None:
+        return "the kernels with MIMO have no backward pass for packed rows without a gate"
     if inputs.angle.shape[-1] * 2 not in (inputs.B.shape[-1], inputs.B.shape[-1] // 2):
         return "the kernels with MIMO turn all of the state's channels, or half"
     return None
