@@ -19,6 +19,7 @@ from typing import Any
 
 import hostile_installed  # noqa: F401 - registers its inputs
 import hostile_megatrons  # noqa: F401 - likewise
+import hostile_models  # noqa: F401 - likewise
 import hostile_sources  # noqa: F401 - likewise
 from hostile import INPUTS, MEMORY, SECONDS, installed
 from megatron_seams.errors import Refusal, SeamsError

@@ -6,6 +6,7 @@ A type that no value of TOML can have (a path, a function) accepts none, and say
 import collections.abc
 import datetime
 import enum
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import (
@@ -74,7 +75,11 @@ class KeyNote(AttributeValidationNote):
 
 def described(value: Any) -> str:
     """A value with its type, as messages name what was found."""
-    return f"{_FOUND.get(type(value), type(value).__name__)}: {value!r:.60}"
+    try:
+        text = f"{value!r:.60}"
+    except ValueError:
+        text = "of more digits than Python writes"
+    return f"{_FOUND.get(type(value), type(value).__name__)}: {text}"
 
 
 def reader_of(kind: Any, table: TableReader) -> Reader:
@@ -136,6 +141,16 @@ def _meant(kind: Any) -> Any:
 
 
 def _anything(value: Any) -> Any:
+    """Any value that can be written again: in messages, receipts and arguments.
+
+    Python limits the digits of a decimal number when it reads one, and those of another base only
+    when it writes one.
+    """
+    try:
+        repr(value)
+    except ValueError as error:
+        message = f"a number in it has more than {sys.get_int_max_str_digits():,} decimal digits"
+        raise WrongTypeError(message) from error
     return value
 
 
@@ -146,7 +161,7 @@ def _scalar(value: Any, kind: Any) -> Any:
     if type(value) is not kind:
         message = f"expected {expected(kind)}, found {described(value)}"
         raise WrongTypeError(message)
-    return value
+    return _anything(value) if kind is int else value
 
 
 def _one_of(value: Any, choices: tuple[Any, ...]) -> Any:

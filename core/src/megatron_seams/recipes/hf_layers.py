@@ -1,6 +1,6 @@
 """The layers of a Hugging Face configuration, in every form that models publish them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -175,10 +175,10 @@ def _depth(values: Values, listed: int | None, key: str) -> int | None:
     return count
 
 
-def _at(indices: Collection[int], architecture: Architecture, count: int) -> list[str]:
+def _at(indices: Iterable[int], architecture: Architecture, count: int) -> list[str]:
     """The architecture's two names, the first at ``indices`` from 0."""
-    full, rest = architecture.full, architecture.rest
-    return [full if index in indices else rest for index in range(count)]
+    full, rest, chosen = architecture.full, architecture.rest, {*indices}
+    return [full if index in chosen else rest for index in range(count)]
 
 
 def _by_types(values: Values, architecture: Architecture) -> list[str] | None:
@@ -236,7 +236,9 @@ def _by_numbers(values: Values, architecture: Architecture, count: int) -> list[
     if not isinstance(full, list) or not isinstance(other, list):
         values.fault("linear_attn_config has no full_attn_layers and kda_layers")
         return []
-    if sorted([*full, *other]) != list(range(1, count + 1)):
+    numbers = [*full, *other]
+    whole = all(type(number) is int for number in numbers)
+    if not whole or sorted(numbers) != list(range(1, count + 1)):
         values.fault(
             f"full_attn_layers and kda_layers are not the layers 1 to {count}, each once",
             key="linear_attn_config",
@@ -263,7 +265,7 @@ def _feeds(values: Values, architecture: Architecture, count: int) -> list[str]:
     experts = values.whole(*EXPERTS)
     named = values.names("mlp_layer_types")
     period, offset = values.whole("expert_layer_period"), values.whole("expert_layer_offset") or 0
-    dense = values.wholes("mlp_only_layers") or []
+    dense = {*(values.wholes("mlp_only_layers") or ())}
     step = values.whole("decoder_sparse_step")
     first = values.whole("first_k_dense_replace") or 0
     every = values.value("moe_layer_freq", "moe_layer_interval")

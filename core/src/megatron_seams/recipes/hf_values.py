@@ -1,6 +1,6 @@
 """The values of a configuration: read by key, with their types checked and their use remembered."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 from megatron_seams.errors import RecipeInvalid, SeamsError
@@ -25,6 +25,7 @@ class Values:
         self._file = file
         self._read: set[str] = set()
         self.faults: list[SeamsError] = []
+        self._found: set[str] = set()  # what the faults say
 
     def value(self, *keys: str) -> Any:
         """The value of the first key that has one; None where none of them has. All are read."""
@@ -104,7 +105,7 @@ class Values:
         """A number in a table of the configuration."""
         part = Values(table, self._file)
         found = part.number(key)
-        self.faults += part.faults
+        self._add(part.faults)
         return found
 
     def leave(self, *keys: str) -> None:
@@ -113,17 +114,21 @@ class Values:
 
     def fault(self, found: str, *, key: str | None = None, advice: str = "") -> None:
         """Remember what is wrong with the configuration, once."""
-        if any(fault.found == found for fault in self.faults):
+        if found in self._found:
             return
-        self.faults.append(
-            RecipeInvalid(
-                asked="a model that can be read",
-                found=found,
-                next=advice or "correct the configuration",
-                file=self._file,
-                key=key,
-            )
+        fault = RecipeInvalid(
+            asked="a model that can be read",
+            found=found,
+            next=advice or "correct the configuration",
+            file=self._file,
+            key=key,
         )
+        self._add([fault])
+
+    def _add(self, faults: Iterable[SeamsError]) -> None:
+        listed = list(faults)
+        self.faults += listed
+        self._found.update(fault.found for fault in listed)
 
     def unread(self) -> dict[str, Any]:
         """The keys that have a value and that nothing has read."""

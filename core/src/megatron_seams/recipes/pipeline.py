@@ -7,7 +7,7 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.errors import UpstreamForbids
-from megatron_seams.recipes.pattern import Pattern
+from megatron_seams.recipes.pattern import MAX_DEPTH, Pattern
 from megatron_seams.recipes.recipe import Parallelism, Recipe
 
 #: Upstream's fields for the number of layers on the first and on the last stage, where the pattern
@@ -178,10 +178,13 @@ def _cut(depth: int, ranks: int, ends: Mapping[str, int]) -> tuple[int, ...] | N
     Returns:
         The sizes; None where some layer is on no stage, on two, or under another number.
     """
+    if ranks > MAX_DEPTH:  # no model has as many layers
+        return None
     layers = range(depth)
     first, last = ends.get(FIRST, 0), ends.get(LAST, 0)
     each = (depth - first - last) // max(1, ranks - len(ends))
     sizes: list[int] = []
+    before = 0
     for rank in range(ranks):
         if FIRST in ends and rank == 0:
             start, size = 0, first
@@ -190,10 +193,11 @@ def _cut(depth: int, ranks: int, ends: Mapping[str, int]) -> tuple[int, ...] | N
         else:
             start, size = (rank - (FIRST in ends)) * each + first, each
         taken = layers[start : start + size]
-        if taken and start != sum(sizes):
+        if taken and start != before:
             return None
         sizes.append(len(taken))
-    return tuple(sizes) if sum(sizes) == depth else None
+        before += len(taken)
+    return tuple(sizes) if before == depth else None
 
 
 def _forbids(asked: str, found: str, advice: str, key: str) -> UpstreamForbids:

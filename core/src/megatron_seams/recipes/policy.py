@@ -1,6 +1,7 @@
 """A recipe's choices between providers: experiments, pins, an allowlist, overrides, reasons."""
 
 import datetime
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -52,8 +53,8 @@ class Justification:
 
 def one_reason_each(_: Any, __: Any, value: tuple[Justification, ...] | None) -> None:
     """Hold ``[[justify]]`` to one entry for each seam."""
-    named = [entry.seam for entry in value or ()]
-    twice = sorted({name for name in named if named.count(name) > 1})
+    named = Counter(entry.seam for entry in value or ())
+    twice = sorted(name for name, count in named.items() if count > 1)
     if twice:
         message = f"expected one entry for each seam, found more for {', '.join(twice)}"
         raise ValueError(message)
