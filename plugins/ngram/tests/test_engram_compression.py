@@ -11,7 +11,13 @@ import pytest
 
 from megatron_seams.base.structure import structure
 from megatron_seams.errors import FeatureInvalid
-from megatron_seams_ngram.engram.compression import canonical, compress, read_table, write_table
+from megatron_seams_ngram.engram.compression import (
+    KIND,
+    canonical,
+    compress,
+    read_table,
+    write_table,
+)
 from megatron_seams_ngram.engram.options import Options
 
 
@@ -35,6 +41,18 @@ from megatron_seams_ngram.engram.options import Options
         ("Ω", "ω"),
         ("\u0451", "\u0435"),  # Cyrillic
         ("", ""),
+        # As the demonstration's normaliser (tokenizers 0.23.3) has them: marks that take space or
+        # enclose; capitals by themselves, and not as in a word; Unicode's white space alone.
+        ("का", "क"),
+        ("क\u20dd", "क"),
+        ("ΟΔΟΣ", "οδοσ"),
+        ("ας", "ας"),
+        ("\x1c", "\x1c"),
+        (" \x1c", "\x1c"),
+        (" \x0b", ""),
+        ("\x85", ""),
+        ("\u2028", ""),
+        ("\ue000", " "),
     ],
 )
 def test_what_a_text_is_compared_by(text: str, reads: str) -> None:
@@ -50,21 +68,33 @@ def test_tokens_that_read_alike_get_one_id_in_the_order_of_the_tokens() -> None:
 def test_control_tokens_and_pieces_of_a_character_stay_apart() -> None:
     piece = "\N{REPLACEMENT CHARACTER}"
     assert compress([None, None, piece, piece, f"a{piece}", "", "a"]) == tuple(range(7))
+    assert compress(["", "\x0b", " \x0b", ""]) == (0, 1, 2, 0)  # texts of nothing are themselves
+
+
+def test_pieces_of_a_character_are_compared_by_the_tokenizers_own_strings() -> None:
+    piece = "\N{REPLACEMENT CHARACTER}"
+    texts = ["a", piece, "ł", piece, piece, None]
+    # A byte's letter, which some other token has as its text.
+    assert compress(texts, ["a", "ł", "ÅĤ", "ģ", "ģ", "ģ"]) == (0, 1, 1, 2, 2, 3)
+    assert compress(texts) == (0, 1, 2, 3, 4, 5)
 
 
 def test_the_command_builds_the_file_that_a_recipe_names(tmp_path: Path) -> None:
-    (tmp_path / "texts.json").write_text(json.dumps(["a", "A", None]), encoding="utf-8")
+    texts, tokens = ["a", "A", None, "\N{REPLACEMENT CHARACTER}"], ["a", "A", "<s>", "a"]
+    (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    (tmp_path / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "megatron_seams_ngram.engram.compression"),
             *(str(tmp_path / "texts.json"), str(tmp_path / "table.json")),
+            *("--tokens", str(tmp_path / "tokens.json")),
         ],
         check=True,
         capture_output=True,
         text=True,
     )
     printed = dict(line.split(" = ") for line in done.stdout.splitlines()[1:])
-    assert done.stdout.startswith("# 3 tokens, 2 ids\n")
+    assert done.stdout.startswith("# 4 tokens, 2 ids\n")
     options = {key: json.loads(value) for key, value in printed.items()}
     read, faults = structure(Options, options)
     assert not faults
@@ -72,7 +102,7 @@ def test_the_command_builds_the_file_that_a_recipe_names(tmp_path: Path) -> None
     assert read.compression_file is not None
     assert read.compression_sha256 is not None
     table = read_table(Path(read.compression_file), sha256=read.compression_sha256, vocab_size=1000)
-    assert table == (0, 0, 1)
+    assert table == (0, 0, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +115,15 @@ def test_texts_that_are_none_are_refused(tmp_path: Path, contents: str, says: st
     with pytest.raises(FeatureInvalid) as caught:
         write_table(texts, tmp_path / "table.json")
     assert says in caught.value.found
+    assert not (tmp_path / "table.json").exists()
+
+
+def test_strings_of_another_number_of_tokens_are_refused(tmp_path: Path) -> None:
+    texts, tokens = tmp_path / "texts.json", tmp_path / "tokens.json"
+    texts.write_text('["a", "b"]')
+    tokens.write_text('["a"]')
+    with pytest.raises(FeatureInvalid, match=r"it is of 1 tokens, and .* of 2"):
+        write_table(texts, tmp_path / "table.json", tokens=tokens)
     assert not (tmp_path / "table.json").exists()
 
 
@@ -101,6 +140,17 @@ def test_a_table_that_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
 
     assert "the recipe says 00" in fault(sha256="00")
     assert fault(vocab_size=2) == "it is of 3 tokens, and the model has 2"
+    for ids, says in (
+        (None, "no list of ids"),
+        ([], "no list of ids"),
+        (["a"], "no list of ids"),
+        ([True], "no list of ids"),
+        ([0, 2], "not all from 0 to 2"),
+        ([0, -1], "not all from 0 to 0"),
+    ):
+        text = json.dumps({"kind": KIND, "schema": 1, "ids": ids})
+        table.write_text(text)
+        assert says in fault(sha256=hashlib.sha256(text.encode()).hexdigest())
     table.write_text("[]")
     assert "no megatron-seams" in fault(sha256=hashlib.sha256(b"[]").hexdigest())
     table.unlink()

@@ -249,6 +249,22 @@ def test_each_rank_loads_its_own_rows_of_the_tables(released: dict[str, Any]) ->
     assert torch.equal(torch.cat(parts)[: len(table)], table)
 
 
+def test_tables_on_the_host_load_and_compute_as_resident_ones(released: dict[str, Any]) -> None:
+    resident, host = build(released), build({**released, "tables": "host"})
+    state = tensors(released_state(LAYER_IDS[1], 1))
+    ids = torch.tensor([documents(20)[0]])
+    host.fetch_ahead(ids)  # of the rows before, which are no guess any more
+    for module in (resident, host):
+        load_released(module, state)
+    table = state["multi_head_embedding.embedding.weight"].float()
+    assert torch.equal(host.tables.weight[: len(table)], table)
+    assert torch.equal(resident.tables.weight[: len(table)].float(), table)
+    # Rows on the host are in float32.
+    resident.tables.weight.data.copy_(resident.tables.weight.data.float())
+    hidden = torch.randn(20, 1, HIDDEN, dtype=torch.float64)
+    assert torch.equal(host(hidden, ids), resident(hidden, ids))
+
+
 def test_every_weight_of_the_released_form_learns(released: dict[str, Any]) -> None:
     module = build({**released, "streams": 2})
     load_released(module, tensors(released_state(LAYER_IDS[1], 2)))
@@ -308,6 +324,13 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_nothing_is_loaded(
         load_released(module, tensors(released_state(LAYER_IDS[0], 1)))
     with pytest.raises(FeatureInvalid, match=r"no place for key_projs.0.bias, value_proj.bias"):
         load_released(build({**released, "bias": False}), whole)
+    # Of the same sizes, with multipliers of this project's own.
+    hashed = build({**released, "hashing": "splitmix64"})
+    rows = hashed.tables.weight.detach().clone()
+    with pytest.raises(FeatureInvalid, match='hashes by "splitmix64"') as caught:
+        load_released(hashed, whole)
+    assert 'hashing = "released"' in caught.value.next
+    assert torch.equal(hashed.tables.weight, rows)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     same = {"multi_head_embedding.offsets": module.tables.offsets}
     load_released(module, whole | same)

@@ -15,7 +15,7 @@ from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_ngram.engram.compression import read_table
 from megatron_seams_ngram.engram.convolution import causal_convolution
 from megatron_seams_ngram.engram.gate import gate_of
-from megatron_seams_ngram.engram.options import Gate, Options
+from megatron_seams_ngram.engram.options import Gate, Hashing, Options
 from megatron_seams_ngram.engram.streams import StreamNorm, by_stream
 from megatron_seams_ngram.expert_ranks import ExpertRanks
 from megatron_seams_ngram.host.tables import HostNgramTables, on_host, tables_at
@@ -67,6 +67,7 @@ class Engram(ShardedModule):
         key_bias: b_k, [streams * h]; None without biases.
         value_bias: b_v, [h]; None without biases.
         taps: [streams * h, kernel].
+        hashing: How multipliers are derived, as in the options.
 
     Raises:
         FeatureInvalid: An end-of-document or pad id that no token of the model can have, a
@@ -106,6 +107,7 @@ class Engram(ShardedModule):
         self.dilation = max(options.orders)
         self.streams = options.streams
         self.gate: Gate = options.gate or "paper"
+        self.hashing: Hashing = options.hashing
         seed = nth(options.seed, layer_number)
         device = torch.device("cpu" if config.use_cpu_initialization else "cuda")
         ids = _compressed_ids(options, vocab_size)

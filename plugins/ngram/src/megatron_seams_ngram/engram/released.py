@@ -21,32 +21,51 @@ from torch import Tensor
 
 from megatron_seams.errors import FeatureInvalid
 from megatron_seams_ngram.engram.module import Engram
+from megatron_seams_ngram.host.tables import HostNgramTables
 
 _TABLE: Final = "multi_head_embedding.embedding.weight"
 _OFFSETS: Final = "multi_head_embedding.offsets"
 _CONVOLUTION: Final = "short_conv.conv.weight"
+_SIZES: Final = (
+    "give [seams.engram] the released model's sizes, streams and bias, and the weights by their "
+    "names without the layer's prefix"
+)
 
 
 def load_released(module: Engram, state: Mapping[str, Tensor]) -> None:
     """Load one layer's weights into its memory, on every tensor-parallel rank its own rows.
 
     Args:
-        module: Built with the released model's sizes, ``hashing = "released"``.
+        module: Built with the released model's sizes, ``hashing = "released"``; its tables on the
+            device or on the host.
         state: Released name, without the layer's prefix -> the whole tensor. The tables' offsets
             are compared where they are there.
 
     Raises:
-        FeatureInvalid: A name that is missing, that there is no place for, or of another shape; or
-            other offsets. Nothing is loaded then.
+        FeatureInvalid: A module that hashes otherwise, so that the rows would be of other n-grams;
+            a name that is missing, that there is no place for, or of another shape; or other
+            offsets. Nothing is loaded then.
     """
+    if module.hashing != "released":
+        raise _invalid(
+            f'the memory hashes by "{module.hashing}": the rows would be of other n-grams',
+            'set hashing = "released" in [seams.engram], and what it wants',
+        )
     own = _own(module, state)
+    tables = module.tables
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(own[name])
+            if name != "tables.weight":
+                parameter.copy_(own[name])
+        # No parameter where they lie on the host. Those that only fill the table up stay.
+        part = state[_TABLE][tables.first_row : tables.first_row + len(tables.weight)]
+        tables.weight[: len(part)].copy_(part)
+    if isinstance(tables, HostNgramTables):
+        tables.host.forget()
 
 
 def _own(module: Engram, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The module's parameters by its own names, from the released ones."""
+    """The module's parameters but for its rows, by its own names, from the released ones."""
     expected = _shapes(module)
     missing = sorted(expected.keys() - state.keys())
     strange = sorted(state.keys() - expected.keys() - {_OFFSETS})
@@ -67,7 +86,6 @@ def _own(module: Engram, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return torch.cat([state[name.replace("*", str(i))] for i in range(module.streams)])
 
     own = {
-        "tables.weight": _rows(module, state[_TABLE]),
         "key": streams("key_projs.*.weight"),
         "value": state["value_proj.weight"],
         "key_norm.weight": streams("norm1.*.weight"),
@@ -99,21 +117,11 @@ def _shapes(module: Engram) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _rows(module: Engram, table: Tensor) -> Tensor:
-    """This rank's rows of the table; those that only fill it up stay as they are."""
-    tables = module.tables
-    own = tables.weight.detach().clone()
-    part = table[tables.first_row : tables.first_row + len(own)]
-    own[: len(part)] = part.to(own)
-    return own
-
-
-def _invalid(found: str) -> FeatureInvalid:
+def _invalid(found: str, advice: str = _SIZES) -> FeatureInvalid:
     return FeatureInvalid(
         asked="the released weights of one layer's memory",
         found=found,
-        next="give [seams.engram] the released model's sizes, streams and bias, and the weights by "
-        "their names without the layer's prefix",
+        next=advice,
         subject="engram",
         key="seams.engram",
     )
