@@ -302,7 +302,7 @@ def test_the_chain_is_upstreams_to_everybody_else(runs: dict[str, Any]) -> None:
     assert torch.equal(table.weight, before)
 
 
-def test_a_layer_wise_optimizer_and_one_of_another_model_are_refused(
+def test_a_layer_wise_optimizer_one_of_another_model_and_a_rate_of_its_own_are_refused(
     runs: dict[str, Any],
 ) -> None:
     from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
@@ -318,6 +318,7 @@ def test_a_layer_wise_optimizer_and_one_of_another_model_are_refused(
             ),
             "does not have the model's parameters",
         ),
+        (lambda run: setattr(run.optimizer.config, "decoupled_lr", 0.1), "--decoupled-lr"),
     ):
         run = Run(plan_of("host"))
         change(run)

@@ -13,9 +13,9 @@ import torch
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch import Tensor
 
-from megatron_seams.errors import FeatureInvalid
 from megatron_seams_ngram.host.divided import counts_here, group_divided, is_divided
 from megatron_seams_ngram.host.reduction import reduced
+from megatron_seams_ngram.host.refused import cannot
 from megatron_seams_ngram.host.state import COPIES, ROWS, resume, sharded_state
 from megatron_seams_ngram.host.stepped import Stepped
 
@@ -127,7 +127,7 @@ class HostRowsOptimizer(MegatronOptimizer):  # type: ignore[misc]  # upstream is
             before, after = float(gradient.norm()), float(norm.grad or 0)
             if self.config.clip_grad > 0 and before > 0 and after < before:
                 gradient = gradient * (after / before)
-            host.step(rows, gradient, group, seam=tables.seam)
+            host.step(rows, gradient, group)
         return True
 
     def group_of(self, tables: Stepped) -> dict[str, Any]:
@@ -285,14 +285,20 @@ def adopt(optimizer: Any, tables: Stepped) -> None:
             "fp16 scales the loss, and an overflow would not be seen in rows on the host",
             "train in bf16 or fp32",
         ),
+        (
+            getattr(optimizer.config, "decoupled_lr", None) is not None,
+            "resident tables have the rate of --decoupled-lr, as embeddings do, and rows on the "
+            "host that of the projection beside them",
+            "leave --decoupled-lr out",
+        ),
     )
     for wrong, found, advice in faults:
         if wrong:
-            raise _cannot(tables, found, advice)
+            raise cannot(tables.seam, found, advice)
     beside = _beside(optimizer.chained_optimizers, tables)
     if beside is None:
-        raise _cannot(
-            tables,
+        raise cannot(
+            tables.seam,
             "the optimizer that the configuration names does not have the model's parameters",
             "set config.grad_scale_func to scale_loss of the model's own optimizer",
         )
@@ -306,7 +312,7 @@ def adopt(optimizer: Any, tables: Stepped) -> None:
     member.add(tables, native, group)
     tables.member = member
     # Now, and not at the first step: a rule without a sparse form is refused before it.
-    tables.host.follow(member.group_of(tables), seam=tables.seam)
+    tables.host.follow(native.optimizer, member.group_of(tables), seam=tables.seam)
 
 
 def adopt_and_resume(optimizer: Any, tables: Stepped) -> None:
@@ -345,13 +351,3 @@ def _count_in(native: Any, member: HostRowsOptimizer) -> None:
         return [*own(), *(member.norms() if counts_here(native) else ())]
 
     setattr(native, name, with_rows)
-
-
-def _cannot(tables: Stepped, found: str, advice: str) -> FeatureInvalid:
-    return FeatureInvalid(
-        asked=f'{tables.seam} with tables = "host"',
-        found=found,
-        next=f'{advice}, or have tables = "device"',
-        subject=tables.seam,
-        key=f"seams.{tables.seam}.tables",
-    )

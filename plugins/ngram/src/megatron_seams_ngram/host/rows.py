@@ -147,15 +147,28 @@ class HostRows:
         self._pending.clear()
         return summed_rows(parts, self.weight, self.distinct)
 
-    def follow(self, group: Mapping[str, Any], *, seam: str) -> RowRule:
-        """The rule of the rows: that of the group, made at the first call; raises as it does."""
+    def follow(self, optimizer: object, group: Mapping[str, Any], *, seam: str) -> RowRule:
+        """The rule of the rows: that of the optimizer's group, made at the first call.
+
+        Raises:
+            FeatureInvalid: As :class:`RowRule`.
+        """
         if self.rule is None:
-            self.rule = RowRule(self.weight, group, kernels=self._kernels, seam=seam)
+            self.rule = RowRule(self.weight, optimizer, group, kernels=self._kernels, seam=seam)
         return self.rule
 
-    def step(self, rows: Tensor, gradient: Tensor, group: Mapping[str, Any], *, seam: str) -> None:
-        """Update the rows that have a gradient, by the rule and the numbers of ``group``."""
-        self.follow(group, seam=seam).step(rows, gradient, group)
+    def step(self, rows: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        """Update the rows that have a gradient, by the rule and the numbers of ``group``.
+
+        Args:
+            rows: As :meth:`take` has them.
+            gradient: Likewise.
+            group: Of the optimizer that :meth:`follow` was called with.
+        """
+        if self.rule is None:
+            message = "rows on the host follow no optimizer yet"
+            raise RuntimeError(message)
+        self.rule.step(rows, gradient, group)
         self._updates += 1
         self._updated[rows.numpy()] = self._updates
 

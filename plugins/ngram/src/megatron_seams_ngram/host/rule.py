@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from megatron_seams.errors import FeatureInvalid
+from megatron_seams_ngram.host.refused import cannot
 from megatron_seams_ngram.ops import huge_pages
 from megatron_seams_ngram.ops.dispatch import HostKernels
 
 #: Adam's moments by upstream's names, which are torch's.
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+#: The optimizers whose rule is Adam or gradient descent, by the name of their class or of a base:
+#: torch's, Transformer Engine's and Apex' fused ones, and upstream's that has a part of the
+#: parameters on the host. Others, NAdam for one, have the same numbers for another rule.
+_OPTIMIZERS: Final = frozenset(
+    {"Adam", "AdamW", "FusedAdam", "SGD", "FusedSGD", "HybridDeviceOptimizer"}
+)
+#: What a group may set, and what else its optimizer would then compute.
+_UNUSUAL: Final = {"amsgrad": True, "maximize": True, "bias_correction": False}
 
 
 class RowRule:
@@ -28,7 +36,8 @@ class RowRule:
 
     Args:
         weight: [rows, width] on the host.
-        group: The group of the model's optimizer whose rule it is.
+        optimizer: The model's, whose rule it is.
+        group: Its group that has the parameters beside the rows.
         kernels: Gives who reads and writes rows.
         seam: For messages.
 
@@ -37,12 +46,14 @@ class RowRule:
         steps: How many were taken.
 
     Raises:
-        FeatureInvalid: A rule that would move every row at every step.
+        FeatureInvalid: The optimizer has another rule, or one that would move every row at every
+            step.
     """
 
     def __init__(
         self,
         weight: Tensor,
+        optimizer: object,
         group: Mapping[str, Any],
         *,
         kernels: Callable[[], HostKernels],
@@ -51,18 +62,11 @@ class RowRule:
         self.moments: dict[str, Tensor] = {}
         self.steps = 0
         self._weight, self._kernels = weight, kernels
+        if fault := _fault(optimizer, group):
+            raise cannot(seam, fault, "train with Adam, or with SGD without momentum")
         if "betas" in group:
             for name in MOMENTS:
                 self.moments[name] = _zeros_like(weight)
-        elif "momentum" not in group or group["momentum"]:
-            asked = "momentum" if "momentum" in group else "this optimizer"
-            raise FeatureInvalid(
-                asked=f"{seam} with tables on the host",
-                found=f"{asked} has no sparse form: it would move every row at every step",
-                next='train with Adam, or with SGD without momentum; or have tables = "device"',
-                subject=seam,
-                key=f"seams.{seam}.tables",
-            )
 
     @torch.no_grad()
     def step(self, rows: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
@@ -105,6 +109,19 @@ class RowRule:
         for name, own in self.moments.items():
             own.copy_(moments[name])  # nothing where it was read into its place
         self.steps = steps
+
+
+def _fault(optimizer: object, group: Mapping[str, Any]) -> str | None:
+    """Why rows cannot have the rule of an optimizer's group; None if they can."""
+    names = {one.__name__ for one in type(optimizer).__mro__}
+    if not names & _OPTIMIZERS:
+        return f"the optimizer is a {type(optimizer).__name__}; rows have Adam's rule or SGD's"
+    if group.get("momentum"):
+        return "momentum has no sparse form: it would move every row at every step"
+    for name, value in _UNUSUAL.items():
+        if name in group and bool(group[name]) is value:
+            return f"the optimizer has {name} = {value}; rows have the usual rule"
+    return None
 
 
 def _zeros_like(weight: Tensor) -> Tensor:

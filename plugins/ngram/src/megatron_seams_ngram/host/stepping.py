@@ -67,6 +67,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
         if tables.member is not None or not tables.host.has_gradient:
             continue
         if group := _group_of(tables, optimizer):
+            tables.host.follow(optimizer, group, seam=tables.seam)
             _step(tables, group)
 
 
@@ -96,4 +97,4 @@ def _step(tables: Stepped, group: dict[str, Any]) -> None:
     rows, gradient = host.take()
     if any(hasattr(one, "main_grad") for one in tables.beside):  # Megatron's data parallelism
         rows, gradient = reduced(rows, gradient, host, tables.data_parallel_group())
-    host.step(rows, gradient, group, seam=tables.seam)
+    host.step(rows, gradient, group)

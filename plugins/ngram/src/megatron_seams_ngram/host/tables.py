@@ -1,14 +1,13 @@
 """The n-gram tables of a module, with their rows on the host."""
 
-import sys
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from megatron_seams.errors import FeatureInvalid
 from megatron_seams_ngram.host import stepping
 from megatron_seams_ngram.host.fetched import Fetched, Guess
+from megatron_seams_ngram.host.refused import refuse
 from megatron_seams_ngram.host.rows import HostRows
 from megatron_seams_ngram.ngram_tables import NAMES, NgramTables
 from megatron_seams_ngram.ops import huge_pages
@@ -63,7 +62,7 @@ class HostNgramTables(NgramTables):
         dp_group: "ProcessGroup | None",
         **keywords: Any,
     ) -> None:
-        _refuse(config, seam)
+        refuse(config, seam)
         super().__init__(*args, **keywords)
         self.config, self.seam, self.dp_group = config, seam, dp_group
         self.beside = ()
@@ -249,45 +248,3 @@ def on_host(tensor: Tensor | None) -> Tensor | None: ...
 def on_host(tensor: Tensor | None) -> Tensor | None:
     """The tensor on the host; on a GPU this waits for it."""
     return None if tensor is None else tensor.to("cpu")
-
-
-def _asked_of_the_trainer(name: str) -> bool:
-    """An argument of upstream's trainer; False where it does not run."""
-    module = sys.modules.get("megatron.training.global_vars")
-    return bool(getattr(getattr(module, "_GLOBAL_ARGS", None), name, False))
-
-
-def _refuse(config: "TransformerConfig | None", seam: str) -> None:
-    """Refuse what rows on the host cannot be trained with, before anything is allocated."""
-    faults = (
-        (
-            getattr(config, "fp16", False),
-            "fp16 scales the loss, and an overflow would not be seen in rows on the host",
-            "train in bf16 or fp32",
-        ),
-        (
-            getattr(config, "calculate_per_token_loss", False),
-            "calculate_per_token_loss divides gradients by a number that only upstream's buffers "
-            "are given",
-            "leave calculate_per_token_loss off",
-        ),
-        (
-            getattr(config, "cuda_graph_impl", "none") != "none",
-            "a CUDA graph replays the same rows, whatever the batch",
-            'leave cuda_graph_impl at "none"',
-        ),
-        (
-            _asked_of_the_trainer("use_megatron_fsdp"),
-            "Megatron-FSDP has an optimizer that the rows cannot join",
-            "leave --use-megatron-fsdp out",
-        ),
-    )
-    for wrong, found, advice in faults:
-        if wrong:
-            raise FeatureInvalid(
-                asked=f'{seam} with tables = "host"',
-                found=found,
-                next=f'{advice}, or have tables = "device"',
-                subject=seam,
-                key=f"seams.{seam}.tables",
-            )
