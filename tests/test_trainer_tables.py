@@ -1,12 +1,14 @@
 """The tables of benchmarks/gpu/trainer.py: their reading of output, and when a row holds."""
 
 import math
+import tomllib
 
 import pytest
 
 from trainer_drills import Ended
+from trainer_host import HOST_RECIPE
 from trainer_runs import HALF, STEPS, Ran, read_losses
-from trainer_tables import LAYOUTS, LEAST_NOISE, TIMES_NOISE, falls, within_noise
+from trainer_tables import LAYOUTS, LEAST_NOISE, RECIPE, TIMES_NOISE, falls, within_noise
 
 LINE = " [2026-11-26 00:44:23] iteration {:8d}/      20 | lm loss: {:.6E} | grad norm: 1.000 |"
 
@@ -54,10 +56,18 @@ def test_a_layout_is_held_to_the_noise_that_there_was_until_then() -> None:
 
 def test_every_layout_is_a_recipe_of_the_same_model() -> None:
     for layout in LAYOUTS:
-        text = layout.recipe()
-        assert layout.parallelism in text
-        assert layout.megatron in text
-        assert f'"{layout.pattern or "DEDRER"}"' in text
+        for base in (RECIPE, HOST_RECIPE):
+            text = layout.recipe(base)
+            assert layout.parallelism in text
+            assert layout.megatron in text
+            assert f'"{layout.pattern or "DEDRER"}"' in text
+            assert set(base.split()) <= set(text.replace("|", "").split())
+
+
+def test_tables_on_the_host_are_the_other_runs_recipe_with_one_option_more() -> None:
+    before, after = (tomllib.loads(text) for text in (RECIPE, HOST_RECIPE))
+    assert after["seams"]["ngram_hash"].pop("tables") == "host"
+    assert after == before
 
 
 def test_a_refusal_is_read_from_what_a_rank_printed() -> None:

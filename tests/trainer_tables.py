@@ -72,10 +72,10 @@ class Layout:
     further: tuple[str, ...] = ()
     fresh: bool = False
 
-    def recipe(self) -> str:
-        """The recipe with this layout."""
+    def recipe(self, base: str = RECIPE) -> str:
+        """The recipe ``base`` with this layout."""
         spread = f"[parallelism]\n{self.parallelism}\n\n[megatron]\n{self.megatron}\n"
-        text = RECIPE.replace("[megatron]\n", spread)
+        text = base.replace("[megatron]\n", spread)
         return text.replace(self.pattern.replace("|", ""), self.pattern) if self.pattern else text
 
 
@@ -104,7 +104,7 @@ def single(trainer: Trainer) -> Iterator[Row]:
         what="the printed command, 20 iterations",
         holds=plain.code == 0 and falls(plain.floats()),
         seconds=plain.seconds,
-        figures=f"{_losses(plain)}, {_milliseconds(plain)}",
+        figures=f"{losses_of(plain)}, {milliseconds_of(plain)}",
     )
     mode = ("--deterministic-mode",)
     first = trainer.train("first", recipe, *mode)
@@ -112,15 +112,16 @@ def single(trainer: Trainer) -> Iterator[Row]:
         what="deterministic mode, 20 iterations",
         holds=first.code == 0 and falls(first.floats()),
         seconds=first.seconds,
-        figures=f"{_losses(first)}, {_milliseconds(first)}",
+        figures=f"{losses_of(first)}, {milliseconds_of(first)}",
     )
     if first.code == 0:
         again = trainer.train("again", recipe, *mode, source="first")
-        yield _resumed("resumed at 10, deterministic mode", trainer, first, again)
+        yield resumed("resumed at 10, deterministic mode", trainer, first, again)
     if plain.code != 0:
         return
     again = trainer.train("plain-again", recipe, source="plain")
-    row = _resumed("resumed at 10, without that mode", trainer, plain, again, last="plain")
+    names = ("plain", "plain-again")
+    row = resumed("resumed at 10, without that mode", trainer, plain, again, names)
     yield attrs.evolve(row, holds=again.code == 0)
     yield _carried(trainer, {"plain": recipe})
     changed = RECIPE.replace("table-rows = 8192", "table-rows = 4096")
@@ -135,25 +136,27 @@ def single(trainer: Trainer) -> Iterator[Row]:
     )
 
 
-def layouts(trainer: Trainer, chosen: str = "", at_once: int = 1) -> Iterator[Row]:
+def layouts(
+    trainer: Trainer, chosen: str = "", at_once: int = 1, base: str = RECIPE
+) -> Iterator[Row]:
     """Two GPUs, each layout from one GPU's checkpoint at iteration 10: losses, the receipt.
 
     Every layout so also loads the weights of another layout, and but for experts its optimizer.
     """
-    recipe = trainer.prepare("drn", RECIPE)
+    recipe = trainer.prepare("drn", base)
     always = (*MOVABLE, *LAYOUT_RATE)
     one = trainer.train("one", recipe, *always)
     yield Row(
         what="one GPU",
         holds=one.code == 0 and falls(one.floats(), by=0.1),
         seconds=one.seconds,
-        figures=f"{_losses(one)}, {_milliseconds(one)}",
+        figures=f"{losses_of(one)}, {milliseconds_of(one)}",
     )
     if one.code != 0:
         return
     asked = [layout for layout in LAYOUTS if chosen in layout.name]
     names = {layout: re.sub(r"\W+", "-", layout.name) for layout in asked}
-    recipes = {layout: trainer.prepare(names[layout], layout.recipe()) for layout in asked}
+    recipes = {layout: trainer.prepare(names[layout], layout.recipe(base)) for layout in asked}
     smaller = ("--micro-batch-size", "1")
     with ThreadPoolExecutor(at_once) as pool:
 
@@ -234,14 +237,16 @@ def falls(losses: Iterable[float], by: float = 0.5) -> bool:
     return all(map(math.isfinite, values)) and values[-1] < values[0] - by
 
 
-def _losses(ran: Ran) -> str:
+def losses_of(ran: Ran) -> str:
+    """The first loss, one at the half and the last; why it failed, where it did."""
     values = ran.floats()
     if ran.code != 0:
         return ran.why()
     return f"loss {values[0]:.4f} -> {values[HALF - 1]:.4f} -> {values[-1]:.4f}"
 
 
-def _milliseconds(ran: Ran) -> str:
+def milliseconds_of(ran: Ran) -> str:
+    """The time of the first iteration, and the median of those from the third on."""
     found = re.findall(r"elapsed time per iteration \(ms\): ([0-9.]+)", ran.text)
     times = [float(text) for text in found]
     if len(times) < 3:
@@ -255,7 +260,8 @@ def _differences(one: Ran, other: Ran) -> list[float]:
     return [abs(first - second) for first, second in pairs]
 
 
-def _apart(one: Ran, other: Ran) -> float:
+def apart(one: Ran, other: Ran) -> float:
+    """The greatest difference of two runs' losses after their common iteration, or NaN."""
     differences = _differences(one, other)
     return math.nan if any(map(math.isnan, differences)) else max(differences)
 
@@ -265,18 +271,20 @@ def _said(one: Ran, other: Ran) -> str:
     return f"losses differ by {first:.1e} at 11, by at most {half:.1e} to 15, {whole:.1e} to 20"
 
 
-def _resumed(what: str, trainer: Trainer, first: Ran, again: Ran, last: str = "first") -> Row:
+def resumed(
+    what: str, trainer: Trainer, first: Ran, again: Ran, names: tuple[str, str] = ("first", "again")
+) -> Row:
+    """Whether a resumed run has the losses and the last checkpoint of the one it goes on from."""
     if again.code != 0:
         return Row(what=what, holds=False, seconds=again.seconds, figures=again.why())
-    resumed = "again" if last == "first" else f"{last}-again"
-    compared, unequal = differing(trainer.checkpoint(last), trainer.checkpoint(resumed))
+    compared, unequal = differing(*(trainer.checkpoint(name) for name in names))
     # The second loss of a run is known to half the decimals' precision.
-    same = _apart(first, again) < 5e-6
+    same = apart(first, again) < 5e-6
     return Row(
         what=what,
         holds=same and not unequal and compared > 0,
         seconds=again.seconds,
-        figures=f"losses {'equal' if same else f'{_apart(first, again):.1e} apart'}, "
+        figures=f"losses {'equal' if same else f'{apart(first, again):.1e} apart'}, "
         f"{compared - len(unequal)} of {compared} tensors of the last checkpoint bitwise equal",
     )
 

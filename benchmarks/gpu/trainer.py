@@ -1,9 +1,11 @@
 """Upstream's pretrain_hybrid.py by a receipt, on one GPU and on two: prints a table.
 
-``python benchmarks/gpu/trainer.py CHECKOUT [--part single|layouts|drills] [--only TEXT]``, with
-Megatron-LM at the release's tag. ``single`` wants one GPU: the command that ``registry args``
-prints, resumed runs, receipts. ``layouts`` wants two: TP, PP, EP and DP against one GPU. ``drills``
-wants two: ranks of which one is odd. It exits with 1 if a row fails, with 2 without the GPUs.
+``python benchmarks/gpu/trainer.py CHECKOUT [--part PART] [--only TEXT]``, with Megatron-LM at the
+release's tag. ``single`` wants one GPU: the command that ``registry args`` prints, resumed runs,
+receipts. ``host`` wants one: n-gram tables on the host against resident ones. ``layouts`` wants
+two: TP, PP, EP and DP against one GPU; ``host-layouts`` the same with tables on the host.
+``drills`` wants two: ranks of which one is odd. It exits with 1 if a row fails, with 2 without the
+GPUs.
 """
 
 import argparse
@@ -16,10 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from trainer_runs import Trainer  # noqa: E402  # beside the tests, which have the same rows
+from trainer_host import HOST_RECIPE, hosted  # noqa: E402  # beside the tests, with the same rows
+from trainer_runs import Trainer  # noqa: E402
 from trainer_tables import drills, layouts, single  # noqa: E402
 
-GPUS = {"single": 1, "layouts": 2, "drills": 2}
+GPUS = {"single": 1, "host": 1, "layouts": 2, "host-layouts": 2, "drills": 2}
 
 
 def cards() -> list[str]:
@@ -38,7 +41,7 @@ def main() -> int:
     parser.add_argument("checkout", type=Path, help="Megatron-LM at the release's tag")
     parser.add_argument("--part", choices=GPUS, action="append", help="all that there are GPUs for")
     parser.add_argument(
-        "--only", default="", help="only layouts and drills with this in their name"
+        "--only", default="", help="only rows with this in their name; all of single's"
     )
     parser.add_argument("--other", type=Path, help="a folder with another megatron/core")
     parser.add_argument("--at-once", type=int, default=1, help="layouts that run at once")
@@ -60,15 +63,22 @@ def main() -> int:
             )
             made = {
                 "single": lambda: single(trainer),  # noqa: B023  # called in this turn
+                "host": lambda: hosted(trainer, asked.only),  # noqa: B023
                 "layouts": lambda: layouts(trainer, asked.only, asked.at_once),  # noqa: B023
+                "host-layouts": lambda: layouts(
+                    trainer,  # noqa: B023
+                    asked.only,
+                    asked.at_once,
+                    HOST_RECIPE,
+                ),
                 "drills": lambda: drills(trainer, asked.other, asked.only),  # noqa: B023
             }[part]()
             for row in made:
                 rows.append((part, row))
-                print(f"{time.monotonic() - started:6.1f} s  {part:8} {row}", flush=True)
+                print(f"{time.monotonic() - started:6.1f} s  {part:12} {row}", flush=True)
     print(f"\n{found[0]} x {len(found)}; {asked.checkout.name}")
     for part, row in rows:
-        print(f"{part:8} {row}")
+        print(f"{part:12} {row}")
     return int(not all(row.holds for _, row in rows) or not rows)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer_host import HOST_RECIPE, hosted
 from trainer_runs import Trainer
 from trainer_tables import drills, layouts, single
 
@@ -45,3 +46,11 @@ def test_layouts_of_two_gpus_have_the_losses_of_one(tmp_path):
 
 def test_an_odd_rank_stops_both(tmp_path):
     hold(drills(trainer(tmp_path, 2), None))
+
+
+def test_tables_on_the_host_train_save_and_resume(tmp_path):
+    hold(hosted(trainer(tmp_path, 1)))
+
+
+def test_layouts_of_two_gpus_have_the_losses_of_one_with_tables_on_the_host(tmp_path):
+    hold(layouts(trainer(tmp_path, 2), base=HOST_RECIPE))
