@@ -341,4 +341,7 @@ def test_stages_on_one_rank_are_planned_and_not_launched() -> None:
     fault = one_rank(made.parallelism, made.pattern)
     assert fault is not None
     assert "pipeline-parallel is 1" in fault.found
+    assert [str(finding) for finding in made.findings] == [str(fault)]
+    told = plan(recipe("M|M|M", parallelism={"pipeline-parallel": 3}), environment())
+    assert told.findings == ()
     assert one_rank(made.parallelism, plan(recipe("MMM"), environment()).pattern) is None

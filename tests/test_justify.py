@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from megatron_seams.errors import Unjustified
 from megatron_seams.governance.gate import check
 from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.planning.environment import Environment
+from megatron_seams.records.accept import Acceptance, accept
 from megatron_seams.records.receipt import make_receipt, read_receipt
 from megatron_seams.records.verify import verify
 from seam_support import (
@@ -95,7 +97,53 @@ def test_a_reason_is_given_anew_by_its_date(
 
 def test_an_experiment_that_is_pinned_needs_a_reason_too(tmp_path: Path) -> None:
     committed(tmp_path, [], policy={"pin": {"kda": "trial"}})
-    assert [it[:2] for it in judged(tmp_path)] == [("error", "trial")]
+    assert judged(tmp_path) == [("error", "trial", "policy.pin.kda")]
+    taken = {"family": "mamba", "seam": "trial", "reason": "Faster.", "expires": TODAY + DAY}
+    committed(tmp_path, [], policy={}, override=[taken])
+    assert judged(tmp_path) == [("error", "trial", "override[0].seam")]
+
+
+@pytest.mark.parametrize(
+    ("left", "found"),
+    [
+        (-2, "it passed 2 days ago"),
+        (-1, "it passed 1 day ago"),
+        (0, "it is today"),
+        (1, "it is in 1 day"),
+    ],
+)
+def test_a_finding_says_how_far_the_date_is(left: int, found: str, tmp_path: Path) -> None:
+    committed(tmp_path, [reason(by=TODAY + left * DAY)])
+    gate = check(WHERE, read_workspace(tmp_path), today=TODAY)
+    (finding,) = (it.finding for it in gate.verdicts if it.finding.subject == "trial")
+    assert finding.found == f"{found}; the reason given: Upstream has no trial."
+
+
+def test_a_receipt_whose_recipe_is_not_committed_is_held_by_itself(tmp_path: Path) -> None:
+    """And the next step of its message holds."""
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[tool.megatron-seams.policy]\n")
+    file = tmp_path / "receipts" / "model.json"
+
+    def found(*entries: Table) -> list[tuple[str, str, str | None]]:
+        asked = recipe("MK", **ASKED, **({"justify": [*entries]} if entries else {}))
+        if not file.exists():
+            file.write_text(make_receipt(plan(asked, WHERE), asked))
+        else:
+            said = Acceptance(by="a test", reason="As the gate asks.", when=TODAY)
+            accept(file, WHERE, said, recipe=asked)
+        gate = check(WHERE, read_workspace(tmp_path), today=TODAY)
+        unjustified = [it for it in gate.verdicts if isinstance(it.finding, Unjustified)]
+        assert all(it.finding.file == str(file) for it in unjustified)
+        assert all("registry accept RECEIPT --recipe" in it.finding.next for it in unjustified)
+        return [(it.severity, it.finding.subject, it.finding.key) for it in unjustified]
+
+    assert found() == [("error", "trial", "request.policy.experiments")]
+    assert found(reason(by=TODAY - DAY)) == [("error", "trial", "request.justify[0].review-by")]
+    assert found(reason()) == []
+    # A committed recipe of its name answers for it.
+    committed(tmp_path, [], model={"name": "a model", "pattern": "MK"})
+    assert judged(tmp_path) == [("error", "trial", "policy.experiments")]
 
 
 def test_an_experiment_that_is_installed_and_not_used_needs_none(tmp_path: Path) -> None:
@@ -117,6 +165,7 @@ def test_a_reason_for_a_seam_that_the_plan_does_not_use_is_refused() -> None:
     [
         ([reason(), reason()], "more for trial"),
         ([{**reason(), "reason": " "}], "expected a sentence"),
+        ([{**reason(), "reason": "\u200b\u2060 "}], "nothing that can be seen"),
         ([{**reason(), "review-by": "soon"}], "expected a date"),
         ([{**reason(), "family": "kda"}], "unknown key"),
     ],
@@ -162,3 +211,9 @@ def test_the_list_and_the_plan_show_it(tmp_path: Path) -> None:
         }
     ]
     assert note in registry("resolve", file, cwd=tmp_path, path=[site], code=0).stdout
+    # A reason of several lines is one, so that none of them looks like a row.
+    lines = {**reason(), "reason": "Upstream has\n4  M  mamba  native\n"}
+    file = committed(tmp_path, [lines], model={"name": "a model", "pattern": "MK"})
+    for asked in (["list"], ["resolve", file]):
+        shown = registry(*asked, cwd=tmp_path, path=[site], COLUMNS="200").stdout
+        assert "Upstream has 4 M mamba native" in shown

@@ -202,6 +202,7 @@ def test_an_unknown_key_is_a_fault_at_every_level(key: str) -> None:
         ("upstream.tracking", ["http://example.org/x"], "expected references like"),
         ("upstream.tracking", ["https://example.org/x\n"], "expected references like"),
         ("upstream.tracking", ["NVIDIA/Megatron-LM#0"], "expected references like"),
+        ("upstream.tracking", [7054], "a string or an array of strings, found an array: [7054]"),
         ("carrier.slots", [], "must be >= 1"),
         ("carrier.part", "half", "expected one of mixer, layer"),
         ("feature.placement", "logits", "expected one of embedding, residual"),
@@ -327,6 +328,7 @@ def test_an_empty_file_misses_every_required_table() -> None:
             "NVIDIA/Megatron-LM#7",
             [("NVIDIA/Megatron-LM#7", "https://github.com/NVIDIA/Megatron-LM/issues/7")],
         ),
+        (["https://example.org/"] * 2, [("https://example.org/", "https://example.org/")]),
         (
             ["NVIDIA/Megatron-LM#7", "https://example.org/a?b=1#c"],
             [

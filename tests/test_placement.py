@@ -104,6 +104,7 @@ def test_the_table_is_in_the_plan_s_json() -> None:
 
 
 ASKED: Table = {"family": "dsa", "of": "attention"}
+MEMORY_AT: Table = {"family": "engram", "of": "attention", "ranks": [0]}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,50 @@ def test_ranks_that_there_are_not_are_refused(entry: Table, says: str) -> None:
     assert says in fault.found
 
 
+def test_ranks_are_of_the_decoder_s_layers_and_not_of_the_mtp_part_s() -> None:
+    for tables in ({"layers": [{**ASKED, "ranks": [0]}]}, {"features": [MEMORY_AT]}):
+        (fault,) = reasons(recipe("MEME/*", **tables), WHERE)
+        assert fault.found == (
+            "only the MTP part spells attention; ranks count the decoder's layers: mamba, moe"
+        )
+
+
+def test_layers_of_the_mtp_part_say_why_they_are_of_another_family() -> None:
+    made = plan(recipe("MEME/-", families={"mlp": "moe"}), WHERE)
+    (row,) = (it for it in placement(made) if (it.what, it.at) == ("layers", "mtp"))
+    assert row.why == ("the recipe specialises mlp as moe; an MTP depth is built from native parts")
+
+
+def test_a_number_that_one_entry_has_twice_is_no_other_entry_s() -> None:
+    entry = {"positions": [5, 5], "family": "dsa"}
+    (fault,) = reasons(nam56r(layers=[entry]), WHERE)
+    assert fault.found == "positions has a number twice: [5, 5]"
+
+
+@pytest.mark.parametrize(
+    ("entry", "advice"),
+    [
+        ({"of": "attention", "ranks": [0]}, "leave out ranks and of"),
+        ({"of": "attention", "layers": [1]}, "leave out layers and of"),
+        ({"layers": [1]}, "leave out layers"),
+        ({"of": "attention"}, "leave out of"),
+    ],
+)
+def test_a_feature_at_the_embedding_names_no_layers_in_any_way(entry: Table, advice: str) -> None:
+    (fault,) = reasons(nam56r(features=[{"family": "ngram", **entry}]), WHERE)
+    assert "which no layer is" in fault.found
+    assert fault.next == advice
+
+
+@pytest.mark.parametrize("of", [None, "moe"])
+def test_the_layer_that_a_message_names_can_be_named(of: str | None) -> None:
+    asked: Table = {"family": "engram", **({"of": of} if of else {})}
+    (fault,) = reasons(nam56r(features=[asked]), WHERE)
+    first = 1 if of is None else 2
+    assert fault.next == f"name them: layers = [{first}]"
+    plan(nam56r(features=[{**asked, "layers": [first]}]), WHERE)
+
+
 def test_a_layer_named_by_rank_and_by_number_is_named_twice() -> None:
     entries = [{**ASKED, "ranks": [1]}, {"positions": [5], "family": "gdn"}]
     (fault,) = reasons(nam56r(layers=entries), WHERE)
@@ -145,6 +190,8 @@ def test_layers_of_a_feature_are_held_to_the_family_that_it_names() -> None:
         ("layers", {"family": "dsa"}, "exactly one of positions"),
         ("layers", {"family": "dsa", "positions": [1], "ranks": [0], "of": "x"}, "exactly one of"),
         ("layers", {"family": "dsa", "ranks": [0]}, "name it"),
+        ("layers", {"family": "dsa", "ranks": [], "of": "x"}, "at least one number"),
+        ("layers", {"family": "dsa", "positions": []}, "at least one number"),
         ("features", {"family": "engram", "ranks": [0]}, "name it"),
         ("features", {"family": "engram", "ranks": [0], "of": "x", "layers": [1]}, "keep one"),
     ],

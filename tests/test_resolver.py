@@ -161,6 +161,11 @@ def test_a_pin_to_a_seam_that_is_not_there_is_refused_with_those_that_are() -> N
     assert "fast" in fault.found
 
 
+#: The next step for a seam whose range excludes the Megatron.
+ANOTHER = "install a release of "
+FOR_THIS = " for megatron-core 0.19.2, or ask @acme/layers"
+
+
 def test_a_pin_to_a_seam_for_another_megatron_says_what_is_wrong_with_that_one() -> None:
     where = environment(
         make_seam("aged", "kda", requires="<0.10"), make_seam("stale", "kda", requires="<0.18")
@@ -170,6 +175,7 @@ def test_a_pin_to_a_seam_for_another_megatron_says_what_is_wrong_with_that_one()
     assert "[SEAM-D08]" in fault.found
     assert "<0.18" in fault.found
     assert "aged" not in fault.found
+    assert fault.next == f"{ANOTHER}acme-stale{FOR_THIS}, or correct [policy.pin]"
 
 
 def test_a_pin_to_a_broken_seam_says_what_is_broken_and_takes_no_other() -> None:
@@ -203,6 +209,9 @@ def test_no_provider_names_what_the_recipe_says_to_install() -> None:
 def test_no_provider_without_advice_says_what_a_manifest_would_have_to_claim() -> None:
     fault = only(reasons(recipe("K", **K), environment()), NoProvider)
     assert 'family = "kda"' in fault.next
+    # No manifest can claim such a family.
+    fault = only(reasons(recipe("M", families={"mamba": "Mamba 3"}), environment()), NoProvider)
+    assert fault.next == "correct the name: a family is named like [a-z][a-z0-9_]*"
 
 
 @pytest.mark.parametrize(
@@ -233,6 +242,10 @@ def test_a_seam_for_another_megatron_is_broken_and_says_its_range() -> None:
     assert "SEAM-D08" in fault.found
     assert ">=0.17,<0.18" in fault.found
     assert "megatron-core 0.19.2" in fault.found
+    # To reinstall it would change nothing.
+    assert fault.next == f"{ANOTHER}acme-kda{FOR_THIS}"
+    both = environment(seam, broken=[broken("other", "kda")])
+    assert only(reasons(recipe("K", **K), both), OnlyBroken).next.startswith("repair")
 
 
 def test_of_two_seams_the_one_for_this_megatron_is_taken() -> None:

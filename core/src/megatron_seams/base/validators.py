@@ -23,6 +23,21 @@ def sentence(_: Any, __: Any, value: str) -> None:
         raise ValueError(message)
 
 
+def visible_sentence(instance: Any, attribute: Any, value: str) -> None:
+    """Accept a text with a character that can be seen."""
+    sentence(instance, attribute, value)
+    if not any(character.isprintable() and not character.isspace() for character in value):
+        message = f"expected a sentence, found nothing that can be seen: {value!r:.60}"
+        raise ValueError(message)
+
+
+def some_numbers(_: Any, __: Any, value: tuple[int, ...] | None) -> None:
+    """Accept no list, or one with a number in it."""
+    if value is not None and not value:
+        message = "expected at least one number, found an empty array"
+        raise ValueError(message)
+
+
 def one_of(*choices: str) -> Check:
     """Accept one of these words."""
 

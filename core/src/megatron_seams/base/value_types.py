@@ -54,6 +54,8 @@ _FOUND: Final[Mapping[Any, str]] = {
     datetime.date: "a date",
     datetime.time: "a time",
 }
+#: Types of items -> how messages name several.
+_PLURALS: Final[Mapping[Any, str]] = {str: "strings", int: "whole numbers", float: "numbers"}
 #: Types of arrays -> what is made of the items.
 _ARRAYS: Final[Mapping[Any, Callable[[list[Any]], Any]]] = {
     tuple: tuple,
@@ -123,10 +125,15 @@ def expected(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(expected(part) for part in arguments if part is not types.NoneType)
     if (origin or kind) in _ARRAYS:
-        return "an array"
+        return f"an array of {_PLURALS[arguments[0]]}" if _of_one(arguments) else "an array"
     if (origin or kind) in _TABLES or attrs.has(kind):
         return "a table"
     return _SCALARS.get(kind, str(getattr(kind, "__name__", kind)))
+
+
+def _of_one(items: tuple[Any, ...]) -> bool:
+    """Whether an array's items are all of one type that a plural names."""
+    return bool(items) and items[0] in _PLURALS and set(items[1:]) <= {Ellipsis}
 
 
 def _meant(kind: Any) -> Any:

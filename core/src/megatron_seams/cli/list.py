@@ -105,8 +105,7 @@ def _row(row: FamilyRow, owners: bool, justified: "Mapping[str, tuple[Justified,
     columns = [[*column] for column in zip(*providers, strict=True)]
     tracked = _tracked([each.seam.manifest.upstream for each in row.seams]) if owners else []
     reasons = [
-        f"{it.entry.seam} in {it.recipe.name}, justified until {it.entry.review_by}: "
-        f"{it.entry.reason}"
+        f"{it.entry.seam} in {it.recipe.name}, {it.entry.line}"
         for each in row.seams
         for it in justified.get(each.seam.name, ())
     ]

@@ -26,7 +26,6 @@ from megatron_seams.errors import Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.placement import Placed, placement
 from megatron_seams.planning.plan import Custom, Layer, Plan, grouped
-from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.records.plan_json import describe_plan
 from megatron_seams.records.receipt import SCHEMA
 
@@ -126,18 +125,18 @@ def _draw_stages(out: Console, plan: Plan) -> None:
     for stage, part in enumerate(plan.pipeline.slices()):
         layers = f"layers {part.start + 1} to {part.stop}" if part.stop > part.start else "no layer"
         out.print(f"stage {stage} on rank {plan.pipeline.rank_of(stage)}: {layers}")
-    missing = one_rank(plan.parallelism, plan.pattern)
-    if missing is not None:
-        draw_wrapped(out, f"to run it, {missing.next}", hanging=2)
 
 
 def _group(plan: Plan, group: Sequence[Layer], count: str, beside: Sequence[Layer]) -> Row:
-    noun = "layer" if len(group) == 1 else "layers"
-    where = f"{noun} {ranges(layer.position for layer in group)}"
+    where = _numbered([layer.position for layer in group])
     provider = group[0].provider
     seam = provider.seam.name if isinstance(provider, Custom) else ""
     below = [where + _ranks(group, beside), *_justified(plan, seam)]
     return attrs.evolve(_row(count, group), below=below)
+
+
+def _numbered(positions: Sequence[int]) -> str:
+    return f"layer{'' if len(positions) == 1 else 's'} {ranges(positions)}"
 
 
 def _row(name: str, group: Sequence[Layer]) -> Row:
@@ -165,16 +164,16 @@ def _feature(placed: Placed, plan: Plan) -> Row:
 
 def _justified(plan: Plan, seam: str) -> list[str]:
     entry = plan.justified.get(seam)
-    return [f"justified until {entry.review_by}: {entry.reason}"] if entry else []
+    return [entry.line] if entry else []
 
 
 def _place(placed: Placed) -> str:
     parts = []
     if placed.layers:
         at = "" if placed.at == "decoder" else f"at {placed.at} of "
-        parts.append(f"{at}layers {ranges(placed.layers)}")
+        parts.append(f"{at}{_numbered(placed.layers)}")
     if placed.mtp:
-        parts.append(f"layers {ranges(placed.mtp)} of each MTP depth")
+        parts.append(f"{_numbered(placed.mtp)} of each MTP depth")
     return f"{', '.join(parts) or f'at {placed.at}'}, stage {ranges(placed.stages)}"
 
 

@@ -4,15 +4,19 @@ import contextlib
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import attrs
 
 from megatron_seams.errors import Refusal, Unjustified, WorkspaceInvalid
-from megatron_seams.governance.reviews import NOTICE
+from megatron_seams.governance.reviews import NOTICE, how_far
 from megatron_seams.governance.workspace import Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.recipes.policy import Justification
 from megatron_seams.recipes.recipe import Recipe, load_recipe
+
+#: What follows a change of a receipt's recipe.
+_ACCEPTED: Final = "; then registry accept RECEIPT --recipe RECIPE --reason TEXT"
 
 
 @attrs.frozen(kw_only=True)
@@ -49,7 +53,12 @@ def justifications(workspace: Workspace) -> dict[str, tuple[Justified, ...]]:
 
 
 def unjustified(
-    file: Path, recipe: Recipe, environment: Environment, today: datetime.date
+    file: Path,
+    recipe: Recipe,
+    environment: Environment,
+    today: datetime.date,
+    *,
+    kept: bool = False,
 ) -> Iterator[tuple[Unjustified, bool]]:
     """The experiments of a recipe without a reason, and the reasons whose date is past or near.
 
@@ -58,12 +67,14 @@ def unjustified(
         recipe: The recipe.
         environment: The seams.
         today: The day.
+        kept: Whether ``file`` is a receipt with the recipe in it.
 
     Yields:
         Each finding, and whether it is an error: a date that is only near is not.
     """
     entries = recipe.justify or ()
     justified = {entry.seam for entry in entries}
+    table, after = ("request.", _ACCEPTED) if kept else ("", "")
     for seam in environment.discovery.seams:
         used = seam.manifest.experiment and recipe.preferences.accepts(seam.name)
         if used and seam.name not in justified:
@@ -72,24 +83,34 @@ def unjustified(
                     asked=f"{file.name}: a reason for the experiment {seam.name}",
                     found=f"the recipe uses {seam.claim}, and no [[justify]] says why",
                     next="give one in the recipe: [[justify]] with "
-                    f'seam = "{seam.name}", reason and review-by',
+                    f'seam = "{seam.name}", reason and review-by{after}',
                     subject=seam.name,
                     file=str(file),
-                    key="policy.experiments",
+                    key=table + _named(recipe, seam.name),
                 ),
                 True,
             )
     for number, entry in enumerate(entries):
-        left = (entry.review_by - today).days
         if entry.review_by - today > NOTICE:
             continue
-        when = f"it passed {-left} days ago" if left < 0 else f"it is in {left} days"
         finding = Unjustified(
             asked=f"{file.name}: a review of seam {entry.seam} by {entry.review_by}",
-            found=f"{when}; the reason given: {entry.reason}",
-            next="give the reason anew with a later review-by, or take the seam out of the recipe",
+            found=f"{how_far(entry.review_by, today)}; the reason given: {entry.reason}",
+            next="give the reason anew with a later review-by, or take the seam out of the recipe"
+            f"{after}",
             subject=entry.seam,
             file=str(file),
-            key=f"justify[{number}].review-by",
+            key=f"{table}justify[{number}].review-by",
         )
-        yield finding, left < 0
+        yield finding, entry.review_by < today
+
+
+def _named(recipe: Recipe, experiment: str) -> str:
+    """The key of a recipe that names an experiment which it accepts."""
+    if experiment in recipe.policy.experiments:
+        return "policy.experiments"
+    pinned = [family for family, name in recipe.policy.pin.items() if name == experiment]
+    if pinned:
+        return f"policy.pin.{pinned[0]}"
+    taken = [number for number, entry in enumerate(recipe.override) if entry.seam == experiment]
+    return f"override[{taken[0]}].seam"

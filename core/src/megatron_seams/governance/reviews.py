@@ -11,19 +11,25 @@ from megatron_seams.seams.seam import Seam
 NOTICE: Final = datetime.timedelta(days=60)
 
 
+def how_far(day: datetime.date, today: datetime.date) -> str:
+    """How long ago a day was, or how far off it is, in words."""
+    left = (day - today).days
+    if left == 0:
+        return "it is today"
+    days = "day" if abs(left) == 1 else "days"
+    return f"it passed {-left} {days} ago" if left < 0 else f"it is in {left} {days}"
+
+
 def review_due(seam: Seam, today: datetime.date) -> ReviewDue | None:
     """The finding that a seam's review date has passed or is near; None if it is further off."""
     by = seam.manifest.seam.review_by
-    left = (by - today).days
     if by - today > NOTICE:
         return None
-    days = "day" if abs(left) == 1 else "days"
-    when = f"it passed {-left} {days} ago" if left < 0 else f"it is in {left} {days}"
     tracked = ", ".join(it.text for it in seam.manifest.upstream.references)
     again = f"which were {tracked}" if tracked else "of which there was none"
     return ReviewDue(
         asked=f"a review of {seam.claim} by {by}",
-        found=when,
+        found=how_far(by, today),
         next=f"{seam.owner} looks for upstream's changes again ({again}) and corrects [upstream] "
         "tracking, then says why the seam is still here by a later [seam] review-by, or deletes it",
         subject=seam.name,

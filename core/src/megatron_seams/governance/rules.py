@@ -25,14 +25,15 @@ from megatron_seams.errors import (
 from megatron_seams.governance.codeowners import LOCATIONS, Codeowners
 from megatron_seams.governance.justified import committed_recipes, unjustified
 from megatron_seams.governance.ownership import ownership_faults, skipped_lines
+from megatron_seams.governance.receipts import committed_receipts, recipe_now
 from megatron_seams.governance.reviews import review_due
 from megatron_seams.governance.scope import Scope
 from megatron_seams.governance.workspace import TABLE, Workspace
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.recipes.recipe import Recipe, load_recipe
+from megatron_seams.recipes.recipe import load_recipe
 from megatron_seams.records.receipt import read_receipt
-from megatron_seams.records.verify import recipe_differences, verify
+from megatron_seams.records.verify import verify
 from megatron_seams.seams.manifest import MANIFEST
 from megatron_seams.seams.removal import how_to_remove
 from megatron_seams.seams.seam import Seam
@@ -332,15 +333,23 @@ def _refusals(file: Path, environment: Environment, today: datetime.date) -> Ite
 
 
 def _justified(case: Case) -> Iterator[Verdict]:
-    """Experiments of committed recipes without a reason, and reasons whose date is past or near."""
+    """Experiments of committed recipes without a reason, and reasons whose date is past or near.
+
+    A receipt whose recipe is not committed is held to it by itself.
+    """
     if not case.whole:
         return
-    seen: set[Path] = set()
-    for file, recipe in committed_recipes(case.workspace):
-        if file not in seen:
-            seen.add(file)
-            for finding, error in unjustified(file, recipe, case.environment, case.today):
-                yield Verdict(severity="error" if error else "warning", finding=finding)
+    recipes = dict(committed_recipes(case.workspace))
+    named = [(file.stem, recipe) for file, recipe in recipes.items()]
+    alone = {
+        file: kept
+        for file, kept in committed_receipts(case.workspace)
+        if recipe_now(file, kept, named) is None
+    }
+    for file, recipe in (*recipes.items(), *alone.items()):
+        kept = file in alone
+        for finding, error in unjustified(file, recipe, case.environment, case.today, kept=kept):
+            yield Verdict(severity="error" if error else "warning", finding=finding)
 
 
 def _receipt_faults(
@@ -356,7 +365,7 @@ def _receipt_faults(
     for file in receipts:
         try:
             _, kept = read_receipt(file)
-            now = _recipe_now(file, kept, recipes)
+            now = recipe_now(file, kept, recipes)
             differences = verify(
                 file,
                 environment,
@@ -369,14 +378,6 @@ def _receipt_faults(
             differences = (unreadable,)
         for difference in differences:
             yield attrs.evolve(difference, file=difference.file or str(file))
-
-
-def _recipe_now(file: Path, kept: Recipe, recipes: list[tuple[str, Recipe]]) -> Recipe | None:
-    """The committed recipe of a receipt: of its file's name, or else of its model's."""
-    named = [recipe for stem, recipe in recipes if stem == file.stem]
-    named = named or [it for _, it in recipes if it.model.name == kept.model.name]
-    same = (recipe for recipe in named if not any(recipe_differences(kept, recipe)))
-    return next(same, named[0] if named else None)
 
 
 RULES: Final[tuple[Callable[[Case], Iterator[Verdict]], ...]] = (

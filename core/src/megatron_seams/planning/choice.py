@@ -16,7 +16,7 @@ from megatron_seams.errors import (
     SeamsError,
     TwoSeams,
 )
-from megatron_seams.families import Family
+from megatron_seams.families import NAME, Family
 from megatron_seams.planning.environment import Environment
 from megatron_seams.recipes.policy import Override, Preferences
 from megatron_seams.seams.allowlist import Allowlist
@@ -205,14 +205,16 @@ class Chooser:
 
     def _pin_misses(self, family: str, pin: str, candidates: list[Seam]) -> SeamsError:
         asked = f"seam {pin!r} for family {family!r}, as the recipe pins it"
-        broken = [text for name, text in self._broken(family, candidates) if name == pin]
+        broken = [it for it in self._broken(family, candidates) if it[0] == pin]
         if (fault := self._not_allowed(asked, family, pin)) is not None:
             return fault
         if broken:
             return OnlyBroken(
                 asked=asked,
-                found=f"it is broken: {'; '.join(broken)}",
-                next="repair or reinstall it, or correct [policy.pin]",
+                found=f"it is broken: {'; '.join(text for _, text, _ in broken)}",
+                next="repair or reinstall it, or correct [policy.pin]"
+                if any(not step for _, _, step in broken)
+                else f"{_steps(broken)}, or correct [policy.pin]",
                 subject=family,
                 key=f"policy.pin.{family}",
             )
@@ -224,23 +226,26 @@ class Chooser:
             key=f"policy.pin.{family}",
         )
 
-    def _broken(self, family: str, candidates: list[Seam]) -> list[tuple[str, str]]:
-        """Name and fault of each unusable seam that is of the family, or may be."""
+    def _broken(self, family: str, candidates: list[Seam]) -> list[tuple[str, str, str]]:
+        """Name, fault and next step of each unusable seam that is of the family, or may be.
+
+        The step is empty where it is to repair the seam, as for a manifest that cannot be read.
+        """
         unread = [
-            (seam.name, f"{seam.distribution} {seam.version}: [{fault.code}] {fault.found}")
+            (seam.name, f"{seam.distribution} {seam.version}: [{fault.code}] {fault.found}", "")
             for seam in self.environment.discovery.broken
             if self._may_be(seam.name, seam.manifest.seam.family if seam.manifest else None, family)
             for fault in seam.faults
         ]
         return unread + [
-            (seam.name, f"{seam.claim}: [{fault.code}] {fault.found}")
+            (seam.name, f"{seam.claim}: [{fault.code}] {fault.found}", fault.next)
             for seam in candidates
             if (fault := self.environment.misfits.get(seam.name))
         ]
 
     def _nobody(self, family: str, candidates: list[Seam]) -> SeamsError:
         """The fault that nothing builds the family: broken seams, experiments, or none at all."""
-        broken = [text for _, text in self._broken(family, candidates)]
+        broken = self._broken(family, candidates)
         trial = [
             seam
             for seam in self.environment.discovery.by_family.get(family, ())
@@ -254,8 +259,10 @@ class Chooser:
             return OnlyBroken(
                 asked=asked,
                 found=f"{self._no_native(family)}, and its only seams are broken: "
-                + "; ".join(broken),
-                next="repair or reinstall what is named",
+                + "; ".join(text for _, text, _ in broken),
+                next="repair or reinstall what is named"
+                if any(not step for _, _, step in broken)
+                else _steps(broken),
                 subject=family,
             )
         if trial:
@@ -265,11 +272,11 @@ class Chooser:
                 next=f'accept it in the recipe: [policy] experiments = ["{trial[0].name}"]',
                 subject=family,
             )
-        advice = (
-            f"pip install {install}"
-            if install
-            else f'install a plugin whose seam.toml says family = "{family}", or write one'
-        )
+        advice = f'install a plugin whose seam.toml says family = "{family}", or write one'
+        if install:
+            advice = f"pip install {install}"
+        elif not NAME.match(family):
+            advice = "correct the name: a family is named like [a-z][a-z0-9_]*"
         return NoProvider(
             asked=asked,
             found=f"{self._no_native(family)}, and no installed seam builds it",
@@ -326,3 +333,8 @@ class Chooser:
             )
         why = f"the recipe takes it over native until {entry.expires}: {entry.reason}"
         return Choice(provider=seam, why=why)
+
+
+def _steps(broken: list[tuple[str, str, str]]) -> str:
+    """The next steps for unusable seams, where each has one of its own."""
+    return "; ".join(dict.fromkeys(step for _, _, step in broken))

@@ -76,9 +76,9 @@ def _placed(
     layers, problem, advice = _named_layers(entry, requests)
     if problem:
         return _fault(entry.family, problem, advice=advice)
-    if placement == EMBEDDING and layers:
+    if placement == EMBEDDING and (layers or entry.of is not None):
         problem = f"{seam.claim} attaches at {placement!r}, which no layer is"
-        advice = "leave out layers"
+        advice = "leave out " + " and ".join(_naming_layers(entry))
     elif placement == EMBEDDING and pattern.mtp_depths and len(pipeline.sizes) > 1:
         problem = (
             "the pattern has an MTP suffix and several stages: MTP calls an embedding of its own "
@@ -87,7 +87,7 @@ def _placed(
         advice = "leave out the suffix or the feature, or have one stage"
     elif placement == RESIDUAL and not layers:
         problem = f"{seam.claim} attaches to named layers, and the entry names none"
-        advice = "name them: layers = [2, 15]"
+        advice = f"name them: layers = [{_first(entry.of, requests)}]"
     elif len(set(layers)) < len(layers):
         problem, advice = f"layers has a number twice: {list(layers)}", "name each layer once"
     if problem:
@@ -113,6 +113,18 @@ def _placed(
     return PlannedFeature(
         family=entry.family, placement=placement, seam=seam, why="", layers=layers, stages=at
     )
+
+
+def _naming_layers(entry: FeatureEntry) -> list[str]:
+    """The keys of an entry that name layers."""
+    given = {"layers": entry.layers, "ranks": entry.ranks, "of": entry.of}
+    return [key for key, value in given.items() if value]
+
+
+def _first(of: str | None, requests: Requests) -> int:
+    """The number of the first layer that an entry for layers of one family can name."""
+    tokens = enumerate(requests.pattern.tokens, start=1)
+    return next((at for at, token in tokens if of in (None, requests.spelled[token])), 1)
 
 
 def _named_layers(entry: FeatureEntry, requests: Requests) -> tuple[tuple[int, ...], str, str]:

@@ -133,7 +133,8 @@ class Plan:
         parallelism: How the model is spread over ranks.
         runtime: Packed sequences, inference.
         justified: Seam name -> the recipe's reason for it, for the seams that have one.
-        findings: Faults of the environment that do not stop this plan.
+        findings: Faults that do not stop this plan: of the environment, settings for a superseded
+            seam, stages that one rank is to have.
     """
 
     name: str

@@ -22,8 +22,11 @@ def layers_at(
     """
     found = [at for at, token in enumerate(pattern.tokens, start=1) if spelled[token] == of]
     if not found:
-        present = sorted({family for family in spelled.values() if family})
-        return (), f"no token of the pattern spells {of}; it spells {', '.join(present) or 'none'}"
+        present = sorted({family for token in pattern.tokens if (family := spelled[token])})
+        listed = ", ".join(present) or "none"
+        if of in spelled.values():
+            return (), f"only the MTP part spells {of}; ranks count the decoder's layers: {listed}"
+        return (), f"no token of the pattern spells {of}; it spells {listed}"
     if len(set(ranks)) < len(ranks):
         return (), f"ranks has a number twice: {list(ranks)}"
     beyond = [rank for rank in ranks if not 0 <= rank < len(found)]

@@ -58,7 +58,11 @@ class Requests:
         """Why the recipe gives a decoder layer another family; empty where it does not."""
         if position in self.named:
             return f"the recipe makes it {self.named[position]}"
-        return self.moved.get(self.pattern.tokens[position - 1], "")
+        return self.because_of(self.pattern.tokens[position - 1])
+
+    def because_of(self, token: str) -> str:
+        """Why the recipe gives all layers of a token another family; empty where it does not."""
+        return self.moved.get(token, "")
 
 
 def read_pattern(recipe: Recipe) -> tuple[Pattern, Dialect]:
@@ -180,7 +184,7 @@ def _named(
 ) -> tuple[dict[int, str], list[SeamsError]]:
     """1-based layer number -> family by the ``[[layers]]`` entries, and their faults."""
     faults: list[SeamsError] = []
-    taken: dict[int, str] = {}
+    taken: dict[int, int] = {}
     for number, entry in enumerate(recipe.layers):
         key = f"layers[{number}]"
         positions = entry.positions or ()
@@ -199,11 +203,14 @@ def _named(
                 problem = f"the entry is for layers of {entry.of}; the pattern spells {found} there"
                 faults.append(_invalid(asked, problem, key, (position,)))
             elif position in taken:
-                problem = f"another entry makes it {taken[position]!r}"
+                other = recipe.layers[taken[position]].family
+                problem = f"another entry makes it {other!r}"
+                if taken[position] == number:
+                    problem = f"positions has a number twice: {list(positions)}"
                 faults.append(_invalid(asked, problem, key, (position,)))
             else:
-                taken[position] = entry.family
-    return taken, faults
+                taken[position] = number
+    return {at: recipe.layers[number].family for at, number in taken.items()}, faults
 
 
 def _invalid(

@@ -22,7 +22,7 @@ from megatron_seams.planning.plan import Custom, Layer, Plan, Provider
 from megatron_seams.planning.ranks import ranks_of
 from megatron_seams.planning.refusals import explicit_refusals
 from megatron_seams.planning.requests import Requests, read_pattern, read_requests
-from megatron_seams.recipes.pipeline import Pipeline, pipeline_of
+from megatron_seams.recipes.pipeline import Pipeline, one_rank, pipeline_of
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.seams.seam import Seam
 from megatron_seams.upstream.surface import NativeSymbol
@@ -76,6 +76,7 @@ def resolve(
         unused = unused_settings(recipe, families, choices, chosen.keys())
         reasons += unused.reasons
         findings += unused.findings
+        findings += tuple(filter(None, [one_rank(recipe.parallelism, pattern)]))
     if reasons:
         # The environment's own come first whatever layers they concern.
         ordered = [*missing, *sorted(reasons[len(missing) :], key=_first_layer)]
@@ -188,6 +189,7 @@ def _mtp(requests: Requests, choices: Choices, pipeline: Pipeline) -> Iterator[L
     spelled = [requests.spelled[token] or "" for token in requests.pattern.mtp]
     ranks = ranks_of(spelled)
     for position, token in enumerate(requests.pattern.mtp, start=1):
+        because, why = requests.because_of(token), "an MTP depth is built from native parts"
         yield Layer(
             position=position,
             stage=last,
@@ -197,5 +199,5 @@ def _mtp(requests: Requests, choices: Choices, pipeline: Pipeline) -> Iterator[L
             family_rank=ranks[position - 1],
             family=family_of[position],
             provider=choices.mtp[family_of[position]].provider,
-            why="an MTP depth is built from native parts",
+            why=f"{because}; {why}" if because else why,
         )

@@ -117,16 +117,19 @@ def layout_faults(recipe: Recipe, pattern: Pattern) -> Iterator[UpstreamForbids]
 def one_rank(parallelism: Parallelism, pattern: Pattern) -> UpstreamForbids | None:
     """The fault that a pattern writes stages and one rank is to have them all; None if not.
 
-    Upstream takes the stages of one rank for virtual ones, which it refuses without others; its
-    model, given to itself, would build the first and say no word of the others.
+    A recipe that says nothing of ranks says one. Its plan has a rank for each stage, and this fault
+    as a finding; no road to a model takes it. ``validate_args`` takes the stages of one rank for
+    virtual ones, which it refuses without further ranks; ``select_pipeline_segment`` would give
+    that rank the first stage, and leave out the others without a word.
     """
     stages = len(pattern.stages)
     if stages == 1 or parallelism.pipeline_parallel > 1:
         return None
     return _forbids(
         f"the {stages} stages of pattern {pattern.text!r}",
-        "pipeline-parallel is 1, and one rank builds one stage",
-        f"set pipeline-parallel to {stages} or one of its divisors above 1, or leave out '|'",
+        "pipeline-parallel is 1, and one rank builds one stage: upstream's trainer refuses it",
+        f"set pipeline-parallel in the recipe's [parallelism] to {stages} or one of its divisors "
+        "above 1, or leave out '|'",
         "parallelism.pipeline-parallel",
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from attrs import field
 
-from megatron_seams.base.validators import sentence
+from megatron_seams.base.validators import sentence, visible_sentence
 
 
 @attrs.frozen(kw_only=True)
@@ -47,8 +47,13 @@ class Justification:
     """
 
     seam: str = field(validator=sentence)
-    reason: str = field(validator=sentence)
+    reason: str = field(validator=visible_sentence)
     review_by: datetime.date
+
+    @property
+    def line(self) -> str:
+        """The date and the reason, as one line of text."""
+        return f"justified until {self.review_by}: {' '.join(self.reason.split())}"
 
 
 def one_reason_each(_: Any, __: Any, value: tuple[Justification, ...] | None) -> None:

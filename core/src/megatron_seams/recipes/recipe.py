@@ -8,7 +8,7 @@ from attrs import field, validators
 
 from megatron_seams.base.structure import structure
 from megatron_seams.base.toml import TomlError, read_toml
-from megatron_seams.base.validators import positive, schema, sentence
+from megatron_seams.base.validators import positive, schema, sentence, some_numbers
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.recipes.dialect import MEGATRON
 from megatron_seams.recipes.policy import (
@@ -20,7 +20,6 @@ from megatron_seams.recipes.policy import (
 )
 
 SCHEMA = 1
-_SOME = validators.optional(validators.min_len(1))
 
 
 def _ranks_are_of(ranks: tuple[int, ...] | None, of: str | None) -> None:
@@ -58,8 +57,8 @@ class LayersEntry:
             that an edited pattern cannot quietly move the specialisation to other layers.
     """
 
-    positions: tuple[int, ...] | None = field(default=None, validator=_SOME)
-    ranks: tuple[int, ...] | None = field(default=None, validator=_SOME)
+    positions: tuple[int, ...] | None = field(default=None, validator=some_numbers)
+    ranks: tuple[int, ...] | None = field(default=None, validator=some_numbers)
     family: str
     of: str | None = None
 
@@ -89,7 +88,7 @@ class FeatureEntry:
     family: str
     placement: str | None = None
     layers: tuple[int, ...] = ()
-    ranks: tuple[int, ...] | None = field(default=None, validator=_SOME)
+    ranks: tuple[int, ...] | None = field(default=None, validator=some_numbers)
     of: str | None = None
 
     def __attrs_post_init__(self) -> None:

@@ -30,8 +30,8 @@ class Reference:
 
 
 def references(tracking: str | tuple[str, ...]) -> tuple[Reference, ...]:
-    """The references of ``[upstream] tracking``; a plain text is one."""
-    listed = (tracking,) if isinstance(tracking, str) else tracking
+    """The references of ``[upstream] tracking``, each once; a plain text is one."""
+    listed = (tracking,) if isinstance(tracking, str) else dict.fromkeys(tracking)
     return tuple(Reference(text=text, url=_url(text)) for text in listed if text.strip())
 
 

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from megatron_seams.errors import Refusal, SettingsInvalid
 from megatron_seams.planning.derived import BUILDERS, decided_fields, is_latent, usual_fields
 from megatron_seams.planning.plan import Plan
+from megatron_seams.recipes.pipeline import one_rank
 from megatron_seams.runtime.compat import HybridModel
 from megatron_seams.runtime.model.spelled import misspelled, spelled
 
@@ -115,18 +116,11 @@ def _unknown(key: str, kind: type, plan: Plan) -> SettingsInvalid:
 
 def _one_stage(plan: Plan) -> Iterator[SettingsInvalid]:
     """A fault where the pattern has several stages and one pipeline rank is to build them."""
-    # Upstream picks a segment by pipeline rank: one rank would get the first stage and no word of
-    # the others.
-    stages = len(plan.pattern.stages)
-    if stages == 1 or plan.parallelism.pipeline_parallel > 1:
-        return
-    yield SettingsInvalid(
-        asked=f"the {stages} stages of pattern {plan.pattern.text!r}",
-        found="pipeline-parallel is 1, and one rank builds one stage",
-        next=f"set pipeline-parallel to {stages} or one of its divisors above 1, or leave out '|'",
-        subject=plan.name,
-        key="parallelism.pipeline-parallel",
-    )
+    fault = one_rank(plan.parallelism, plan.pattern)
+    if fault is not None:
+        yield SettingsInvalid(
+            asked=fault.asked, found=fault.found, next=fault.next, subject=plan.name, key=fault.key
+        )
 
 
 def _missing(key: str) -> SettingsInvalid:
