@@ -61,6 +61,19 @@ def test_a_run_that_learns_nothing_is_a_finding(tmp_path):
 
 
 @pytest.mark.megatron
+def test_a_run_that_diverges_is_a_finding_and_its_document_is_json(tmp_path):
+    file = Path(recipe(tmp_path, "*-"))
+    file.write_text(file.read_text().replace("sequence = 64", "sequence = 8\nlearning-rate = 1e25"))
+    done = CliRunner().invoke(cli, ["smoke", str(file), "--steps", "12", "--json"])
+    assert done.exit_code == ExitCode.FINDINGS, done.output
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    schemas = Path(__file__).resolve().parents[2] / "docs" / "schema"
+    jsonschema.validate(found, json.loads((schemas / "smoke.schema.json").read_text()))
+    assert found["losses"][0] is not None
+    assert found["losses"][-1] is found["held_back_loss"] is None
+
+
+@pytest.mark.megatron
 @pytest.mark.parametrize(("bound", "code"), [(0.0, ExitCode.OK), (99.0, ExitCode.FINDINGS)])
 def test_an_impossible_loss_is_a_finding_with_a_proof_too(bound, code, tmp_path, monkeypatch):
     import attrs

@@ -109,3 +109,9 @@ def test_a_curve_has_its_scale_and_its_shape():
     assert lines[-1].startswith("  1.000 |██▁")
     assert plot([1.5], height=2).count("\n") == 1
     assert len(plot([float(value) for value in range(1000)], width=40).splitlines()[0]) == 49
+
+
+def test_a_curve_that_diverges_is_drawn_as_far_as_it_goes():
+    lines = plot([2.0, 1.0, float("inf"), float("nan")], height=2).splitlines()
+    assert lines == ["  2.000 |█   ", "  1.000 |█▁  "]
+    assert plot([float("nan")], height=2).splitlines() == ["    nan | ", "    nan | "]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import Any
 
 
@@ -16,6 +17,11 @@ def json_digest(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def finite(number: float) -> float | None:
+    """A number as documents have it: None for infinity and for NaN, which JSON has no words for."""
+    return number if math.isfinite(number) else None
 
 
 def json_text(value: Any, *, sort_keys: bool = True, escaped: bool = False) -> str:

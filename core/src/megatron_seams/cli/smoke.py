@@ -14,6 +14,7 @@ import click
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from megatron_seams.base.canonical_json import finite
 from megatron_seams.cli.common import (
     held_software,
     json_option,
@@ -126,8 +127,10 @@ def _described(
         "schema": SCHEMA,
         "outcome": "trained",
         "name": plan.name,
-        **attrs.asdict(report),
-        "losses": list(report.losses),
+        **{
+            name: [*map(finite, value)] if name == "losses" else finite(value)
+            for name, value in attrs.asdict(report).items()
+        },
         "learned": report.learned,
         "leaks": report.leaks,
         "receipt_digest": digest,

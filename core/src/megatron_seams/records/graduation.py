@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.base.canonical_json import json_text
+from megatron_seams.base.canonical_json import finite, json_text
 from megatron_seams.base.files import replace_text
 from megatron_seams.errors import (
     CheckpointDiffers,
@@ -155,8 +155,8 @@ class Graduation:
             "numbers": None
             if numbers is None
             else {
-                **attrs.asdict(numbers),
-                "loss_difference": numbers.loss_difference,
+                **{name: finite(value) for name, value in attrs.asdict(numbers).items()},
+                "loss_difference": finite(numbers.loss_difference),
                 "loss_bar": LOSS_BAR,
                 "logits_bar": LOGITS_BAR,
             },
