@@ -17,6 +17,7 @@ import pytest
 from megatron_seams.base.files import (
     files_below,
     files_named,
+    locked,
     read_at_most,
     read_file,
     replace_text,
@@ -199,6 +200,23 @@ def test_a_command_whose_write_fails_keeps_the_file_that_was_there(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in done.stderr
     assert {path.name: path.read_text() for path in file.parent.iterdir()} == {"file": "old"}
+
+
+def test_a_lock_that_cannot_be_removed_is_given_up_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *, missing_ok: bool = False) -> None:
+        del self, missing_ok
+        raise PermissionError
+
+    with (
+        monkeypatch.context() as without,
+        pytest.raises(PermissionError),
+        locked(tmp_path / "file"),
+    ):
+        without.setattr(Path, "unlink", refuse)
+    with locked(tmp_path / "file", seconds=0):
+        pass
 
 
 def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:

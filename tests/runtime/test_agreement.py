@@ -18,7 +18,12 @@ import agreement_drill
 from megatron_seams.errors import CannotRunHere, LaunchInvalid, RanksDiffer, Refusal
 from megatron_seams.records.software import software
 from megatron_seams.runtime.agreement.exchange import agree
-from megatron_seams.runtime.agreement.meeting import Meeting, is_launched, timeout_of
+from megatron_seams.runtime.agreement.meeting import (
+    Meeting,
+    is_launched,
+    meeting_here,
+    timeout_of,
+)
 from megatron_seams.runtime.agreement.roll import spans
 from megatron_seams.runtime.agreement.statement import Statement
 from megatron_seams.runtime.cpu.ranks import on_ranks
@@ -143,6 +148,15 @@ def test_one_process_has_nobody_to_agree_with():
     assert not is_launched({**address, "WORLD_SIZE": "1"})
     assert not is_launched({"RANK": "0", "WORLD_SIZE": "4"})
     assert is_launched({**address, "WORLD_SIZE": "4"})
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "first"), ("MASTER_PORT", "-1")])
+def test_a_launchers_variable_that_is_no_number_is_named(name, value, monkeypatch):
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for variable, text in {**launched, name: value}.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(LaunchInvalid, match=f"{name}={value}"):
+        meeting_here()
 
 
 def build_on_each(plan):

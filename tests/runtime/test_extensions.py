@@ -101,3 +101,37 @@ def test_a_library_that_is_cut_or_replaced_is_built_again(
     assert build(source, name="one", seam="one", flags=()) == built
     assert len(compiled) == 2
     assert built.read_bytes() == b"library"
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source with a header, of which nothing is compiled."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
+    monkeypatch.setattr(extensions, "_compile", lambda _, built, *__: keep_bytes(built, b"library"))
+    source = tmp_path / "csrc" / "one.cpp"
+    source.parent.mkdir()
+    source.write_text("int one;")
+    source.with_name("two.h").write_text("int two;")
+    return source
+
+
+def test_a_library_is_that_of_its_files_and_what_lies_beside_them_is_none(source: Path) -> None:
+    first = build(source, name="one", seam="one", flags=())
+    (source.parent / "__pycache__").mkdir()
+    assert build(source, name="one", seam="one", flags=()) == first
+    # The same text in the same order, and another file's.
+    source.write_text("int one;int two;")
+    source.with_name("two.h").write_text("")
+    moved = build(source, name="one", seam="one", flags=())
+    source.with_name("two.h").rename(source.with_name("three.h"))
+    assert len({first, moved, build(source, name="one", seam="one", flags=())}) == 3
+
+
+def test_a_lock_that_cannot_be_had_leaves_the_library_unbuilt(source: Path) -> None:
+    built = build(source, name="one", seam="one", flags=())
+    built.unlink()
+    lock = built.with_name("build.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    with pytest.raises(NotBuilt, match=r"build\.lock cannot be locked"):
+        build(source, name="one", seam="one", flags=())

@@ -102,8 +102,11 @@ def locked(path: Path, *, seconds: float = 60.0) -> Iterator[None]:
     try:
         yield
     finally:
-        beside.unlink(missing_ok=True)  # before the lock is given up: whoever waits makes another
-        os.close(handle)
+        try:
+            # Before the lock is given up: whoever waits makes another.
+            beside.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -19,7 +19,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -79,9 +79,7 @@ def build(
         CannotRunHere: Another process has held the build's lock for ``patience`` seconds.
     """
     flags = (*flags, *_MACHINE.get(torch.backends.cpu.get_cpu_capability(), ()))
-    code = b"".join(file.read_bytes() for file in sorted(source.parent.iterdir()))
-    key = hashlib.sha256(code + " ".join((*flags, *link_flags)).encode()).hexdigest()[:16]
-    folder = extensions_folder() / f"{name}-{key}"
+    folder = extensions_folder() / f"{name}-{_key(source.parent, (*flags, *link_flags))}"
     built = folder / f"{name}.so"
     if kept_bytes(built) is not None:
         return built
@@ -91,9 +89,6 @@ def build(
         with filelock.FileLock(lock, timeout=patience):
             if kept_bytes(built) is None:
                 _compile(source, built, flags, link_flags)
-    except PermissionError as error:
-        message = f"{lock} cannot be locked: {error}"
-        raise NotBuilt(message) from error
     except filelock.Timeout as error:
         raise CannotRunHere(
             asked=f"the C++ of seam {seam!r}, which another process is building",
@@ -101,7 +96,28 @@ def build(
             next=f"end the process that holds it; if there is none, delete {folder}",
             subject=seam,
         ) from error
+    except OSError as error:  # a Timeout is one too
+        message = f"{lock} cannot be locked: {error}"
+        raise NotBuilt(message) from error
     return built
+
+
+def _key(folder: Path, options: Iterable[str]) -> str:
+    """What a library is kept by: the files of its source's folder, and the options, as 16 digits.
+
+    Raises:
+        NotBuilt: A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in sorted(it for it in folder.iterdir() if it.is_file()):
+            digest.update(f"{file.name}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    except OSError as error:
+        message = f"the source in {folder} cannot be read: {error}"
+        raise NotBuilt(message) from error
+    digest.update(" ".join(options).encode())
+    return digest.hexdigest()[:16]
 
 
 @functools.cache
@@ -227,7 +243,11 @@ def _compile(source: Path, built: Path, flags: Sequence[str], link_flags: Sequen
     folder, name = built.parent, built.stem
     for abandoned in folder.glob("building-*"):  # by a build that was killed: the lock is ours
         shutil.rmtree(abandoned, ignore_errors=True)
-    workshop = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    try:
+        workshop = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    except OSError as error:
+        message = f"{folder} cannot be written: {error}"
+        raise NotBuilt(message) from error
     try:
         with _ninja_on_path():
             cpp_extension.load(

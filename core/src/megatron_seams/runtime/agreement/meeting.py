@@ -80,7 +80,7 @@ def meeting_here() -> Meeting | None:
     ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``.
 
     Raises:
-        LaunchInvalid: The variable of the timeout makes no sense.
+        LaunchInvalid: The variable of the timeout, or one of the launcher's, makes no sense.
         RanksDiffer: The launcher's store cannot be reached in time.
     """
     variables = os.environ
@@ -97,7 +97,7 @@ def meeting_here() -> Meeting | None:
         )
     if not is_launched(variables):
         return None
-    rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
+    rank, world_size = _number(variables, "RANK"), _number(variables, "WORLD_SIZE")
     timeout = timeout_of(variables, world_size)
     # A restarted run finds an elastic launcher's store as the last attempt left it.
     attempt = variables.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -112,14 +112,31 @@ def is_launched(variables: Mapping[str, str]) -> bool:
     return variables["WORLD_SIZE"].isdecimal() and int(variables["WORLD_SIZE"]) > 1
 
 
+def _number(variables: Mapping[str, str], name: str) -> int:
+    """A launcher's variable as the number that it has to be.
+
+    Raises:
+        LaunchInvalid: It is none.
+    """
+    text = variables[name]
+    if not text.isdecimal():
+        raise LaunchInvalid(
+            asked=f"the number of a launcher's variable, {name}={text}",
+            found="it is no whole number from 0",
+            next="start all ranks by one launcher, which sets it, or unset it for a single process",
+            subject=name,
+        )
+    return int(text)
+
+
 def _launchers_store(variables: Mapping[str, str], timeout: timedelta) -> TCPStore:
     """The store at the launcher's address; without an elastic launcher rank 0 serves it.
 
     Later process groups of this process share that server. Unlike torch's own rendezvous, rank 0
     does not wait here for its peers: who does not come is what the agreement is to find out.
     """
-    host, port = variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
-    rank = int(variables["RANK"])
+    host, port = variables["MASTER_ADDR"], _number(variables, "MASTER_PORT")
+    rank = _number(variables, "RANK")
     served = variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     key = (host, port, variables.get("TORCHELASTIC_RUN_ID", ""))
     if key not in _made:

@@ -35,7 +35,7 @@ class Group:
     hosts: tuple[str, ...]
 
     def __str__(self) -> str:
-        """``ranks 0-3, 6 (host a, b)``."""
+        """``ranks 0-3, 6 (on a, b)``."""
         noun = "rank" if len(self.ranks) == 1 else "ranks"
         more = ", ..." if len(self.hosts) > _HOSTS else ""
         return f"{noun} {spans(self.ranks)} (on {', '.join(self.hosts[:_HOSTS])}{more})"
