@@ -10,11 +10,14 @@ from typing import Any
 import attrs
 import jsonschema
 import pytest
+from click.testing import CliRunner
 
 import megatron_releases
 from megatron_seams.base.canonical_json import json_text
 from megatron_seams.base.files import locked
-from megatron_seams.errors import AcceptanceInvalid, ReceiptUnreadable, Refusal
+from megatron_seams.cli import accept as accept_command
+from megatron_seams.cli import cli
+from megatron_seams.errors import AcceptanceInvalid, ExitCode, ReceiptUnreadable, Refusal
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.records import accept as accept_module
 from megatron_seams.records.accept import Acceptance, accept
@@ -139,6 +142,20 @@ def test_a_reason_is_required_and_says_something(receipt: Path) -> None:
     assert done.returncode == 2
     assert "SEAM-V03" in done.stderr
     assert receipt.read_bytes() == before
+
+
+def test_without_a_name_the_next_step_is_to_give_one(
+    receipt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")  # as in a container, until Python 3.13
+
+    monkeypatch.setattr(accept_command.shutil, "which", lambda _: None)
+    monkeypatch.setattr(accept_command.getpass, "getuser", nobody)
+    done = CliRunner().invoke(cli, ["accept", str(receipt), "--reason", "Reviewed."])
+    assert done.exit_code == ExitCode.REFUSED, done.output
+    assert "SEAM-V03" in done.output
+    assert "--by WHO" in done.output
 
 
 @pytest.mark.published

@@ -1,6 +1,7 @@
 """`registry new`: a package that is right from the start, and nothing that its author must undo."""
 
 import datetime
+import errno
 import re
 import runpy
 import subprocess
@@ -13,7 +14,7 @@ import attrs
 import pytest
 from packaging.requirements import Requirement
 
-from megatron_seams import __version__
+from megatron_seams import __version__, scaffold
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.governance.gate import check
 from megatron_seams.governance.workspace import Workspace
@@ -156,6 +157,24 @@ def test_what_no_manifest_may_say_is_refused_and_nothing_is_written(
     with pytest.raises(Refusal) as refused:
         new(name, family, "block", owner).write(tmp_path)
     assert {fault.key for fault in refused.value.reasons} == keys
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_whole_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def replace(path: Path, text: str) -> None:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        path.write_text(text)
+
+    monkeypatch.setattr(scaffold, "replace_text", replace)
+    with pytest.raises(OSError, match="No space"):
+        new("kda", "kda", "block", "@x/y").write(tmp_path)
+    assert len(written) == 3
     assert list(tmp_path.iterdir()) == []
 
 

@@ -48,7 +48,8 @@ def accept_command(
         raise AcceptanceInvalid(
             asked=f"who accepts {receipt}, and why",
             found=str(error),
-            next="say it: registry accept RECEIPT --reason 'the native layer has the same numbers'",
+            next="say it: registry accept RECEIPT --reason 'the native layer has the same "
+            "numbers', and --by WHO where neither git nor the system has a name",
             file=str(receipt),
         ) from error
     refuse_missing_receipt(receipt)
@@ -84,11 +85,13 @@ def accept_command(
 
 
 def _user() -> str:
+    """Git's user, else the login name; empty where the system has none, as in a container."""
     git = shutil.which("git")
     if git is not None:
-        asked = subprocess.run(
-            [git, "config", "user.name"], capture_output=True, text=True, check=False
-        )
-        if asked.stdout.strip():
-            return asked.stdout.strip()
-    return getpass.getuser()
+        asked = subprocess.run([git, "config", "user.name"], capture_output=True, check=False)
+        if name := asked.stdout.decode("utf-8", "replace").strip():
+            return name
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # the latter until Python 3.13
+        return ""

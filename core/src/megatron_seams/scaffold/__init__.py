@@ -6,6 +6,7 @@ The seam installs, is listed and passes the conformance kit; its author writes t
 import datetime
 import importlib.metadata
 import json
+import shutil
 from pathlib import Path
 from typing import Final, Literal
 
@@ -123,18 +124,23 @@ class NewSeam:
         return files
 
     def write(self, folder: Path) -> Path:
-        """Write the project below ``folder``, and return its own folder.
+        """Write the project below ``folder``, whole or not at all, and return its own folder.
 
         Raises:
             Refusal: As for :meth:`files`.
             FileExistsError: ``folder`` has an entry of that name.
+            OSError: It cannot be written.
         """
         files = self.files()
         project = folder / self.distribution
         project.mkdir(parents=True)
-        for path, text in files.items():
-            (project / path).parent.mkdir(parents=True, exist_ok=True)
-            replace_text(project / path, text)
+        try:
+            for path, text in files.items():
+                (project / path).parent.mkdir(parents=True, exist_ok=True)
+                replace_text(project / path, text)
+        except BaseException:
+            shutil.rmtree(project, ignore_errors=True)
+            raise
         return project
 
 
