@@ -6,6 +6,7 @@ statement may build another model than the chain says, and is refused.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NoReturn
 
@@ -335,12 +336,12 @@ class _Constructor:
     def _check_set_once(self) -> None:
         """Check that no attribute is set twice, and that nothing else changes the layers."""
         inside = list(ast.walk(self._node))
-        stored: list[str] = []
+        stored: Counter[str] = Counter()
         for node in inside:
             match node:
                 case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
-                    stored.append(name)
-        twice = {name for name in stored if stored.count(name) > 1} - set(LISTS)
+                    stored[name] += 1
+        twice = {name for name, count in stored.items() if count > 1} - set(LISTS)
         self._file.require(not twice, f"self.{', self.'.join(sorted(twice))} is set twice")
         own = {id(part) for part in inside}
         for node in ast.walk(self._stack):

@@ -87,7 +87,9 @@ def computed(function: Callable[..., Any], *given: Any) -> Any:
     """The result of a function of plain values; UNREAD where it is unknown, or raises."""
     if not all(map(_plain, given)):
         return UNREAD
-    if function in (operator.mul, operator.pow) and not _small(*given):
+    if function is operator.mul and not _small(*given):
+        return UNREAD
+    if function is operator.pow and not _small_power(*given):
         return UNREAD
     try:
         return function(*given)
@@ -159,6 +161,13 @@ def _plain(value: Any) -> bool:
     if isinstance(value, list | tuple | set | frozenset):
         return all(isinstance(each, Member | Outside | Defined) or _plain(each) for each in value)
     return value is None or isinstance(value, str | int | float | range)
+
+
+def _small_power(base: Any, exponent: Any) -> bool:
+    """Whether a power has a float's size, or fewer bits than :data:`_LONGEST`."""
+    if not isinstance(base, int) or not isinstance(exponent, int):
+        return True
+    return base.bit_length() * max(exponent, 0) < _LONGEST
 
 
 def _small(*given: Any) -> bool:

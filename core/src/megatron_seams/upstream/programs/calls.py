@@ -241,17 +241,17 @@ class Calls(Expressions):
 
 
 def method_of(interpreter: Expressions, cls: Defined, name: str) -> tuple[Defined, Defined] | None:
-    """A method with the class that defines it: ``cls`` itself or the nearest above."""
-    assert isinstance(cls.node, ast.ClassDef)  # noqa: S101  # for mypy: no caller has a function
+    """A method with the class that defines it: ``cls`` itself or the nearest above; else None."""
+    if not isinstance(cls.node, ast.ClassDef):
+        return None
     for statement in cls.node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == name:
             return cls, Defined(path=cls.path, name=name, node=statement)
     for base in cls.node.bases:
         above = interpreter.top_level(cls.path, base.id) if isinstance(base, ast.Name) else None
-        if isinstance(above, Defined) and isinstance(above.node, ast.ClassDef):
-            found = method_of(interpreter, above, name)
-            if found is not None:
-                return found
+        found = method_of(interpreter, above, name) if isinstance(above, Defined) else None
+        if found is not None:
+            return found
     return None
 
 

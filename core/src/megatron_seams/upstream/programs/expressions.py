@@ -239,9 +239,9 @@ class Expressions:
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
                 value = self._value(part.value)
-                shown = value if isinstance(value, str | int | float) or value is None else None
-                unread = shown is None and value is not None
-                parts.append(ast.unparse(part.value) if unread else str(shown))
+                plain = isinstance(value, str | int | float) or value is None
+                shown = builtin.computed(str, value) if plain else UNREAD
+                parts.append(ast.unparse(part.value) if shown is UNREAD else shown)
             elif isinstance(part, ast.Constant):
                 parts.append(str(part.value))
         return "".join(parts)
