@@ -3,6 +3,9 @@
 import ast
 import inspect
 import re
+import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +13,16 @@ from typing import Any, get_origin
 
 import attrs
 import click
+import pytest
+from click.testing import CliRunner
 
 from megatron_seams import pytest_plugin
 from megatron_seams.base.structure import key_of, structure
-from megatron_seams.cli import commands
+from megatron_seams.cli import cli, commands
 from megatron_seams.errors import SeamsError, causes
 from megatron_seams.governance.workspace import Holds, WorkspacePolicy
 from megatron_seams.hookspecs import FeatureContext, Hooks, LayerContext
+from megatron_seams.planning.environment import read_environment
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.runtime.conformance import rules
 from megatron_seams.seams.manifest import CAPABILITIES, Manifest
@@ -383,3 +389,69 @@ def test_a_plugin_lists_its_own_environment_variables(repository: Path) -> None:
         for file in plugin.rglob("*.py"):
             names = set(variables_in(file.read_text(encoding="utf-8"))) - known
             assert missing_from(readme, names) == [], file
+
+
+#: Its output is figures of a training run; the demo ends with it.
+_TRAINS = "registry smoke"
+
+
+def shown(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each command in the blocks of a page, and the pieces of output that are shown below it."""
+    for block in re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for command, below in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+            pieces = [piece.strip("\n") for piece in below.split("…\n")]
+            yield command, [piece for piece in pieces if piece]
+
+
+def test_the_output_that_the_readme_shows_is_what_is_printed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    found = [(command, pieces) for command, pieces in shown(text) if pieces]
+    assert len(found) > 3
+    installed = {seam.name for seam in read_environment().discovery.seams}
+    monkeypatch.chdir(repository)
+    for command, pieces in found:
+        if command.startswith(_TRAINS):
+            continue
+        words = shlex.split(command)
+        setting = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+        named = re.findall(r"seam '?(\w+)'? (?:\d|of|on)", "\n".join(pieces))
+        if not {*named, *setting.get("MEGATRON_SEAMS_ALLOW", "").split()} <= installed:
+            continue  # a seam that has been deleted, which the page may show until it is rewritten
+        arguments = words[words.index("registry") + 1 :]
+        done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "100", **setting})
+        rest = done.output
+        for piece in pieces:
+            assert f"\n{piece}\n" in f"\n{rest}", (command, piece, done.output)
+            rest = f"\n{rest}".partition(f"\n{piece}\n")[2]
+
+
+def test_every_command_in_the_table_of_the_readme_can_be_typed(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"`registry ([^`]+)`", text)
+    assert len(rows) > 12
+    for row in rows:
+        name, *given = row.replace("\\|", "|").split()
+        for parameter in commands()[name].params:
+            if isinstance(parameter, click.Option) and parameter.required:
+                assert {*parameter.opts} & {*given}, row
+
+
+def test_the_demo_prints_what_a_reader_can_type(repository: Path, tmp_path: Path) -> None:
+    script = (repository / "scripts" / "demo.sh").read_text(encoding="utf-8")
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    (tools / "printenv").symlink_to(shutil.which("printenv") or "")
+    (tmp_path / "scripts").mkdir()
+    head = script[: script.index("\nshow 0 ")]
+    (tmp_path / "scripts" / "demo.sh").write_text(
+        f'{head}\nshow 0 "A title" SETTING="two words" printenv SETTING\n', encoding="utf-8"
+    )
+    done = subprocess.run(
+        ["bash", tmp_path / "scripts" / "demo.sh"], capture_output=True, text=True, check=True
+    )
+    (typed,) = re.findall(r"^\$ (.*)$", done.stdout, re.MULTILINE)
+    again = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(f"\n{again.stdout}")
+    assert again.stdout == "two words\n"
