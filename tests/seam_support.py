@@ -3,13 +3,14 @@ out on disk exactly as an installer leaves them.
 """
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +445,16 @@ def listed(*, path: Iterable[Path] = (), cwd: Path | None = None) -> Table:
     assert "Traceback" not in done.stderr, done.stderr
     found: Table = json.loads(done.stdout)
     return found
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Without the rights of root, who may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

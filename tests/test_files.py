@@ -1,6 +1,5 @@
 """A file that a command writes is the old one or the new one, whatever happens meanwhile."""
 
-import contextlib
 import os
 import resource
 import stat
@@ -9,7 +8,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from megatron_seams.base.files import (
     read_file,
     replace_text,
 )
-from seam_support import registry, run_python
+from seam_support import registry, run_python, unprivileged
 
 
 def test_a_new_file_has_its_text_and_the_mode_of_any_new_file(tmp_path: Path) -> None:
@@ -67,19 +65,6 @@ def test_what_is_no_regular_file_is_written_directly(tmp_path: Path) -> None:
         replace_text(tmp_path, "text")
     with pytest.raises(FileNotFoundError):
         replace_text(tmp_path / "nowhere" / "file", "text")
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Without the rights of root, who may write everywhere."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_file_that_may_not_be_written_is_not_replaced() -> None:

@@ -155,4 +155,5 @@ def test_a_command_line_that_cannot_be_read_is_one_document_too(
 def test_for_a_person_it_stays_text() -> None:
     done = registry("resolve", "--dialect", "nam", "--", "--json", "M", code=2)
     assert done.stdout == ""
-    assert done.stderr.startswith("Usage: registry resolve")
+    assert done.stderr.startswith("[SEAM-A02] the command line of registry resolve\n")
+    assert "usage: registry resolve [OPTIONS] PATTERN|RECIPE|config.json\n" in done.stderr

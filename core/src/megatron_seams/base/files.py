@@ -192,6 +192,14 @@ def _require_regular(path: Path, mode: int) -> None:
     raise OSError(errno.EINVAL, message, str(path))
 
 
+def in_words(error: Exception) -> str:
+    """What an error says: of one of the operating system's, its words alone.
+
+    A message names the file beside them, and the number of an error tells a reader nothing.
+    """
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def files_named(root: Path, name: str) -> Iterator[Path]:
     """Every file of that name below ``root`` (see :func:`files_below`), sorted by path."""
     return (file for file in files_below(root) if file.name == name)

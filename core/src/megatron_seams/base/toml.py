@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.base.files import read_at_most, read_file
+from megatron_seams.base.files import in_words, read_at_most, read_file
 from megatron_seams.errors import SeamsError
 
 #: The size of the largest file that is read: a recipe, or any project's ``pyproject.toml``.
@@ -54,7 +54,7 @@ def read_toml(source: Path | bytes) -> dict[str, Any]:
         message = "its arrays or tables are nested too deeply"
         raise TomlError(message) from error
     except (OSError, ValueError) as error:  # the limit on the digits of an integer is a ValueError
-        raise TomlError(str(error)) from error
+        raise TomlError(in_words(error)) from error
 
 
 def with_lines(faults: Iterable[SeamsError]) -> list[SeamsError]:

@@ -71,10 +71,24 @@ def _has_working_directory() -> bool:
     return True
 
 
+#: The operating system's errors of a path, which another path or another mode of it would end.
+_OF_A_PATH: Final = frozenset(
+    (
+        *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST),
+        *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    )
+)
+
+
+def _is_of_a_path(error: OSError) -> bool:
+    return error.filename is not None and error.errno in _OF_A_PATH and _has_working_directory()
+
+
 class _Registry(click.Group):
     """The commands, each imported when it is run; a refusal becomes its message and exit code.
 
-    A refusal of the operating system becomes a :class:`_CannotGoOn`.
+    A refusal of the operating system is one as well, if it is of a path that could be another one;
+    else it becomes a :class:`_CannotGoOn`.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -98,17 +112,35 @@ class _Registry(click.Group):
         named = [CompletionItem(name) for name in _COMMANDS if name.startswith(incomplete)]
         return [*named, *click.Command.shell_complete(self, ctx, incomplete)]
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, which does not know commands that are not imported yet."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from megatron_seams.cli.usage import near
+
+            if not (meant := near(args[0], _COMMANDS)):
+                raise
+            told = f"{error.format_message()} Did you mean {' or '.join(meant)}?"
+            raise click.UsageError(told, ctx) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (SeamsError, Refusal) as raised:
-            from megatron_seams.cli.common import show_refusal
-
             refusal = Refusal([raised]) if isinstance(raised, SeamsError) else raised
-            show_refusal(refusal, ctx)
-            ctx.exit(refusal.exit_code)
         except OSError as error:
-            raise _CannotGoOn(error) from error
+            if not _is_of_a_path(error):
+                raise _CannotGoOn(error) from error
+            from megatron_seams.cli.usage import unusable
+
+            refusal = Refusal([unusable(error, ctx)])
+        from megatron_seams.cli.common import show_refusal
+
+        show_refusal(refusal, ctx)
+        return ctx.exit(refusal.exit_code)
 
 
 @click.group(cls=_Registry, context_settings={"help_option_names": ["-h", "--help"]})
@@ -148,10 +180,7 @@ def _run() -> int:
         except OSError as error:
             raise _CannotGoOn(error) from error
     except click.ClickException as error:
-        if _for_a_program(sys.argv[1:]):
-            _print_misused(error)
-        else:
-            error.show()
+        _show_misused(error)
         return error.exit_code
     except click.Abort:
         return _stop("interrupted", INTERRUPTED)
@@ -167,21 +196,19 @@ def _for_a_program(arguments: list[str]) -> bool:
     return "--json" in words or "--format=json" in words or after.get("--format") == "json"
 
 
-def _print_misused(error: click.ClickException) -> None:
-    """Print what click found as a refusal."""
-    from megatron_seams.cli.common import print_refusal
-    from megatron_seams.errors import UsageInvalid
+def _show_misused(error: click.ClickException) -> None:
+    """Print what click found as a refusal; `registry` alone has its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # not in every click that is supported
+        error.show()
+        return
+    from megatron_seams.cli.common import print_refusal, show_reasons
+    from megatron_seams.cli.usage import misused
 
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "registry"
-    usage = context.get_usage().partition(" ")[2] if context else f"{command} --help"
-    fault = UsageInvalid(
-        asked=f"the command line of {command}",
-        found=error.format_message(),
-        next=f"follow its usage: {' '.join(usage.split())}",
-        subject=command,
-    )
-    print_refusal(Refusal([fault]), schema=1)
+    refusal = Refusal([misused(error)])
+    if _for_a_program(sys.argv[1:]):
+        print_refusal(refusal, schema=1)
+    else:
+        show_reasons(refusal)
 
 
 def _stop(message: str, code: int) -> int:

@@ -14,15 +14,15 @@ from megatron_seams.cli.common import (
     write_receipt,
 )
 from megatron_seams.cli.models import asked_model, model_arguments
+from megatron_seams.cli.usage import TokensCommand
 from megatron_seams.planning.arguments import native_arguments
 from megatron_seams.planning.environment import read_environment
 
 
-# A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
 @click.command(
     "args",
     short_help="Print a model's native Megatron arguments.",
-    context_settings={"ignore_unknown_options": True},
+    cls=TokensCommand,
 )
 @model_arguments
 @click.option("--lines", is_flag=True, help="One unquoted word for each line, for `mapfile -t`.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from megatron_seams.base.canonical_json import json_text
+from megatron_seams.base.files import in_words
 from megatron_seams.cli.advice import advice_on
 from megatron_seams.cli.screen import console, draw_wrapped, has_width
 from megatron_seams.cli.seen import seen_json
@@ -107,8 +108,19 @@ def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace:
     try:
         keep_receipt(file, plan, recipe, replace=replace, hold_software=held_software())
     except OSError as error:
-        raise click.BadParameter(str(error), param_hint="--receipt") from error
+        raise not_written(file, error, "--receipt") from error
     console(error=True).print(f"receipt: {file}", markup=False)
+
+
+def not_written(path: Path, error: OSError, option: str) -> click.BadParameter:
+    """The refusal of a path that an option names and that cannot be written.
+
+    The error's own path may be one that nobody named: a lock or a temporary file beside it.
+    """
+    why = in_words(error)
+    if isinstance(error, FileNotFoundError) and not path.parent.exists():
+        why = f"there is no folder {path.parent}"
+    return click.BadParameter(f"{path} cannot be written: {why}", param_hint=option)
 
 
 def print_json(value: Any) -> None:
@@ -175,6 +187,11 @@ def show_refusal(refusal: Refusal, context: click.Context) -> None:
     if schema is not None:
         print_refusal(refusal, schema=schema)
         return
+    show_reasons(refusal)
+
+
+def show_reasons(refusal: Refusal) -> None:
+    """Print every reason of a refusal as text, then the other findings."""
     show_faults(refusal.reasons, style="bold red")
     show_faults(refusal.findings, style="yellow")
     count = len(refusal.reasons)

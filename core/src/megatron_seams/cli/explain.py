@@ -10,6 +10,7 @@ from megatron_seams.cli.common import json_option, megatron_option, print_json, 
 from megatron_seams.cli.complete import files, names
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.screen import console, draw_wrapped
+from megatron_seams.cli.usage import TokensCommand
 from megatron_seams.errors import Refusal, SeamsError, UnknownToken
 from megatron_seams.governance.explanation import Explanation, FamilyStory, SeamStory
 from megatron_seams.governance.explanation import explain as explained
@@ -17,11 +18,10 @@ from megatron_seams.planning.environment import read_environment
 from megatron_seams.upstream.surface import NativeSymbol
 
 
-# A token may be "-" or "*"; neither is an option.
 @click.command(
     "explain",
     short_help="Why a token, family or seam resolves so.",
-    context_settings={"ignore_unknown_options": True},
+    cls=TokensCommand,
 )
 @click.argument("what", metavar="TOKEN|FAMILY|SEAM|CONSTANT", shell_complete=names)
 @click.option(

@@ -19,7 +19,9 @@ def near_file(path: Path) -> Path | None:
             names = [entry.name for _, entry in zip(range(_MOST), folder.iterdir(), strict=False)]
         except OSError:
             continue
-        stems = [Path(name).stem for name in names if Path(name).suffix == path.suffix]
+        alike = (name for name in names if Path(name).suffix == path.suffix)
+        # Without links that lead nowhere, of which one may be the file that was named.
+        stems = [Path(name).stem for name in alike if (folder / name).exists()]
         near = [path.stem] if path.stem in stems else []
         near = near or difflib.get_close_matches(path.stem, stems, n=1, cutoff=_ALIKE)
         if near:
@@ -40,7 +42,7 @@ def refuse_missing_model(path: Path) -> None:
         [
             RecipeInvalid(
                 asked="a model that can be read",
-                found="there is no such file",
+                found=_absence(path),
                 next=f"did you mean {near}?" if near else "correct the path",
                 file=str(path),
             )
@@ -59,10 +61,16 @@ def refuse_missing_receipt(path: Path) -> None:
     near = near_file(path)
     raise ReceiptUnreadable(
         asked="a receipt that can be read",
-        found="there is no such file",
+        found=_absence(path),
         next=f"did you mean {near}?" if near else "correct the path, or write it from its recipe",
         file=str(path),
     )
+
+
+def _absence(path: Path) -> str:
+    if path.is_symlink():
+        return f"it is a link to {path.readlink()}, which is not there"
+    return "there is no such file"
 
 
 def _is_missing(path: Path) -> bool:

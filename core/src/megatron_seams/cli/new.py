@@ -8,6 +8,7 @@ from typing import Literal
 
 import click
 
+from megatron_seams.cli.common import not_written
 from megatron_seams.cli.complete import families
 from megatron_seams.cli.screen import console
 from megatron_seams.families import BUILT_IN, Kind
@@ -75,7 +76,7 @@ def new_command(
     except FileExistsError as error:
         raise click.BadParameter(f"{error.filename} is there already", param_hint="NAME") from error
     except OSError as error:
-        raise click.BadParameter(str(error), param_hint="--out") from error
+        raise not_written(out, error, "--out") from error
     say = console()
     say.print(f"seam {name}: {project}", markup=False)
     block = project / "src" / made.package / ("module.py" if kind == "feature" else "mixer.py")

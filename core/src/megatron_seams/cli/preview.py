@@ -15,6 +15,7 @@ from megatron_seams.cli.complete import files
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.rows import Row, draw_rows, ranges
 from megatron_seams.cli.screen import console, draw_wrapped
+from megatron_seams.cli.usage import TokensCommand
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.governance.preview import Preview, RecipeChange, preview
 from megatron_seams.governance.workspace import read_workspace
@@ -32,7 +33,7 @@ _STYLES = {
 @click.command(
     "preview",
     short_help="What another Megatron would change.",
-    context_settings={"ignore_unknown_options": True},
+    cls=TokensCommand,
 )
 @click.argument("other", metavar="WHEEL|PATH", type=click.Path(path_type=Path))
 @click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1, shell_complete=files)

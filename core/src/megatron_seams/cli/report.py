@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from megatron_seams.base.files import replace_text
-from megatron_seams.cli.common import megatron_option, show_faults
+from megatron_seams.cli.common import megatron_option, not_written, show_faults
 from megatron_seams.cli.complete import files
 from megatron_seams.cli.models import recipe_of
 from megatron_seams.cli.screen import console
 from megatron_seams.cli.seen import seen
+from megatron_seams.cli.usage import TokensCommand
 from megatron_seams.errors import ExitCode, Refusal
 from megatron_seams.governance.codeowners import find_codeowners
 from megatron_seams.governance.workspace import read_workspace
@@ -21,7 +22,7 @@ from megatron_seams.report import render
 @click.command(
     "report",
     short_help="Write the audit as one HTML page.",
-    context_settings={"ignore_unknown_options": True},
+    cls=TokensCommand,
 )
 @click.argument("models", metavar="[RECIPE|PATTERN|config.json]...", nargs=-1, shell_complete=files)
 @click.option(
@@ -61,7 +62,7 @@ def report_command(
     try:
         replace_text(out, seen(page))
     except OSError as error:
-        raise click.BadParameter(str(error), param_hint="--out") from error
+        raise not_written(out, error, "--out") from error
     show_faults(environment.faults, style="bold red")
     console().print(f"report: {out}", markup=False)
     context.exit(max((it.exit_code for it in environment.faults), default=ExitCode.OK))

@@ -22,6 +22,7 @@ from megatron_seams.cli.models import asked_model, model_arguments
 from megatron_seams.cli.rows import Row, draw_rows, ranges
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
+from megatron_seams.cli.usage import TokensCommand
 from megatron_seams.errors import Refusal
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.placement import Placed, placement
@@ -33,11 +34,10 @@ from megatron_seams.records.receipt import SCHEMA
 _MOST_STAGES = 64
 
 
-# A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
 @click.command(
     "resolve",
     short_help="The provider of every layer of a model.",
-    context_settings={"ignore_unknown_options": True},
+    cls=TokensCommand,
 )
 @model_arguments
 @click.option("--layers", is_flag=True, help="One row for each layer instead of each provider.")

@@ -26,6 +26,7 @@ from megatron_seams.cli.common import (
 )
 from megatron_seams.cli.models import Asked, asked_model, model_arguments
 from megatron_seams.cli.screen import console
+from megatron_seams.cli.usage import TokensCommand
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
 from megatron_seams.planning.environment import read_environment
 from megatron_seams.planning.plan import Plan
@@ -42,11 +43,10 @@ SCHEMA: Final = 1
 _NEEDED: Final = {"torch": "torch", "megatron.core": "megatron-core"}
 
 
-# A pattern may begin with "-" (upstream's symbol for a dense layer), which is no option.
 @click.command(
     "smoke",
     short_help="Build a model at toy width and train it.",
-    context_settings={"ignore_unknown_options": True},
+    cls=TokensCommand,
 )
 @model_arguments
 @click.option(

@@ -17,7 +17,7 @@ from megatron_seams.records.verify import verify
 SCHEMA: Final = 1
 
 
-@click.command("verify", short_help="Hold this environment to a receipt.")
+@click.command("verify", short_help="Compare this environment with a receipt.")
 @click.argument("receipt", type=click.Path(path_type=Path))
 @recipe_option
 @json_option

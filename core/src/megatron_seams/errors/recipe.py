@@ -62,6 +62,6 @@ class NoArgument(RecipeError):
 
 
 class UsageInvalid(RecipeError):
-    """A command line with an option, an argument or a value that its command does not take."""
+    """A command line with an option, a value or a path that its command cannot use."""
 
     code = "SEAM-A02"

@@ -14,7 +14,7 @@ import attrs
 from pathspec.patterns.gitignore import GitIgnorePatternError
 from pathspec.patterns.gitignore.basic import GitIgnoreBasicPattern
 
-from megatron_seams.base.files import read_at_most
+from megatron_seams.base.files import in_words, read_at_most
 from megatron_seams.errors import CodeownersInvalid, Refusal
 from megatron_seams.governance.workspace import repository_root
 
@@ -103,7 +103,7 @@ def read_codeowners(file: Path, *, root: Path | None = None) -> Codeowners:
             raise _unreadable(file, f"GitHub loads at most {MAX_BYTES} bytes, and it has more")
         text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise _unreadable(file, str(error)) from error
+        raise _unreadable(file, in_words(error)) from error
     rules, skipped = parse_rules(text)
     return Codeowners(
         file=file, root=root or _root(file.resolve().parent), rules=rules, skipped=skipped

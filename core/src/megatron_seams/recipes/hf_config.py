@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from megatron_seams.base.files import read_file
+from megatron_seams.base.files import in_words, read_file
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.recipes.dialect import MEGATRON
 from megatron_seams.recipes.hf_architectures import (
@@ -109,7 +109,7 @@ def _json(path: Path) -> Mapping[str, Any]:
         found = json.loads(text, object_pairs_hook=_each_key_once)
     except (OSError, ValueError, RecursionError) as error:
         raise Refusal(
-            [_fault(path, str(error), "correct the file; it is JSON in UTF-8")]
+            [_fault(path, in_words(error), "correct the file; it is JSON in UTF-8")]
         ) from error
     if not isinstance(found, dict):
         kind = "a list" if isinstance(found, list) else f"{found!r:.40}"

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 from attrs import field
 
-from megatron_seams.base.files import locked, replace_text
+from megatron_seams.base.files import in_words, locked, replace_text
 from megatron_seams.base.validators import sentence
 from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
 from megatron_seams.planning.environment import Environment
@@ -87,7 +87,7 @@ def accept(
     except OSError as error:
         raise AcceptanceInvalid(
             asked=f"the receipt {path} with the new plan",
-            found=f"it cannot be replaced: {error}",
+            found=f"it cannot be replaced: {in_words(error)}",
             next="make the file and its folder writable; nothing was changed",
             file=str(path),
         ) from error

@@ -9,7 +9,7 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.base.canonical_json import json_digest, json_text
-from megatron_seams.base.files import read_file, replace_text
+from megatron_seams.base.files import in_words, read_file, replace_text
 from megatron_seams.errors import ProofUnreadable
 
 SCHEMA: Final = 1
@@ -97,7 +97,8 @@ def read_proof(folder: Path) -> Proof:
         stated_digest = body.pop("digest")
         edited = stated_digest != json_digest(body)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise unreadable(f"{type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        raise unreadable(f"{kind}{in_words(error)}") from error
     if edited:
         raise unreadable("it was edited afterwards")
     changed = sorted(name for name in stated.keys() | there if stated.get(name) != there.get(name))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from megatron_seams._version import __version__
 from megatron_seams.base.canonical_json import json_digest, json_text
-from megatron_seams.base.files import read_file
+from megatron_seams.base.files import in_words, read_file
 from megatron_seams.errors import ReceiptUnreadable
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
@@ -103,7 +103,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
     try:
         text = read_file(path, MAX_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:
-        raise _unreadable(str(path), str(error), _ANEW) from error
+        raise _unreadable(str(path), in_words(error), _ANEW) from error
     return parse_receipt(text, str(path))
 
 

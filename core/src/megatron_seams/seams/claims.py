@@ -15,7 +15,7 @@ from typing import TypeVar
 import attrs
 
 from megatron_seams.base.distributions import Installed
-from megatron_seams.base.files import read_at_most
+from megatron_seams.base.files import in_words, read_at_most
 from megatron_seams.errors import (
     EntryPointInvalid,
     ManifestMissing,
@@ -209,7 +209,7 @@ def open_manifest(claim: Claim, folder: Path, project: Installed | None = None) 
         # One byte more than allowed is enough to know that it is too large.
         data = read_at_most(file, MAX_BYTES + 1)
     except OSError as error:
-        raise unreadable(claim, file, str(error)) from error
+        raise unreadable(claim, file, in_words(error)) from error
     return ManifestFile(claim=claim, folder=folder, data=data, project=project)
 
 

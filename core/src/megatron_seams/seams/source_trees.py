@@ -13,7 +13,7 @@ import attrs
 from megatron_seams.base.archives import ArchiveError, Wheel
 from megatron_seams.base.distributions import MAX_BYTES as METADATA_BYTES
 from megatron_seams.base.distributions import Installed, Metadata
-from megatron_seams.base.files import files_below, read_file
+from megatron_seams.base.files import files_below, in_words, read_file
 from megatron_seams.base.toml import MAX_BYTES as TOML_BYTES
 from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.errors import EntryPointInvalid, ManifestMissing, ManifestUnreadable, SeamsError
@@ -100,7 +100,9 @@ def _wheel(path: Path) -> Iterator[Seam | BrokenSeam]:
                 for found in claims_of(project):
                     yield _in_wheel(found, path, archive) if isinstance(found, Claim) else found
     except (ArchiveError, OSError) as error:
-        yield claim.broken(_of_source(unreadable(claim, path, f"it is no wheel: {error}")))
+        yield claim.broken(
+            _of_source(unreadable(claim, path, f"it is no wheel: {in_words(error)}"))
+        )
 
 
 def _in_wheel(claim: Claim, path: Path, archive: Wheel) -> Seam | BrokenSeam:
@@ -152,7 +154,7 @@ def _project(file: Path) -> Iterator[Seam | BrokenSeam]:
     except (OSError, TomlError) as error:
         # One that cannot be read matters only if it may be a plugin's.
         if not data or GROUP.encode() in data:
-            yield _damaged(file, str(error))
+            yield _damaged(file, in_words(error))
         return
     if GROUP in _table_at(project, "tool", "poetry", "plugins"):
         yield _elsewhere(file)

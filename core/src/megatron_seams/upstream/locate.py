@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_seams.base.distributions import Installed, installed, named
-from megatron_seams.base.files import read_file
+from megatron_seams.base.files import in_words, read_file
 from megatron_seams.errors import MegatronDiffers, MegatronMissing, SeamsError, SurfaceUnknown
 from megatron_seams.upstream.archives import open_archive
 from megatron_seams.upstream.source import (
@@ -56,7 +56,7 @@ def open_megatron(path: Path) -> MegatronSource:
         elif path.is_file() and (source := open_archive(path)) is not None:
             return source
     except OSError as error:  # its name is too long, or it may not be looked at
-        found = str(error)
+        found = in_words(error)
     raise MegatronMissing(
         asked=f"the megatron-core at {path}",
         found=found,
@@ -149,7 +149,7 @@ def _open_folder(folder: Path) -> MegatronSource:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
-            raise unknown_shape(str(folder), f"{path} cannot be read: {error}") from error
+            raise unknown_shape(str(folder), f"{path} cannot be read: {in_words(error)}") from error
 
     def metadata() -> dict[str, bytes]:
         beside = folder.parent

@@ -1,5 +1,6 @@
 """A probe: a model's losses and logits for a few tokens, kept to compare another build with."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -104,17 +105,21 @@ def save_proof(
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse a folder for a proof that is not empty, before a run is spent on it.
+    """Refuse a folder that cannot become a proof, before a run is spent on it.
 
     Raises:
-        CannotRunHere: The folder is not empty, or is a file.
+        CannotRunHere: The folder is not empty or is a file, or it cannot be made.
     """
+    found = "it exists and is not an empty folder"
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+        made_in = next(it for it in folder.absolute().parents if it.exists())
+        if os.access(made_in, os.W_OK | os.X_OK):
+            return
+        found = f"the folder {made_in} cannot be written"
     raise CannotRunHere(
         asked=f"a new proof in {folder}",
-        found="it exists and is not an empty folder",
-        next="name a folder that does not exist, or remove this one",
+        found=found,
+        next="name a folder that does not exist, in one that can be written",
         subject=str(folder),
         file=str(folder),
     )

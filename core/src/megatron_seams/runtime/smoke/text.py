@@ -9,8 +9,11 @@ import attrs
 import torch
 from torch import Tensor
 
+from megatron_seams.base.files import in_words
 from megatron_seams.errors import DataInvalid
 
+#: The size of the largest file that is read: the toy model sees megabytes of it.
+_MOST_BYTES: Final = 1024**3
 #: The share at the end of the text that no training step sees.
 HELD_BACK: Final = 0.1
 
@@ -84,12 +87,12 @@ def read_text(path: Path | None, *, sequence: int) -> Text:
         sequence: The length of a window; each part is longer than one.
 
     Raises:
-        DataInvalid: The file cannot be read or is too short.
+        DataInvalid: The file cannot be read, or is too short or too long.
     """
     try:
-        data = _standard_library() if path is None else path.read_bytes()
+        data = _standard_library() if path is None else _bytes(path)
     except OSError as error:
-        raise _no_text(path, str(error)) from error
+        raise _no_text(path, in_words(error), "name a file that can be read") from error
     tokens = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
     cut = tokens.numel() - math.ceil(HELD_BACK * tokens.numel())
     training, held_back = tokens[:cut], tokens[cut:]
@@ -107,11 +110,20 @@ def _standard_library() -> bytes:
     return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
-def _no_text(path: Path | None, found: str) -> DataInvalid:
+def _bytes(path: Path) -> bytes:
+    """The bytes of a file, or of a pipe; of a device that never ends, one more than are taken."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise _no_text(path, f"it has more than {_MOST_BYTES:,} bytes", "name a shorter text file")
+    return data
+
+
+def _no_text(path: Path | None, found: str, advice: str = "name a longer text file") -> DataInvalid:
     return DataInvalid(
         asked=f"text to train on from {path or 'the standard library'}",
         found=found,
-        next="name a longer text file",
+        next=advice,
         subject=str(path or "standard library"),
     )
 
