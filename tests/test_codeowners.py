@@ -195,6 +195,33 @@ def test_a_file_that_github_would_not_load_is_a_refusal(tmp_path: Path) -> None:
         assert fault.file == str(file)
 
 
+def test_asterisks_are_matched_without_going_back_over_the_path(tmp_path: Path) -> None:
+    """Expressions that try every split of a path take a minute for these, or years."""
+    stars, folders = "*" + "a*" * 40, "a/**/" * 40
+    text = f"{stars}b @a\n{stars} @b\n/{folders}b @c\n/{folders}a @d\n"
+    rules = written(tmp_path, text).rules
+    name, deep = "a" * 100, "a/" * 100 + "a"
+    assert [rule.takes(name) for rule in rules] == [False, True, False, False]
+    assert [rule.takes(deep) for rule in rules] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "taken", "left"),
+    [
+        ("*a*b*a", ["xabxa", "aba", "ababa"], ["ab", "abab", "ba"]),
+        ("/a?/*b*", ["ab/b", "ax/abc"], ["a/b", "ab/c", "abc/b"]),
+        ("/**/x/**/y*z", ["x/yz", "q/x/r/x/yaz"], ["x/y", "yz", "q/y/x/z"]),
+        (r"/a\*b", ["a*b"], ["axb"]),
+        (r"/a\?*", ["a?", "a?x"], ["ab", "abx"]),
+    ],
+)
+def test_wildcards_are_matched_by_the_whole_name(
+    pattern: str, taken: list[str], left: list[str], tmp_path: Path
+) -> None:
+    (rule,) = written(tmp_path, f"{pattern} @a\n").rules
+    assert [path for path in (*taken, *left) if rule.takes(path)] == taken
+
+
 # --- the globs, by git itself -----------------------------------------------------------------
 
 PATHS = [
@@ -237,6 +264,15 @@ PATTERNS = [
     "d*n",
     "/docs/in/",
     "s*/*/*/b.py",
+    "**/",
+    "src/**/",
+    "/src/**/**/",
+    "**/src/**/a",
+    "**",
+    "/**/*.py",
+    "src/*b*y",
+    r"\a",
+    "s?c/*/",
 ]
 
 

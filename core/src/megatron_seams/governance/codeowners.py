@@ -1,21 +1,20 @@
 """CODEOWNERS: the owners of a path, and the line that names them, as GitHub reads the file.
 
 The format, and how it differs from gitignore, is in GitHub's documentation of "code owners";
-pathspec reads the globs. (The `codeowners` distribution was tried and not taken: it reads the words
-of an inline comment as owners, drops an invalid owner where GitHub skips the line, and lets no
-wildcard match a space. tests/test_codeowners.py compares this module with the documented cases and
-with git.)
+:mod:`.globs` reads the patterns. (The `codeowners` distribution was tried and not taken: it reads
+the words of an inline comment as owners, drops an invalid owner where GitHub skips the line, and
+lets no wildcard match a space. tests/test_codeowners.py compares this module with the documented
+cases and with git.)
 """
 
 import re
 from pathlib import Path
 
 import attrs
-from pathspec.patterns.gitignore import GitIgnorePatternError
-from pathspec.patterns.gitignore.basic import GitIgnoreBasicPattern
 
 from megatron_seams.base.files import in_words, read_at_most
 from megatron_seams.errors import CodeownersInvalid, Refusal
+from megatron_seams.governance.globs import Glob, read_glob
 from megatron_seams.governance.workspace import repository_root
 
 #: The places where GitHub looks, in its order; it reads the first file that exists, and no other.
@@ -43,11 +42,11 @@ class Rule:
     line: int
     pattern: str
     owners: tuple[str, ...]
-    _glob: GitIgnoreBasicPattern = attrs.field(repr=False, eq=False)
+    _glob: Glob = attrs.field(repr=False, eq=False)
 
     def takes(self, path: str) -> bool:
         """Whether the pattern matches a file: its path from the root, without a leading slash."""
-        return self._glob.match_file(path) is not None
+        return self._glob.takes(path)
 
     def names(self, owner: str) -> bool:
         """Whether ``owner`` is one of the owners, whatever the case of its letters."""
@@ -155,12 +154,8 @@ def _rule(number: int, line: str) -> Rule | str:
     if "***" in pattern:
         return "three asterisks in a row are no pattern"
     if not pattern.strip("/"):
-        return f"{pattern!r} matches nothing"  # as in git; pathspec differs
-    try:
-        glob = GitIgnoreBasicPattern(pattern)
-    except GitIgnorePatternError as error:
-        return str(error)
-    return Rule(line=number, pattern=pattern, owners=tuple(owners), glob=glob)
+        return f"{pattern!r} matches nothing"
+    return Rule(line=number, pattern=pattern, owners=tuple(owners), glob=read_glob(pattern))
 
 
 def _unreadable(file: Path, found: str) -> Refusal:
