@@ -4,6 +4,7 @@ import datetime
 import re
 from typing import Any
 
+import attrs
 import pytest
 
 from megatron_seams.errors import (
@@ -11,8 +12,10 @@ from megatron_seams.errors import (
     NoProvider,
     SeamsError,
     SpecialisationInvalid,
+    SurfaceUnknown,
     TwoSeams,
     UnknownNativeKey,
+    UnknownToken,
     Unsupported,
     UnusedSetting,
     UpstreamForbids,
@@ -225,6 +228,18 @@ def test_a_native_setting_that_this_megatron_does_not_have_is_refused() -> None:
     assert fault.key == "megatron.hidden_sise"
     smoke = recipe("M", smoke={"megatron": {"hidden_sise": 64}})
     assert only(reasons(smoke, where), UnknownNativeKey).key == "smoke.megatron.hidden_sise"
+
+
+def test_settings_that_cannot_be_read_are_one_reason_beside_the_others() -> None:
+    seam = make_seam(fallback="native", accepts={"config-field": "engram_layers"})
+    source = MegatronSource(origin="a test", read=lambda _: b"def (")
+    where = attrs.evolve(option_environment(seam), source=source)
+    found = reasons(recipe("MZ", **megatron(hidden_size=64, mtp_num_layers=1)), where)
+    assert [type(it) for it in found] == [SurfaceUnknown, UnknownNativeKey, UnknownToken]
+    assert "the settings of the megatron-core" in found[0].asked
+    # What no setting is needed for goes on: the seam's field is not there for certain.
+    assert plan(recipe("K", **K), where).seams == (seam,)
+    assert where.findings == ()
 
 
 @pytest.mark.parametrize(

@@ -70,21 +70,32 @@ class Environment:
         return {family.name: family for family in self.discovery.families}
 
     def settings(self) -> "NativeSettings":
-        """The Megatron's configuration fields and flags; read when first asked for."""
+        """The Megatron's configuration fields and flags; read when first asked for.
+
+        Raises:
+            SurfaceUnknown: They are in a file that cannot be read.
+        """
         return _settings_of(self.source)
 
     def superseded_by(self, seam: Seam) -> str | None:
-        """The symbol, field or flag of this Megatron that retires ``seam``, in words, or None."""
+        """The symbol, field or flag of this Megatron that retires ``seam``, in words, or None.
+
+        A field or flag that cannot be read retires nothing: the seam then stays a release too long.
+        """
         upstream = seam.manifest.upstream
         if upstream.symbol_name is not None:
             symbol = self.surface.of_constant(upstream.symbol_name)
             return f"native {symbol.symbol!r}" if symbol else None
+        if upstream.accepts is None:
+            return None
+        try:
+            settings = self.settings()
+        except SurfaceUnknown:
+            return None
         if upstream.config_field is not None:
-            known = upstream.config_field in self.settings().config_fields
+            known = upstream.config_field in settings.config_fields
             return f"native option {upstream.config_field}" if known else None
-        if upstream.flag is not None:
-            return f"native {upstream.flag}" if upstream.flag in self.settings().flags else None
-        return None
+        return f"native {upstream.flag}" if upstream.flag in settings.flags else None
 
     def out_of_range(self, seam: Seam) -> WrongMegatron | None:
         """The fault that the version range of ``seam`` excludes this Megatron; None if it does not.

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from megatron_seams.errors import RecipeInvalid, SeamsError, UnknownNativeKey
+import attrs
+
+from megatron_seams.errors import RecipeInvalid, SeamsError, SurfaceUnknown, UnknownNativeKey
 from megatron_seams.planning import activations
 from megatron_seams.planning.derived import ELSEWHERE
 from megatron_seams.planning.environment import Environment
@@ -24,17 +26,28 @@ _INDIRECT: Final = {
     "no-position-embedding": 'position_embedding_type = "none"',
     "padded-vocab-size": "vocab_size",
 }
+#: What to do about settings that cannot be read.
+_UNREAD: Final = (
+    "use a megatron-core whose configuration this version reads, or a newer megatron-seams; until "
+    "then no setting of a recipe can be checked"
+)
 
 
 def native_keys(recipe: Recipe, environment: Environment) -> Iterator[SeamsError]:
     """A fault for each key that this Megatron lacks or another part of the recipe decides.
 
-    A key that it has is a fault where its value is not of the type that upstream annotates.
+    A key that it has is a fault where its value is not of the type that upstream annotates. Where
+    its settings cannot be read at all, that is the one fault.
     """
     given = [(f"megatron.{key}", key, value) for key, value in recipe.megatron.items()]
     given += [(f"smoke.megatron.{key}", key, value) for key, value in recipe.smoke.megatron.items()]
-    version = environment.surface.version
-    known = environment.settings() if given and version else None
+    version, known = environment.surface.version, None
+    if given and version:
+        try:
+            known = environment.settings()
+        except SurfaceUnknown as unread:
+            asked = f"the settings of the megatron-core at {environment.surface.origin}"
+            yield attrs.evolve(unread, asked=asked, next=_UNREAD)
     for path, key, value in given:
         if key in ELSEWHERE:
             yield _unknown(path, key, f"{ELSEWHERE[key]} decides it", "set it there")
@@ -48,8 +61,7 @@ def native_keys(recipe: Recipe, environment: Environment) -> Iterator[SeamsError
                 key,
                 f"the configuration of megatron-core {version} cannot be read: "
                 f"{'; '.join(known.fields_unread)}",
-                "use a megatron-core whose configuration this version reads, or a newer "
-                "megatron-seams; until then no setting of a recipe can be checked",
+                _UNREAD,
             )
         else:
             found, advice = _instead(key, known)

@@ -74,6 +74,7 @@ def accept(
         Refusal: This environment makes no plan of the recipe.
         AcceptanceInvalid: The file cannot be locked or replaced.
         RecipeInvalid: The recipe holds a value that no recipe file can hold.
+        ManifestUnreadable: The code of one of the plan's seams cannot be read.
     """
     found, _ = _accepted(path, environment, acceptance, recipe, hold_software)
     if not found:

@@ -46,6 +46,7 @@ def keep_receipt(
         ReceiptKept: The file holds something else than a receipt of this plan without acceptances,
             and is not to be replaced.
         RecipeInvalid: The recipe holds a value that no recipe file can hold.
+        ManifestUnreadable: The code of one of the plan's seams cannot be read.
         OSError: The file cannot be written.
     """
     text = make_receipt(plan, recipe, hold_software=hold_software)

@@ -11,7 +11,11 @@ from megatron_seams.seams.seam import Seam
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values (docs/schema/receipt.schema.json)."""
+    """The plan as JSON values (docs/schema/receipt.schema.json).
+
+    Raises:
+        ManifestUnreadable: The code of one of its seams cannot be read.
+    """
     return {
         "name": plan.name,
         "pattern": {

@@ -39,6 +39,7 @@ def make_receipt(plan: Plan, recipe: Recipe, *, hold_software: Sequence[str] = (
 
     Raises:
         RecipeInvalid: The recipe holds a value that no recipe file can hold.
+        ManifestUnreadable: The code of one of the plan's seams cannot be read.
     """
     return receipt_text(describe_plan(plan), request_of(recipe), hold_software=hold_software)
 

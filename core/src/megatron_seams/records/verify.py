@@ -50,6 +50,7 @@ def verify(
 
     Raises:
         ReceiptUnreadable: The file is no receipt, or was edited.
+        ManifestUnreadable: The code of one of the plan's seams cannot be read.
     """
     body, kept = read_receipt(Path(path))
     changed: tuple[SeamsError, ...] = tuple(policy_differences(body, hold_software))
