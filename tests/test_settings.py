@@ -294,7 +294,7 @@ def layers(*entries: Table) -> Table:
         ({"positions": [0], "family": "dsa"}, "the layers are 1 to 4"),
         ({"positions": [-1], "family": "dsa"}, "the layers are 1 to 4"),
         ({"positions": [1], "family": "dsa", "of": "moe"}, "the pattern spells attention there"),
-        ({"positions": [1, 1], "family": "dsa"}, "another entry makes it 'dsa'"),
+        ({"positions": [1, 1], "family": "dsa"}, "positions has a number twice: [1, 1]"),
     ],
 )
 def test_a_layers_entry_that_fits_no_layer_is_refused(entry: Table, says: str) -> None:
