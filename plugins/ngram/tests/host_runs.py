@@ -32,8 +32,15 @@ KEYS = tuple(
 
 
 def plan_of(place: str, pattern: str = "*-", *, bf16: bool = False, **parallelism: Any) -> Plan:
+    return planned(table_of(place, pattern, bf16=bf16, **parallelism))
+
+
+def table_of(
+    place: str, pattern: str = "*-", *, bf16: bool = False, **parallelism: Any
+) -> dict[str, Any]:
+    """A recipe with the tables of both seams on the device or on the host."""
     sizes = {"heads": 2, "table-rows": 100, "width": 4, "tables": place}
-    table = {
+    return {
         "schema": 1,
         "model": {"name": "tiny", "pattern": pattern},
         "features": [{"family": "ngram"}, {"family": "engram", "layers": [1]}],
@@ -44,7 +51,6 @@ def plan_of(place: str, pattern: str = "*-", *, bf16: bool = False, **parallelis
         },
         "parallelism": parallelism,
     }
-    return planned(table)
 
 
 def clipped(parameters: Any, max_norm: float, total_norm: float, **_: Any) -> None:
