@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import screens
-from megatron_seams.cli.rows import Row, draw_rows, ranges
+from megatron_seams.cli.rows import Row, draw_rows
 from megatron_seams.cli.screen import console, draw_wrapped
 from seam_support import registry
 
@@ -95,11 +95,6 @@ def test_text_is_wrapped_between_words_and_by_what_the_terminal_shows() -> None:
         "  three-hundred-and-four",
         "  \uff26\uff35\uff2c\uff2c w",
     ]
-
-
-def test_ranges_of_layers() -> None:
-    assert ranges([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7-8"
-    assert ranges([]) == ""
 
 
 def test_the_width_of_a_pipe_is_what_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from megatron_seams.runtime.agreement.meeting import (
     meeting_here,
     timeout_of,
 )
-from megatron_seams.runtime.agreement.roll import spans
 from megatron_seams.runtime.agreement.statement import Statement
 from megatron_seams.runtime.cpu.ranks import on_ranks
 from seam_support import registry
@@ -131,7 +130,6 @@ def test_where_every_rank_has_an_error_each_raises_its_own(ranks):
 def test_fields_of_lists_are_named_by_number():
     fields = Statement.of({"layers": [{"seam": "a"}, {"seam": "b"}], "sizes": [1, 2]}).fields
     assert fields == {"layers.1.seam": "a", "layers.2.seam": "b", "sizes": [1, 2]}
-    assert spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
 
 
 def test_the_time_to_wait_is_a_number_above_0():

@@ -183,20 +183,21 @@ def _found() -> Iterator[Installed]:
                 if project is not None:
                     yield project
         except Exception as error:  # noqa: BLE001 - a finder is another package's code
-            yield _unread(name, f"the finder {name} raises {_raised(error)}")
+            yield _unread(name, f"the finder {name} raises {raised(error)}")
 
 
 def _guarded(record: Any, finder: str) -> Installed | None:
     try:
         return _project(cast("Distribution", record))  # its annotation is a protocol
     except Exception as error:  # noqa: BLE001 - likewise
-        return _unread(finder, f"a distribution of the finder {finder} raises {_raised(error)}")
+        return _unread(finder, f"a distribution of the finder {finder} raises {raised(error)}")
 
 
-def _raised(error: Exception) -> str:
+def raised(error: Exception) -> str:
+    """An error of another package's code, in words: its type, and its text if it has one."""
     try:
         return f"{type(error).__name__}: {error!s:.200}"
-    except Exception:  # noqa: BLE001 - its text is another package's code as well
+    except Exception:  # noqa: BLE001 - its text is that package's code as well
         return type(error).__name__
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 
+from megatron_seams.base.wording import counted
 from megatron_seams.cli.common import held_software, json_option, megatron_option, print_json
 from megatron_seams.cli.models import recipe_of, recipe_option
 from megatron_seams.cli.near import refuse_missing_receipt
@@ -78,8 +79,8 @@ def accept_command(
     for difference in accepted:
         out.print(f"{difference.asked} -> {difference.found}", markup=False)
     if accepted:
-        noun = "difference" if len(accepted) == 1 else "differences"
-        out.print(f"{receipt}: {len(accepted)} {noun} accepted by {acceptance.by}", markup=False)
+        differences = counted(len(accepted), "difference")
+        out.print(f"{receipt}: {differences} accepted by {acceptance.by}", markup=False)
     else:
         out.print(f"{receipt}: this environment makes the same plan; nothing to accept")
 

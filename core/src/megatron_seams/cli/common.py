@@ -9,6 +9,7 @@ import click
 
 from megatron_seams.base.canonical_json import json_text
 from megatron_seams.base.files import in_words
+from megatron_seams.base.wording import counted
 from megatron_seams.cli.advice import advice_on
 from megatron_seams.cli.screen import console, draw_wrapped, has_width
 from megatron_seams.cli.seen import seen_json
@@ -194,6 +195,5 @@ def show_reasons(refusal: Refusal) -> None:
     """Print every reason of a refusal as text, then the other findings."""
     show_faults(refusal.reasons, style="bold red")
     show_faults(refusal.findings, style="yellow")
-    count = len(refusal.reasons)
-    noun = "reason" if count == 1 else "reasons"
-    console(error=True).print(f"refused: {count} {noun}", style="bold red")
+    reasons = counted(len(refusal.reasons), "reason")
+    console(error=True).print(f"refused: {reasons}", style="bold red")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from megatron_seams.base.wording import numbered
 from megatron_seams.cli.common import (
     json_option,
     megatron_option,
@@ -13,7 +14,7 @@ from megatron_seams.cli.common import (
 )
 from megatron_seams.cli.complete import files
 from megatron_seams.cli.models import recipe_of
-from megatron_seams.cli.rows import Row, draw_rows, ranges
+from megatron_seams.cli.rows import Row, draw_rows
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.cli.usage import TokensCommand
 from megatron_seams.errors import ExitCode, Refusal
@@ -104,6 +105,5 @@ def _print_recipe(recipe: RecipeChange) -> None:
         return
     out.print(f"{recipe.name}:", style="bold", markup=False)
     for change in recipe.layers:
-        noun = "layer" if len(change.positions) == 1 else "layers"
-        told = f"{noun} {ranges(change.positions)}: {change.was} -> {change.now}"
+        told = f"{numbered('layer', change.positions)}: {change.was} -> {change.now}"
         draw_wrapped(out, told, indent=2, hanging=2)

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from megatron_seams.base.wording import numbered, ranges
 from megatron_seams.cli.common import (
     json_option,
     megatron_option,
@@ -19,7 +20,7 @@ from megatron_seams.cli.common import (
     write_receipt,
 )
 from megatron_seams.cli.models import asked_model, model_arguments
-from megatron_seams.cli.rows import Row, draw_rows, ranges
+from megatron_seams.cli.rows import Row, draw_rows
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.cli.strip import draw_strip, plan_states, refused_states
 from megatron_seams.cli.usage import TokensCommand
@@ -128,15 +129,11 @@ def _draw_stages(out: Console, plan: Plan) -> None:
 
 
 def _group(plan: Plan, group: Sequence[Layer], count: str, beside: Sequence[Layer]) -> Row:
-    where = _numbered([layer.position for layer in group])
+    where = numbered("layer", [layer.position for layer in group])
     provider = group[0].provider
     seam = provider.seam.name if isinstance(provider, Custom) else ""
     below = [where + _ranks(group, beside), *_justified(plan, seam)]
     return attrs.evolve(_row(count, group), below=below)
-
-
-def _numbered(positions: Sequence[int]) -> str:
-    return f"layer{'' if len(positions) == 1 else 's'} {ranges(positions)}"
 
 
 def _row(name: str, group: Sequence[Layer]) -> Row:
@@ -171,9 +168,9 @@ def _place(placed: Placed) -> str:
     parts = []
     if placed.layers:
         at = "" if placed.at == "decoder" else f"at {placed.at} of "
-        parts.append(f"{at}{_numbered(placed.layers)}")
+        parts.append(f"{at}{numbered('layer', placed.layers)}")
     if placed.mtp:
-        parts.append(f"{_numbered(placed.mtp)} of each MTP depth")
+        parts.append(f"{numbered('layer', placed.mtp)} of each MTP depth")
     return f"{', '.join(parts) or f'at {placed.at}'}, stage {ranges(placed.stages)}"
 
 
@@ -183,5 +180,5 @@ def _ranks(group: Sequence[Layer], beside: Sequence[Layer]) -> str:
     for family in dict.fromkeys(layer.spelled for layer in group):
         found = [layer.family_rank for layer in group if layer.spelled == family]
         if len(found) < sum(layer.spelled == family for layer in beside):
-            texts.append(f"; {family} rank{'' if len(found) == 1 else 's'} {ranges(found)}")
+            texts.append(f"; {family} {numbered('rank', found)}")
     return "".join(texts)

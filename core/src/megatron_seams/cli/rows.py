@@ -1,6 +1,6 @@
 """Rows of cells, fitted to the screen: what does not fit beside goes below, and nothing is cut."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -105,14 +105,3 @@ def _row(
     ]
     for told in (*below, *(() if left is not None else row.prose), *row.below):
         draw_wrapped(out, told, indent=_BELOW, hanging=2)
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers as text, those that follow one another as a range: ``1-3, 5, 7-8``."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

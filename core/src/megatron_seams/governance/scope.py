@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from megatron_seams.base.wording import counted
 from megatron_seams.governance.codeowners import Codeowners
 from megatron_seams.governance.workspace import Workspace
 from megatron_seams.planning.environment import Environment
@@ -77,13 +78,13 @@ class Scope:
 
     def _parts(self) -> Iterator[str]:
         of_others = f" ({self.external} external)" if self.external else ""
-        held = f"{_counted(self.seams, 'seam')}{of_others}"
+        held = f"{counted(self.seams, 'seam')}{of_others}"
         if self.recipes is None or self.receipts is None:
             yield f"{held}, neither recipes nor receipts"
         else:
             recipes, receipts = (
-                _counted(self.recipes, "recipe"),
-                _counted(self.receipts, "receipt"),
+                counted(self.recipes, "recipe"),
+                counted(self.receipts, "receipt"),
             )
             yield f"{held}, {recipes}, {receipts}"
         yield f"owners: {self._inside(self.codeowners) or 'no CODEOWNERS'}"
@@ -95,7 +96,3 @@ class Scope:
             return None if file is None else str(file)
         real, root = file.resolve(), self.root.resolve()
         return real.relative_to(root).as_posix() if real.is_relative_to(root) else str(file)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

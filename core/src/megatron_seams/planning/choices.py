@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from megatron_seams.base.wording import counted
 from megatron_seams.errors import SeamInMtp, SeamsError
 from megatron_seams.families import BUILT_IN
 from megatron_seams.planning.choice import Choice, Chooser
@@ -88,7 +89,7 @@ def choose(requests: Requests, chooser: Chooser) -> Choices:
 def _at(fault: SeamsError, request: Request, requests: Requests) -> SeamsError:
     """The fault with the layers that it concerns, and with the family that their tokens spell."""
     tokens = dict.fromkeys(requests.pattern.tokens[at - 1] for at in request.positions)
-    count = f"{len(request.positions)} layer{'s' if len(request.positions) > 1 else ''}"
+    count = counted(len(request.positions), "layer")
     found = fault.found
     others = {requests.spelled[token] for token in tokens} - {request.family, None}
     if others:

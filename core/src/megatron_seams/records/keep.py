@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from megatron_seams.base.files import locked, replace_text
+from megatron_seams.base.wording import counted
 from megatron_seams.errors import ReceiptKept, ReceiptUnreadable
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
@@ -88,8 +89,8 @@ def _against(path: Path, plan: Plan, recipe: Recipe) -> tuple[str, ...]:
         ) from unreadable
     count = len(body.get("accepted", []))
     if count:
-        noun = "acceptance" if count == 1 else "acceptances"
-        raise _kept(path, f"it holds {count} {noun}, which a new receipt would not", _ACCEPT)
+        held = counted(count, "acceptance")
+        raise _kept(path, f"it holds {held}, which a new receipt would not", _ACCEPT)
     found = (
         *recipe_differences(kept, recipe),
         *software_differences(body),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from megatron_seams.base.wording import counted
 from megatron_seams.governance.gate import Gate
 from megatron_seams.report.cards import Card
 from megatron_seams.report.strips import Strip
@@ -71,9 +72,5 @@ def _figures(strips: Sequence[Strip], cards: Sequence[Card], gate: Gate | None) 
     if gate is not None:
         errors = sum(one.severity == "error" for one in gate.verdicts)
         warnings = len(gate.verdicts) - errors
-        counts = f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}"
+        counts = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
         yield Figure("checks", counts, "bad" if errors else "look" if warnings else "good")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import attrs
 
-from megatron_seams.base.distributions import Installed
+from megatron_seams.base.distributions import Installed, raised
 from megatron_seams.base.files import in_words, read_at_most
 from megatron_seams.errors import (
     EntryPointInvalid,
@@ -98,7 +98,7 @@ def guarded(claim: Claim, read: Callable[[], T]) -> T | BrokenSeam:
     except RecursionError:
         found = "it is nested too deeply to be read"
     except Exception as error:  # noqa: BLE001 - the guard
-        found = f"reading it fails with {_raised(error)}"
+        found = f"reading it fails with {raised(error)}"
     unread = ManifestUnreadable(
         asked=f"the manifest of seam {claim.name!r:.80} ({claim.by})",
         found=found,
@@ -107,13 +107,6 @@ def guarded(claim: Claim, read: Callable[[], T]) -> T | BrokenSeam:
         subject=claim.name,
     )
     return claim.broken(unread)
-
-
-def _raised(error: Exception) -> str:
-    try:
-        return f"{type(error).__name__}: {error!s:.200}"
-    except Exception:  # noqa: BLE001 - an exception of another package's may have no text
-        return type(error).__name__
 
 
 def claims_of(project: Installed) -> tuple[Claim | BrokenSeam, ...]:

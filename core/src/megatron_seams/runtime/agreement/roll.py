@@ -1,13 +1,14 @@
 """The ranks of a run grouped by their statements, and the message about those that differ."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
 import attrs
 from torch.distributed import DistError, Store  # type: ignore[attr-defined]  # not in torch's __all__
 
+from megatron_seams.base.wording import numbered
 from megatron_seams.runtime.agreement.statement import Statement
 
 #: Ranks that are read in one request.
@@ -36,9 +37,9 @@ class Group:
 
     def __str__(self) -> str:
         """``ranks 0-3, 6 (on a, b)``."""
-        noun = "rank" if len(self.ranks) == 1 else "ranks"
         more = ", ..." if len(self.hosts) > _HOSTS else ""
-        return f"{noun} {spans(self.ranks)} (on {', '.join(self.hosts[:_HOSTS])}{more})"
+        hosts = f"{', '.join(self.hosts[:_HOSTS])}{more}"
+        return f"{numbered('rank', self.ranks)} (on {hosts})"
 
 
 @attrs.frozen(kw_only=True)
@@ -89,8 +90,8 @@ class Roll:
             return ""
         parts = list(self._parts())
         if self.silent:
-            noun = "rank" if len(self.silent) == 1 else "ranks"
-            parts.append(f"{noun} {spans(self.silent)}: silent for {round(seconds, 1):g} s")
+            silent = numbered("rank", self.silent)
+            parts.append(f"{silent}: silent for {round(seconds, 1):g} s")
         return "; ".join(parts)
 
     def _parts(self) -> Iterator[str]:
@@ -107,7 +108,7 @@ class Roll:
                 yield f"{group}: {_differences(usual.statement, group.statement)}"
         if len(odd) > _GROUPS:
             rest = sorted(rank for group in odd[_GROUPS:] for rank in group.ranks)
-            yield f"ranks {spans(rest)}: other differences or errors"
+            yield f"{numbered('rank', rest)}: other differences or errors"
 
 
 def _statement(store: Store, digest: str) -> Statement:
@@ -117,17 +118,6 @@ def _statement(store: Store, digest: str) -> Statement:
     except DistError:
         return Statement(error="its statement is lost, since the rank that published it has ended")
     return Statement(**json.loads(store.get(f"statement {digest}")))
-
-
-def spans(numbers: Iterable[int]) -> str:
-    """Ascending numbers as ``0-3, 6``."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in found)
 
 
 def _missing(store: Store, start: int, stop: int) -> Iterator[int]:
