@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from megatron_seams.errors import CheckpointHeld, SeamsError
+from megatron_seams.records.comparison import same, shown
 from megatron_seams.records.plan_json import layer_line
 from megatron_seams.records.receipt import parse_receipt
 from megatron_seams.records.software import differing, held_differences, held_names
@@ -47,8 +48,8 @@ def held(saved: str, run: str, where: str) -> tuple[SeamsError, ...]:
         return ()
     return tuple(
         CheckpointHeld(
-            asked=f"{key}: {_shown(was)}, as in the receipt of checkpoint {where}",
-            found=f"{_shown(found)} in this run's receipt",
+            asked=f"{key}: {shown(was)}, as in the receipt of checkpoint {where}",
+            found=f"{shown(found)} in this run's receipt",
             next="start the run with the checkpoint's receipt in its environment; or review the "
             "change, and accept it in that receipt with a reason",
             subject=where,
@@ -101,11 +102,5 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _differences(f"{path}.{key}" if path else key, old.get(key), new.get(key))
-    elif json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
+    elif not same(old, new):
         yield path, old, new
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

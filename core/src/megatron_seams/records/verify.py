@@ -1,7 +1,6 @@
 """Verification: a receipt's recipe resolved again, and every difference between the two plans."""
 
 import datetime
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from megatron_seams.errors import ReceiptDiffers, Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
 from megatron_seams.recipes.recipe import Recipe
+from megatron_seams.records.comparison import same, shown
 from megatron_seams.records.plan_json import describe_plan, describe_seam, layer_line
 from megatron_seams.records.receipt import SCHEMA, read_receipt
 from megatron_seams.records.request_json import request_of
@@ -134,7 +134,7 @@ def _compare(path: str, old: Any, new: Any, passed: tuple[str, ...]) -> Iterator
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new} - {*passed}):
             yield from _compare(f"{path}.{key}", old.get(key), new.get(key), passed)
-    elif not _same(_without(old, passed), _without(new, passed)):
+    elif not same(_without(old, passed), _without(new, passed)):
         yield _differs(path, old, new)
 
 
@@ -144,11 +144,6 @@ def _without(value: Any, passed: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
         return {key: _without(part, passed) for key, part in value.items() if key not in passed}
     return value
-
-
-def _same(old: Any, new: Any) -> bool:
-    """Whether two JSON values are spelled alike: to Python 1 and 1.0 and true are equal."""
-    return json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
 
 
 def _layer_differences(
@@ -186,11 +181,6 @@ def _placement_differences(
 
 
 def _differs(path: str, old: Any, new: Any, positions: tuple[int, ...] = ()) -> ReceiptDiffers:
-    def shown(value: Any) -> str:
-        if value is None:
-            return "nothing"
-        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
     if path == "schema":
         advice = "accept it with a reason, which writes it in this schema and keeps its history"
     elif path == HELD:
