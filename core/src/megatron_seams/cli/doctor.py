@@ -1,10 +1,8 @@
 """``registry doctor``: what is installed here, and what a model would be built with."""
 
-import logging
 import os
 import platform
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +11,7 @@ import attrs
 import click
 
 from megatron_seams.cli.common import json_option, print_json, show_faults
+from megatron_seams.cli.quiet import quiet_runtime
 from megatron_seams.cli.screen import console, draw_wrapped
 from megatron_seams.cli.smoke import missing_runtime
 from megatron_seams.errors import ExitCode, Refusal, SeamsError
@@ -70,10 +69,7 @@ def _machine(environment: Environment) -> tuple["Machine | None", tuple[SeamsErr
     lacking = tuple(missing_runtime(environment.surface.version))
     if lacking or environment.faults:
         return None, lacking
-    # Upstream warns of each absent optional package, and torch of an absent GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_runtime():
         from megatron_seams.runtime.machine import read_machine
 
         return read_machine(), ()

@@ -1,14 +1,13 @@
 """``registry graduate``: prove that native Megatron can load a seam's checkpoint."""
 
 import datetime
-import logging
-import warnings
 from pathlib import Path
 
 import click
 
 from megatron_seams.cli.common import json_option, print_json
 from megatron_seams.cli.complete import seams
+from megatron_seams.cli.quiet import quiet_runtime
 from megatron_seams.cli.screen import console
 from megatron_seams.cli.smoke import require_runtime
 from megatron_seams.errors import ExitCode, Refusal
@@ -53,11 +52,7 @@ def graduate_command(
     environment = read_environment()
     candidate = find_candidate(name, read_proof(folder), environment)
     require_runtime(candidate.plan)
-    # Upstream and torch warn of things that do not concern the comparison on a CPU.
-    for noisy in ("torch.utils.cpp_extension", "megatron.core.dist_checkpointing"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_runtime():
         from megatron_seams.runtime.graduation import graduate
 
         graduation = graduate(candidate)

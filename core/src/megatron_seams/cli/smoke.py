@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import logging
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +23,7 @@ from megatron_seams.cli.common import (
     write_receipt,
 )
 from megatron_seams.cli.models import Asked, asked_model, model_arguments
+from megatron_seams.cli.quiet import quiet_runtime
 from megatron_seams.cli.screen import console
 from megatron_seams.cli.usage import TokensCommand
 from megatron_seams.errors import ExitCode, Refusal, RuntimeMissing, SeamsError
@@ -100,12 +99,7 @@ def smoke_command(
     write_receipt(receipt, plan, recipe, replace=replace)
     # A program reads the document alone, and people the progress.
     out = console(error=as_json)
-    # Upstream warns of each absent optional package, and torch of an absent GPU; both are normal on
-    # a CPU.
-    for noisy in ("torch.utils.cpp_extension", "megatron.core.dist_checkpointing"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_runtime():
         from megatron_seams.runtime.smoke.run import Keep, run_smoke
 
         keep = Keep(folder=save, receipt=kept) if save else None
