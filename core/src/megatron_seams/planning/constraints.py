@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Set
 
 import attrs
 
+from megatron_seams.base.structure import KeyFault
 from megatron_seams.errors import (
     OptionsInvalid,
     SeamsError,
@@ -89,13 +90,18 @@ def _wrong_options(recipe: Recipe, seams: Iterable[Seam]) -> Iterator[OptionsInv
         if options is None:
             continue
         for fault in option_faults(options, recipe.seams.get(seam.name, {})):
-            yield OptionsInvalid(
-                asked=f"valid options for {seam.claim}",
-                found=fault.message,
-                next="correct the key in the recipe",
-                subject=seam.name,
-                key=f"seams.{seam.name}.{fault.key}",
-            )
+            yield invalid_option(seam, fault)
+
+
+def invalid_option(seam: Seam, fault: KeyFault) -> OptionsInvalid:
+    """The fault of a recipe's option that a seam's manifest, or its own class, does not accept."""
+    return OptionsInvalid(
+        asked=f"valid options for {seam.claim}",
+        found=fault.message,
+        next="correct the key in the recipe",
+        subject=seam.name,
+        key=f"seams.{seam.name}.{fault.key}".rstrip("."),
+    )
 
 
 def _separators(pattern: Pattern, surface: NativeSurface) -> list[SeamsError]:

@@ -26,6 +26,7 @@ from megatron_seams.errors import (
     Shadowed,
 )
 from megatron_seams.hookspecs import PROJECT, FeatureContext, LayerContext, hookspec
+from megatron_seams.planning.constraints import invalid_option
 from megatron_seams.seams.seam import Seam
 
 
@@ -202,14 +203,5 @@ def _options(seam: Seam, module: ModuleType, given: Mapping[str, Any]) -> Any:
         return None
     value, wrong = structure(hook(), given)
     if wrong:
-        raise Refusal(
-            OptionsInvalid(
-                asked=f"valid options for {seam.claim}",
-                found=fault.message,
-                next="correct the key in the recipe",
-                subject=seam.name,
-                key=f"seams.{seam.name}.{fault.key}".rstrip("."),
-            )
-            for fault in wrong
-        )
+        raise Refusal(invalid_option(seam, fault) for fault in wrong)
     return value
