@@ -29,6 +29,7 @@ from megatron_seams.upstream.programs.values import (
     known,
     same,
     truth,
+    unpacked,
 )
 
 #: Names that no file has to import.
@@ -377,11 +378,8 @@ class Expressions:
             case ast.Name(id=name):
                 self._frame.names[name] = value
             case ast.Tuple(elts=elts) | ast.List(elts=elts):
-                parts = value.value
-                fits = isinstance(parts, list | tuple) and len(parts) == len(elts)
-                for index, part in enumerate(elts):
-                    each = parts[index] if fits else UNREAD
-                    self.bind(part, Value(each, value.origin))
+                for part, each in unpacked(elts, value):
+                    self.bind(part, each)
 
 
 def fields_of(reader: ClassReader, cls: Defined) -> list[Record] | None:

@@ -24,6 +24,7 @@ from megatron_seams.upstream.programs.values import (
     iterated,
     same,
     truth,
+    unpacked,
 )
 
 
@@ -237,11 +238,8 @@ class Interpreter(Calls):
                 elif isinstance(holder, list | set):
                     self.store(owner, Value(UNREAD))
             case ast.Tuple(elts=elts) | ast.List(elts=elts):
-                parts = value.value
-                fits = isinstance(parts, list | tuple) and len(parts) == len(elts)
-                for index_, part in enumerate(elts):
-                    each = parts[index_] if fits else UNREAD
-                    self.store(part, Value(each, value.origin))
+                for part, each in unpacked(elts, value):
+                    self.store(part, each)
 
     def put(self, holder: Record, name: Any, value: Value) -> None:
         """Assign an attribute or a key; unknown afterwards where it may not be executed."""

@@ -5,7 +5,7 @@ operation on it gives UNREAD: nothing is ever concluded from a value that is not
 """
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -134,6 +134,14 @@ class Closure:
     path: str
     node: ast.Lambda = attrs.field(repr=False)
     names: Mapping[str, Value] = attrs.field(repr=False)
+
+
+def unpacked(targets: Sequence[ast.expr], value: Value) -> Iterator[tuple[ast.expr, Value]]:
+    """Each of several targets with its part of a value; UNREAD where they are not as many."""
+    parts = value.value
+    fits = isinstance(parts, list | tuple) and len(parts) == len(targets)
+    for index, target in enumerate(targets):
+        yield target, Value(parts[index] if fits else UNREAD, value.origin)
 
 
 def truth(value: Any) -> Any:
