@@ -33,8 +33,9 @@ lint-rest:
 rooms: setup  ## The rooms of the source, the arrows between them, and any circle
 	@.venv/bin/python scripts/rooms.py
 
+# A quiet mkdocs hides its warnings from --strict too.
 docs: setup  ## The documentation as a site, in site/; fails on a link that leads nowhere
-	@.venv/bin/uv tool run --quiet --with 'mkdocstrings[python]>=1.0,<2' --with 'ruff>=0.17,<0.18' --from 'mkdocs>=1.6,<2' mkdocs build --strict --quiet
+	@.venv/bin/uv tool run --quiet --with 'mkdocstrings[python]>=1.0,<2' --with 'ruff>=0.17,<0.18' --from 'mkdocs>=1.6,<2' mkdocs build --strict >.tools/docs.log 2>&1 || { cat .tools/docs.log; exit 1; }
 
 setup:
 	@bash scripts/setup.sh

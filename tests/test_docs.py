@@ -177,6 +177,29 @@ def test_every_toml_block_is_toml_and_every_whole_recipe_is_valid(repository: Pa
             assert not faults, (file.name, faults)
 
 
+#: One argument of a docstring's section, or several of one meaning.
+ARGUMENTS = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*):", re.MULTILINE)
+
+
+def test_the_arguments_of_a_docstring_are_those_of_its_function(repository: Path) -> None:
+    seen = 0
+    for file in files_in(repository, "core", "plugins", "scripts"):
+        if file.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            section = re.search(
+                r"^Args:\n((?:    .*\n?|\n)+)", ast.get_docstring(node) or "", re.MULTILINE
+            )
+            taken = {it.arg for it in ast.walk(node.args) if isinstance(it, ast.arg)}
+            for listed in ARGUMENTS.findall(section[1]) if section else ():
+                named = {name.strip("*") for name in listed.split(", ")}
+                assert named <= taken, (file, node.name, named - taken)
+                seen += 1
+    assert seen > 400
+
+
 def test_the_package_says_that_it_is_typed(repository: Path) -> None:
     for package in [repository / "core", *sorted((repository / "plugins").iterdir())]:
         assert list(package.glob("src/*/py.typed")), package.name

@@ -49,6 +49,36 @@ def test_every_link_into_a_page_arrives_at_a_heading(repository: Path) -> None:
     assert seen > 3
 
 
+def test_a_page_of_the_site_links_to_nothing_that_the_site_has_not(repository: Path) -> None:
+    """A file that is there may be no page; the root's pages are ``../`` from docs/."""
+    docs, root = repository / "docs", {file.name for file in repository.glob("*.md")}
+    seen = 0
+    for file in sorted(docs.glob("*.md")):
+        text = file.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(<?(?!https:)([^)#>\s]+)", text):
+            outside = target.removeprefix("../")
+            there = (docs / target).is_file() and not target.startswith((".", "/"))
+            assert there or outside in root, (file.name, target)
+            seen += 1
+    assert seen > 15
+
+
+def test_what_the_site_is_made_from_is_there(repository: Path) -> None:
+    settings = yaml.safe_load((repository / "mkdocs.yml").read_text(encoding="utf-8"))
+    (python,) = (it["mkdocstrings"]["handlers"]["python"] for it in settings["plugins"][1:])
+    (hook,) = settings["hooks"]
+    assert all((repository / place).exists() for place in (hook, *python["paths"]))
+    read = set(re.findall(r'"([A-Z]+\.md)"', (repository / hook).read_text(encoding="utf-8")))
+    assert read == {file.name for file in repository.glob("*.md")}
+
+
+def test_warnings_of_the_build_are_counted(repository: Path) -> None:
+    """A quiet mkdocs hides them from --strict, and a link to nowhere builds."""
+    (build,) = re.findall(r"mkdocs build.*", (repository / "Makefile").read_text(encoding="utf-8"))
+    assert "--strict" in build
+    assert "quiet" not in build
+
+
 def test_the_site_fetches_nothing_from_elsewhere(repository: Path) -> None:
     settings = yaml.safe_load((repository / "mkdocs.yml").read_text(encoding="utf-8"))
     assert settings["theme"]["name"] == "mkdocs"  # a theme that is in the generator itself
