@@ -138,9 +138,10 @@ def test_an_accepted_receipt_is_of_the_published_schema(receipt: Path, repositor
 def test_a_reason_is_required_and_says_something(receipt: Path) -> None:
     before = receipt.read_bytes()
     assert registry("accept", str(receipt)).returncode == 2
-    done = registry("accept", str(receipt), "--reason", "  ")
-    assert done.returncode == 2
-    assert "SEAM-V03" in done.stderr
+    for nothing in ("  ", "\u200b\u2060"):
+        done = registry("accept", str(receipt), "--reason", nothing)
+        assert done.returncode == 2
+        assert "SEAM-V03" in done.stderr
     assert receipt.read_bytes() == before
 
 
@@ -175,6 +176,18 @@ def test_a_receipt_of_an_older_release_is_refused_until_it_is_accepted(tmp_path:
     assert registry("verify", file, "--megatron", older).returncode == 2
     again = registry("accept", file, *reason, "--megatron", newer)
     assert "nothing to accept" in again.stdout
+
+
+def test_what_is_accepted_names_its_layers(tmp_path: Path) -> None:
+    file, model = tmp_path / "receipt.json", tmp_path / "model.toml"
+    text = 'schema = 1\n[model]\nname = "m"\npattern = "MEMEME"\n'
+    model.write_text(text)
+    registry("resolve", model, "--receipt", file, code=0)
+    layers = '[[layers]]\nof = "moe"\nranks = [0, 2]\nfamily = "mlp"\n'
+    model.write_text(text + layers)
+    asked = ("accept", file, "--recipe", model, "--reason", "Two dense.", "--by", "us")
+    done = registry(*asked, code=0)
+    assert "-> E mlp: native, mlp_layer -, stage 0 on rank 0 (layers 2, 6)\n" in done.stdout
 
 
 # --- the chain --------------------------------------------------------------------------------

@@ -342,6 +342,11 @@ def test_stages_on_one_rank_are_planned_and_not_launched() -> None:
     assert fault is not None
     assert "pipeline-parallel is 1" in fault.found
     assert [str(finding) for finding in made.findings] == [str(fault)]
-    told = plan(recipe("M|M|M", parallelism={"pipeline-parallel": 3}), environment())
-    assert told.findings == ()
+    assert "to 3, or leave out" in fault.next
+    four = one_rank(made.parallelism, plan(recipe("M|M|M|M"), environment()).pattern)
+    assert four is not None
+    assert "to 4 or 2, or leave out" in four.next
+    for pattern, ranks in (("M|M|M", 3), ("M|M|M|M", 4), ("M|M|M|M", 2), ("MMM", 1)):
+        told = plan(recipe(pattern, parallelism={"pipeline-parallel": ranks}), environment())
+        assert told.findings == ()
     assert one_rank(made.parallelism, plan(recipe("MMM"), environment()).pattern) is None

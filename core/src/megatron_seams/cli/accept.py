@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from megatron_seams.base.wording import counted
+from megatron_seams.base.wording import counted, numbered
 from megatron_seams.cli.common import held_software, json_option, megatron_option, print_json
 from megatron_seams.cli.models import recipe_of, recipe_option
 from megatron_seams.cli.near import refuse_missing_receipt
@@ -77,7 +77,9 @@ def accept_command(
         return
     out = console()
     for difference in accepted:
-        out.print(f"{difference.asked} -> {difference.found}", markup=False)
+        positions = difference.positions
+        at = f" ({numbered('layer', positions)})" if positions else ""
+        out.print(f"{difference.asked} -> {difference.found}{at}", markup=False)
     if accepted:
         differences = counted(len(accepted), "difference")
         out.print(f"{receipt}: {differences} accepted by {acceptance.by}", markup=False)

@@ -125,11 +125,12 @@ def one_rank(parallelism: Parallelism, pattern: Pattern) -> UpstreamForbids | No
     stages = len(pattern.stages)
     if stages == 1 or parallelism.pipeline_parallel > 1:
         return None
+    ranks = [it for it in range(stages, 1, -1) if stages % it == 0]
+    enough = " or ".join(map(str, ranks))
     return _forbids(
         f"the {stages} stages of pattern {pattern.text!r}",
         "pipeline-parallel is 1, and one rank builds one stage: upstream's trainer refuses it",
-        f"set pipeline-parallel in the recipe's [parallelism] to {stages} or one of its divisors "
-        "above 1, or leave out '|'",
+        f"set pipeline-parallel in the recipe's [parallelism] to {enough}, or leave out '|'",
         "parallelism.pipeline-parallel",
     )
 

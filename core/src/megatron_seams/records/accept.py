@@ -13,7 +13,7 @@ import attrs
 from attrs import field
 
 from megatron_seams.base.files import in_words, locked, replace_text
-from megatron_seams.base.validators import sentence
+from megatron_seams.base.validators import sentence, visible_sentence
 from megatron_seams.errors import AcceptanceInvalid, ReceiptDiffers
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
@@ -41,7 +41,7 @@ class Acceptance:
     """
 
     by: str = field(validator=sentence)
-    reason: str = field(validator=sentence)
+    reason: str = field(validator=visible_sentence)
     when: datetime.date
 
 
