@@ -14,6 +14,8 @@ from megatron_seams_mamba3.ops.contract import Inputs, Mimo
 from megatron_seams_mamba3.ops.operator import mamba3
 
 H, P, N, R, S = 4, 8, 8, 2, 10
+#: The authors' modules that build kernels.
+PARTS = ("fwd", "bwd", "fwd_varlen", "bwd_varlen")
 #: What the last call of the stand-in got.
 SEEN: dict[str, int] = {}
 
@@ -78,9 +80,10 @@ def _stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "mamba_ssm.ops.tilelang.mamba3.mamba3_mimo"
     # No packages are looked for above a module that is there.
     parts = name.split(".")
-    for count in range(1, len(parts) + 1):
+    above = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    for each in (*above, *(f"{name}_{part}" for part in PARTS)):
         module: Any = SimpleNamespace(mamba3_mimo=mamba3_mimo, __path__=[])
-        monkeypatch.setitem(sys.modules, ".".join(parts[:count]), module)
+        monkeypatch.setitem(sys.modules, each, module)
 
 
 def call(groups: int, *, rows: int, gated: bool, bounds: tuple[int, ...] | None) -> Inputs:
@@ -152,6 +155,32 @@ def test_groups_are_repeated_only_where_a_gradient_may_come(recorded: bool) -> N
     assert end is not None
     for name in ("angle", "h", "b", "x"):
         torch.testing.assert_close(getattr(last, name), getattr(end, name))
+
+
+def test_a_kernel_is_built_once_whatever_the_variables_of_its_sizes_are() -> None:
+    traced: list[tuple[Any, ...]] = []
+
+    def mamba_mimo_fwd(*sizes: Any, **settings: Any) -> str:
+        traced.append((*sizes, settings))
+        return f"kernel {len(traced)}"
+
+    module: Any = sys.modules["mamba_ssm.ops.tilelang.mamba3.mamba3_mimo_fwd"]
+    module.mamba_mimo_fwd = mamba_mimo_fwd
+    of = call(1, rows=2, gated=True, bounds=None)
+    authors.recurrence(of)
+    authors.recurrence(of)
+
+    def build(*, steps: Any = None, state: int = 128, gated: Any = True, chunk: int = 16) -> str:
+        # Each call has variables of its own, as the authors' have.
+        batch, steps = SimpleNamespace(name="B"), steps or SimpleNamespace(name="S")
+        found: str = module.mamba_mimo_fwd(batch, steps, state, gated, chunk_size=chunk)
+        return found
+
+    assert [build() for _ in range(3)] == ["kernel 1"] * 3
+    others = [{"state": 64}, {"gated": 1}, {"chunk": 8}, {"steps": 4096}, {"steps": 2048}]
+    assert [build(**other) for other in others] == [f"kernel {n}" for n in range(2, 7)]
+    assert build(steps=4096) == "kernel 5"
+    assert len(traced) == 6
 
 
 def given_of(of: Inputs) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import importlib
 import importlib.metadata
 import importlib.util
 import math
+from types import ModuleType
 from typing import Any, Final
 
 import torch
 from packaging.version import Version
 from torch import Tensor
 
+from megatron_seams_mamba3.ops.built import keep_built
 from megatron_seams_mamba3.ops.contract import Inputs, State
 
 #: The first release with kernels that take packed rows with MIMO.
@@ -118,7 +120,7 @@ def last_angle(inputs: Inputs) -> Tensor:
 
 
 def _mimo(x: Inputs, shared: dict[str, Any]) -> tuple[Tensor, State | None]:
-    module = importlib.import_module("mamba_ssm.ops.tilelang.mamba3.mamba3_mimo")
+    module = _with_mimo()
     assert x.mimo is not None  # noqa: S101 - by the caller's choice, for the type alone
     heads, groups = x.x.shape[2], x.B.shape[3]
     # Their backward pass knows one group, or one for each head, and makes a gradient for each head
@@ -149,6 +151,14 @@ def _mimo(x: Inputs, shared: dict[str, Any]) -> tuple[Tensor, State | None]:
         return y, None
     angle, h, b, last = state
     return y, State(angle=angle, h=h, b=b.transpose(1, 2), x=last)
+
+
+def _with_mimo() -> ModuleType:
+    """The authors' module with MIMO, which keeps the kernels that it builds."""
+    folder = "mamba_ssm.ops.tilelang.mamba3.mamba3_mimo"
+    for part in ("fwd", "bwd", "fwd_varlen", "bwd_varlen"):
+        keep_built(importlib.import_module(f"{folder}_{part}"))
+    return importlib.import_module(folder)
 
 
 def _plain(x: Tensor) -> Tensor:
