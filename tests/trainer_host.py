@@ -26,6 +26,14 @@ HOST_RECIPE: Final = RECIPE.replace("table-rows = 8192", 'table-rows = 8192\ntab
 #: rows also move where Adam's momentum has them.
 ALIKE: Final = 3
 _MODE: Final = ("--deterministic-mode",)
+#: Upstream's other optimizers that the rows follow -> the arguments that ask for them.
+OPTIMIZERS: Final = {
+    "precision-aware optimizer": ("--use-precision-aware-optimizer",),
+    "offloaded optimizer": (
+        *("--use-precision-aware-optimizer", "--optimizer-cpu-offload"),
+        *("--optimizer-offload-fraction", "1.0"),
+    ),
+}
 #: What is refused -> the arguments that ask for it.
 REFUSED: Final = {
     "the older format": ("--ckpt-format", "torch"),
@@ -65,6 +73,14 @@ def hosted(trainer: Trainer, chosen: str = "") -> Iterator[Row]:
             again = trainer.train("divided-again", recipe, *_MODE, *MOVABLE, source="divided")
             names = ("divided", "divided-again")
             yield resumed(f"{what}, resumed", trainer, divided, again, names)
+    for name, further in OPTIMIZERS.items():
+        if chosen in (what := f"host, {name}"):
+            short, words = name.split()[0], (*_MODE, *MOVABLE, *further)
+            ran = trainer.train(short, recipe, *words)
+            yield _trained(what, ran)
+            if ran.code == 0:
+                again = trainer.train(f"{short}-again", recipe, *words, source=short)
+                yield resumed(f"{what}, resumed", trainer, ran, again, (short, f"{short}-again"))
     if chosen in (what := f"host, from resident at {HALF}"):
         yield _moved(what, trainer, resident)
     for name, asked in REFUSED.items():

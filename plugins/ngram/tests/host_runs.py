@@ -1,6 +1,7 @@
 """Runs of models with tables on the device or the host under Megatron's optimizer."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,20 +309,21 @@ def on_tensor_ranks(plans: dict[str, Plan], folder: Path) -> dict[str, Any]:
     from megatron_seams.runtime.checkpoint import load_checkpoint, save_checkpoint
     from megatron_seams.runtime.cpu.world import cpu_world
 
-    found = {}
+    found: dict[str, Any] = {}
     with cpu_world(plans["host"].parallelism) as groups, clipping_on_a_cpu():
-        for place, plan in plans.items():
-            run = Run(plan)
+        for (place, plan), kind in itertools.product(plans.items(), (MOVABLE, None)):
+            run = Run(plan, kind=kind)
             losses = run.steps(groups)
             weights = [one.weight.detach().clone() for one in run.tables]
-            found[place] = {"losses": losses, "norms": run.norms, "weights": weights}
+            which = found if kind is None else found.setdefault("distributed", {})
+            which[place] = {"losses": losses, "norms": run.norms, "weights": weights}
         save_checkpoint(run.model.module, "a receipt", folder / "divided")
         load_checkpoint(run.model.module, folder / "whole")
         found["loaded"] = [one.weight.detach().clone() for one in run.tables]
     return found
 
 
-def on_stages(plan: Plan, folder: Path) -> tuple[float, int]:
+def on_stages(plan: Plan, folder: Path, kind: str | None) -> tuple[float, int]:
     """Two pipeline stages, of which the first has the tables, step together."""
     from megatron.core.distributed import finalize_model_grads
 
@@ -329,7 +331,7 @@ def on_stages(plan: Plan, folder: Path) -> tuple[float, int]:
 
     with cpu_world(plan.parallelism) as groups, clipping_on_a_cpu():
         first = groups.pp.rank() == 0
-        run = Run(plan, stage={"pre_process": first, "post_process": not first})
+        run = Run(plan, stage={"pre_process": first, "post_process": not first}, kind=kind)
         run.model.module.sharded_state_dict()
         ids, positions = batch(0)
         for _ in range(2):
@@ -353,5 +355,5 @@ def on_two_ranks(
         "tensor": on_tensor_ranks(tensor, folder),
         "data": on_data_ranks(data),
         "divided": on_divided_ranks(data, folder),
-        "stages": on_stages(stages, folder / "device"),
+        "stages": [on_stages(stages, folder / "device", kind) for kind in (None, MOVABLE)],
     }

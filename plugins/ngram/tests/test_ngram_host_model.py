@@ -99,8 +99,14 @@ def test_two_ranks_step_rows_on_the_host_as_they_step_resident_ones(
     for one, other in zip(first["host"]["weights"], second["host"]["weights"], strict=True):
         assert torch.equal(one, other) == (spread == "data")
     if spread == "tensor":
-        close(first["host"]["losses"], runs["host, losses"])
-        close(first["host"]["norms"], runs["host, norms"])
+        for run in (first["host"], first["distributed"]["host"], first["distributed"]["device"]):
+            close(run["losses"], runs["host, losses"])
+            close(run["norms"], runs["host, norms"])
+        for rank in (first, second):
+            for found, expected in zip(
+                rank["distributed"]["host"]["weights"], rank["host"]["weights"], strict=True
+            ):
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-6)
 
 
 def test_a_distributed_optimizer_steps_rows_on_the_host_as_it_steps_resident_ones(
@@ -210,9 +216,12 @@ def test_a_run_with_several_optimizers_goes_on_from_its_checkpoint(
 
 
 def test_a_stage_without_tables_waits_for_none_of_the_other(runs: dict[str, Any]) -> None:
-    (norm, steps), (other, _) = runs["stages"]
-    assert norm == other > 0
-    assert steps == STEPS + 2  # with those of the checkpoint that the first stage alone reads
+    norms = []
+    for (norm, steps), (other, _) in zip(*runs["stages"], strict=True):
+        assert norm == other > 0
+        assert steps == STEPS + 2  # with those of the checkpoint that the first stage alone reads
+        norms.append(norm)
+    close(norms[0], norms[1])  # of a distributed optimizer
 
 
 def test_a_checkpoint_of_one_rank_loads_on_two_and_the_other_way(runs: dict[str, Any]) -> None:
