@@ -22,6 +22,7 @@ from megatron_seams_ngram.engram.module import Engram
 from megatron_seams_ngram.engram.options import Options
 from megatron_seams_ngram.engram.plugin import engram_feature
 from megatron_seams_ngram.engram.released import load_released
+from megatron_seams_ngram.host.ahead import fetch_ahead
 
 Array = NDArray[np.float64]
 
@@ -253,7 +254,7 @@ def test_tables_on_the_host_load_and_compute_as_resident_ones(released: dict[str
     resident, host = build(released), build({**released, "tables": "host"})
     state = tensors(released_state(LAYER_IDS[1], 1))
     ids = torch.tensor([documents(20)[0]])
-    host.fetch_ahead(ids)  # of the rows before, which are no guess any more
+    fetch_ahead(host, ids)  # of the rows before, which are no guess any more
     for module in (resident, host):
         load_released(module, state)
     table = state["multi_head_embedding.embedding.weight"].float()
@@ -262,7 +263,11 @@ def test_tables_on_the_host_load_and_compute_as_resident_ones(released: dict[str
     # Rows on the host are in float32.
     resident.tables.weight.data.copy_(resident.tables.weight.data.float())
     hidden = torch.randn(20, 1, HIDDEN, dtype=torch.float64)
-    assert torch.equal(host(hidden, ids), resident(hidden, ids))
+    expected = resident(hidden, ids)
+    assert torch.equal(host(hidden, ids), expected)
+    fetch_ahead(host, ids)
+    assert torch.equal(host(hidden, ids), expected)
+    assert not host.tables.host._guesses  # it was of the compressed ids, and was used
 
 
 def test_every_weight_of_the_released_form_learns(released: dict[str, Any]) -> None:

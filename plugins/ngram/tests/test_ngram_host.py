@@ -208,11 +208,11 @@ def test_documents_end_where_they_end_for_resident_tables(seam: str) -> None:
         resident, host = build(seam, "device", **asked), build(seam, "host", **asked)
         expected = called(resident, ids, given)
         assert torch.equal(called(host, ids, given), expected)
-        host.fetch_ahead(ids, cu_seqlens=given)
+        fetch_ahead(host, ids, cu_seqlens=given)
         assert torch.equal(called(host, ids, given), expected)
         assert not torch.equal(called(build(seam, "device"), ids), expected)
         # Other boundaries are another batch, though the ids are the same.
-        host.fetch_ahead(ids, cu_seqlens=torch.tensor([0, 14], dtype=torch.int32))
+        fetch_ahead(host, ids, cu_seqlens=torch.tensor([0, 14], dtype=torch.int32))
         assert torch.equal(called(host, ids, given), expected)
 
 

@@ -18,7 +18,7 @@ from megatron_seams_ngram.engram.gate import gate_of
 from megatron_seams_ngram.engram.options import Gate, Hashing, Options
 from megatron_seams_ngram.engram.streams import StreamNorm, by_stream
 from megatron_seams_ngram.expert_ranks import ExpertRanks
-from megatron_seams_ngram.host.tables import HostNgramTables, on_host, tables_at
+from megatron_seams_ngram.host.tables import HostNgramTables, tables_at
 from megatron_seams_ngram.tables.hash_tables import HashTables, make_layer_tables
 from megatron_seams_ngram.tables.released import released_multipliers
 from megatron_seams_ngram.tables.splitmix64 import nth
@@ -205,27 +205,6 @@ class Engram(ShardedModule):
         )
         recalled: Tensor = values + silu(mixed)
         return recalled.to(hidden_states.dtype)
-
-    def fetch_ahead(
-        self,
-        input_ids: Tensor,
-        *,
-        cu_seqlens: Tensor | None = None,
-        given: tuple[Tensor, Tensor | None] | None = None,
-    ) -> None:
-        """Begin to move the rows of a batch that is to come; without tables on the host, nothing.
-
-        Args:
-            input_ids: As in :meth:`forward`.
-            cu_seqlens: As in :meth:`forward`.
-            given: What the forward will get for the two, if these are copies.
-        """
-        if isinstance(self.tables, HostNgramTables):
-            ids, ends = on_host(input_ids), on_host(cu_seqlens)
-            starts = self.boundaries.starts(ids, ends)
-            if self.compression is not None:
-                ids = self.tables.mirror("compression", self.compression)[ids]
-            self.tables.fetch_ahead(ids, starts, batch=given or (input_ids, cu_seqlens))
 
     def indices(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
         """Hash the n-grams that end at each position.

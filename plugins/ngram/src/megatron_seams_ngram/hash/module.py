@@ -11,7 +11,7 @@ from megatron_seams.runtime.documents import DocumentBoundaries
 from megatron_seams.runtime.sharding import ShardedModule
 from megatron_seams_ngram.expert_ranks import ExpertRanks
 from megatron_seams_ngram.hash.options import Options
-from megatron_seams_ngram.host.tables import HostNgramTables, on_host, tables_at
+from megatron_seams_ngram.host.tables import HostNgramTables, tables_at
 from megatron_seams_ngram.tables.hash_tables import make_tables
 
 if TYPE_CHECKING:
@@ -137,25 +137,6 @@ class HashedNgramEmbedding(ShardedModule):
         else:
             rows = summed(rows, self.tp_group)
         return linear(rows, self.projection)
-
-    def fetch_ahead(
-        self,
-        input_ids: Tensor,
-        *,
-        cu_seqlens: Tensor | None = None,
-        given: tuple[Tensor, Tensor | None] | None = None,
-    ) -> None:
-        """Begin to move the rows of a batch that is to come; without tables on the host, nothing.
-
-        Args:
-            input_ids: As in :meth:`forward`.
-            cu_seqlens: As in :meth:`forward`.
-            given: What the forward will get for the two, if these are copies.
-        """
-        if isinstance(self.tables, HostNgramTables):
-            ids, ends = on_host(input_ids), on_host(cu_seqlens)
-            starts = self.boundaries.starts(ids, ends)
-            self.tables.fetch_ahead(ids, starts, batch=given or (input_ids, cu_seqlens))
 
     def indices(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
         """Hash the n-grams that end at each position.

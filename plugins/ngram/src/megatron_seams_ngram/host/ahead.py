@@ -5,6 +5,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from megatron_seams_ngram.host.tables import HostNgramTables, on_host
+
 _Batch = TypeVar("_Batch")
 
 
@@ -15,10 +17,10 @@ def fetch_ahead(
     cu_seqlens: Tensor | None = None,
     given: tuple[Tensor, Tensor | None] | None = None,
 ) -> None:
-    """Tell every n-gram module of a model which batch comes next.
+    """Begin to move the rows of the batch that comes next, for every n-gram module of a model.
 
-    It is the model's own matter what it does with it: one without tables on the host does nothing.
-    A batch that does not come costs the look-up, and changes no number.
+    Without tables on the host nothing happens. A batch that does not come costs the look-up, and
+    changes no number.
 
     Args:
         model: The model or a stage of it, wrapped or not.
@@ -27,13 +29,24 @@ def fetch_ahead(
         cu_seqlens: The boundaries of packed documents, [documents + 1] int32, or None.
         given: The tensors that the forward will get for these two, if they are others: copies on a
             GPU that are made ahead, too. By these it knows the batch without waiting for the GPU.
+
+    Raises:
+        FeatureInvalid: As :meth:`DocumentBoundaries.starts`.
     """
     from megatron_seams_ngram.engram.module import Engram
     from megatron_seams_ngram.hash.module import HashedNgramEmbedding
 
-    for module in model.modules():
-        if isinstance(module, Engram | HashedNgramEmbedding):
-            module.fetch_ahead(input_ids, cu_seqlens=cu_seqlens, given=given)
+    found = [one for one in model.modules() if isinstance(one, Engram | HashedNgramEmbedding)]
+    on_the_host = [(one, one.tables) for one in found if isinstance(one.tables, HostNgramTables)]
+    if not on_the_host:
+        return
+    ids, ends = on_host(input_ids), on_host(cu_seqlens)
+    for module, tables in on_the_host:
+        hashed = ids
+        if isinstance(module, Engram) and module.compression is not None:
+            hashed = tables.mirror("compression", module.compression)[ids]
+        starts = module.boundaries.starts(ids, ends)
+        tables.fetch_ahead(hashed, starts, batch=given or (input_ids, cu_seqlens))
 
 
 def look_ahead(
