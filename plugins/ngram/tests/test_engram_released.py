@@ -330,7 +330,7 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_nothing_is_loaded(
     with pytest.raises(FeatureInvalid, match=r"no place for key_projs.0.bias, value_proj.bias"):
         load_released(build({**released, "bias": False}), whole)
     # Of the same sizes, with multipliers of this project's own.
-    hashed = build({**released, "hashing": "splitmix64"})
+    hashed = build({**released, "hashing": "splitmix64", "layer_ids": None})
     rows = hashed.tables.weight.detach().clone()
     with pytest.raises(FeatureInvalid, match='hashes by "splitmix64"') as caught:
         load_released(hashed, whole)
@@ -363,6 +363,7 @@ def test_what_a_checkpoint_decides_has_no_default(left_out: str, released: dict[
         ({"table-rows": [100]}, "one for each of 2 orders"),
         ({"table-rows": [100, 1]}, "expected at least 2"),
         ({"layer-ids": [1, 1]}, "none twice"),
+        ({"layer-ids": [1]}, "layer_ids: expected none with hashing = 'splitmix64'"),
         ({"gate": "sqrt"}, "expected one of 'paper', 'signed-sqrt'"),
         ({"streams": 0}, "must be >= 1"),
     ],

@@ -277,13 +277,30 @@ def test_a_run_that_is_told_to_leave_the_moments_out_starts_without(runs: dict[s
     assert run.tables[0].host.rule.steps == 1
 
 
-def test_a_checkpoint_without_moments_leaves_the_rows_without(runs: dict[str, Any]) -> None:
+def test_a_checkpoint_without_moments_leaves_the_rows_without(
+    runs: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     run = Run(plan_of("host"), start=runs["folder"] / "whole")
     for one, expected in zip(run.tables, runs["host, weights"], strict=True):
         assert torch.equal(one.weight, expected)
     with resumed_from(runs["folder"] / "whole"):
         run.steps(runs["groups"], number=1)
     assert run.tables[0].host.rule.steps == 1
+    said = [it.getMessage() for it in caplog.records if "no moments of the rows" in it.getMessage()]
+    assert [text.split()[-5] for text in said] == ["ngram_hash,", "engram,"]
+
+
+def test_of_a_release_no_moments_are_read_as_upstream_reads_no_optimizer(
+    runs: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = tmp_path / "release"
+    release.symlink_to(runs["folder"] / "host")
+    run = Run(plan_of("host"))
+    run.load(release)
+    with resumed_from(release):
+        run.steps(runs["groups"], number=1)
+    assert run.tables[0].host.rule.steps == 1
+    assert "no moments of the rows" not in caplog.text
 
 
 def test_the_chain_is_upstreams_to_everybody_else(runs: dict[str, Any]) -> None:

@@ -63,7 +63,8 @@ class Options:
         hashing: How multipliers are derived: ``splitmix64``, this project's, or ``released``, as
             the official demonstration does. A checkpoint decides it, and with ``released`` also
             gate, compression, pad id and layer ids, which must then be set.
-        layer_ids: The released model's own numbers of the layers, for the recipe's in their order.
+        layer_ids: The released model's own numbers of the layers, for the recipe's in their order;
+            with released hashing alone, which derives multipliers from them.
         pad_id: The token that stands for missing history, before compression; left out, an id
             that no token has.
         streams: Residual streams that the hidden states are made of, each with a key of its own;
@@ -86,8 +87,8 @@ class Options:
 
     Raises:
         ValueError: A size, id or seed out of range, orders that do not ascend from 2, only one of
-            file and digest, sizes for other orders, released hashing without what it needs, or
-            tables on the host that expert-parallel ranks share.
+            file and digest, sizes for other orders, released hashing without what it needs, layer
+            ids without it, or tables on the host that expert-parallel ranks share.
     """
 
     orders: tuple[int, ...] = field(default=(2, 3), validator=ascending_orders)
@@ -129,6 +130,12 @@ class Options:
             message = (
                 f"table_rows: expected one size or one for each of {len(self.orders)} orders, "
                 f"found {len(self.table_rows)}"
+            )
+            raise ValueError(message)
+        if self.hashing != "released" and self.layer_ids is not None:
+            message = (
+                f"layer_ids: expected none with hashing = '{self.hashing}', whose multipliers are "
+                "of the recipe's own layer numbers; or hashing = 'released'"
             )
             raise ValueError(message)
         decided = ("gate", "layer_ids", "pad_id", "compression_file")

@@ -40,4 +40,4 @@ class StreamNorm(nn.Module):
 
 def by_stream(x: Tensor, streams: int) -> Tensor:
     """See [..., streams * hidden] as [..., streams, hidden]."""
-    return x.reshape(*x.shape[:-1], streams, -1)
+    return x.reshape(*x.shape[:-1], streams, x.shape[-1] // streams)

@@ -1,5 +1,6 @@
 """The moments of rows on the host in checkpoints, under the keys of resident rows' moments."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from megatron_seams.runtime.trainer.remember import resumed, trainers_arguments
 from megatron_seams_ngram.host.rule import MOMENTS
 from megatron_seams_ngram.host.stepped import Stepped
 
+_LOG: Final = logging.getLogger(__name__)
 #: The key of the rows' state beside the native optimizers', or in the first one's of several.
 ROWS: Final = "host_rows"
 _STEP: Final = "step"
@@ -61,9 +63,17 @@ def resume(tables: Stepped) -> None:
     """
     arguments = trainers_arguments()
     folder = None if arguments is None else resumed(arguments)
-    skipped = any(getattr(arguments, name, False) for name in ("finetune", "no_load_optim"))
-    if folder is not None and not skipped:
-        load_moments(tables, folder)
+    if folder is None or folder.name == "release":  # of which upstream loads no optimizer
+        return
+    if any(getattr(arguments, name, False) for name in ("finetune", "no_load_optim")):
+        return
+    rule = tables.host.rule
+    if not load_moments(tables, folder) and rule is not None and rule.moments:
+        _LOG.warning(
+            "checkpoint %s has no moments of the rows of %s, which begin at zero",
+            folder,
+            tables.seam,
+        )
 
 
 def load_moments(tables: Stepped, folder: Path) -> bool:
