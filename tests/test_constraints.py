@@ -168,6 +168,10 @@ def test_a_seam_in_an_mtp_suffix_is_refused() -> None:
     found = reasons(recipe("MK/K/K", **K), environment(make_seam()))
     assert "'K' of MTP part 'K'" in only(found, SeamInMtp).asked
     only(reasons(recipe("MK/MK", **K), environment(make_seam())), SeamInMtp)
+    # Where it is the recipe that makes a native token the seam's, the message says so.
+    asked = recipe("MM/M", families={"mamba": "kda"})
+    fault = only(reasons(asked, environment(make_seam())), SeamInMtp)
+    assert fault.found.endswith("the recipe specialises mamba as kda, there too")
 
 
 def test_native_layers_of_an_mtp_suffix_are_planned_with_numbers_of_their_own() -> None:

@@ -113,7 +113,8 @@ def test_an_experiment_that_is_pinned_needs_a_reason_too(tmp_path: Path) -> None
     ],
 )
 def test_a_finding_says_how_far_the_date_is(left: int, found: str, tmp_path: Path) -> None:
-    committed(tmp_path, [reason(by=TODAY + left * DAY)])
+    due = reason(by=TODAY + left * DAY)
+    committed(tmp_path, [{**due, "reason": "Upstream\nhas no trial.\n"}])
     gate = check(WHERE, read_workspace(tmp_path), today=TODAY)
     (finding,) = (it.finding for it in gate.verdicts if it.finding.subject == "trial")
     assert finding.found == f"{found}; the reason given: Upstream has no trial."

@@ -95,7 +95,7 @@ def unjustified(
             continue
         finding = Unjustified(
             asked=f"{file.name}: a review of seam {entry.seam} by {entry.review_by}",
-            found=f"{how_far(entry.review_by, today)}; the reason given: {entry.reason}",
+            found=f"{how_far(entry.review_by, today)}; the reason given: {entry.reason_line}",
             next="give the reason anew with a later review-by, or take the seam out of the recipe"
             f"{after}",
             subject=entry.seam,

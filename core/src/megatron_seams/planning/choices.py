@@ -61,7 +61,7 @@ def choose(requests: Requests, chooser: Chooser) -> Choices:
         if isinstance(choice, SeamsError):
             faults += [] if request.positions else [choice]
         elif request.mtp and isinstance(choice.provider, Seam):
-            faults.append(_seam_in_mtp(choice.provider, request, requests.pattern.mtp))
+            faults.append(_seam_in_mtp(choice.provider, request, requests))
     listed = dict.fromkeys(entry.family for entry in requests.features)
     blocks = frozenset(family for family in listed if chooser.is_block(family))
     features = {
@@ -109,10 +109,14 @@ def _described(family: str) -> str:
     return f"{family} ({known.summary.rstrip('.')})" if known else family
 
 
-def _seam_in_mtp(seam: Seam, request: Request, part: str) -> SeamInMtp:
+def _seam_in_mtp(seam: Seam, request: Request, requests: Requests) -> SeamInMtp:
+    part = requests.pattern.mtp
+    token = part[request.mtp[0] - 1]
+    because = requests.because_of(token)
     return SeamInMtp(
-        asked=f"{seam.claim} for token {part[request.mtp[0] - 1]!r} of MTP part {part!r}",
-        found="an MTP depth builds its layers from native parts only, with numbers of its own",
+        asked=f"{seam.claim} for token {token!r} of MTP part {part!r}",
+        found="an MTP depth builds its layers from native parts only, with numbers of its own"
+        + (f"; {because}, there too" if because else ""),
         next="spell the MTP part with native families",
         subject=request.family,
     )

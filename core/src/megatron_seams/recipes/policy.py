@@ -53,7 +53,12 @@ class Justification:
     @property
     def line(self) -> str:
         """The date and the reason, as one line of text."""
-        return f"justified until {self.review_by}: {' '.join(self.reason.split())}"
+        return f"justified until {self.review_by}: {self.reason_line}"
+
+    @property
+    def reason_line(self) -> str:
+        """The reason, which may have several lines, as one."""
+        return " ".join(self.reason.split())
 
 
 def one_reason_each(_: Any, __: Any, value: tuple[Justification, ...] | None) -> None:
