@@ -189,7 +189,7 @@ def find_candidate(name: str, proof: Proof, environment: Environment) -> Candida
         for layer in old["layers"]
         if layer["seam"] == name
     }
-    if not layers:
+    if not layers or name not in old["seams"]:
         built = ", ".join(sorted(old["seams"])) or "none"
         raise Refusal([_not_graduated(name, f"the proof has no layer of it; its seams: {built}")])
     plan = resolve(recipe, environment)

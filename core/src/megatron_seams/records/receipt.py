@@ -23,6 +23,9 @@ SCHEMA = 3
 #: Schema 2 has no placement table, and is otherwise the same.
 READ = (1, 2, SCHEMA)
 KIND = "megatron-seams receipt"
+#: The keys of a row of the placement table, and of an acceptance, that are read again.
+_PLACED: Final = frozenset({"what", "name", "at", "provider", "layers", "mtp"})
+_ENTRY: Final = ("by", "reason", "date", "previous_digest")
 _ANEW: Final = "write it anew from its recipe"
 #: The size of the largest receipt that is read: of a thousand layers it has a few mebibytes.
 MAX_BYTES = 32 * 1024 * 1024
@@ -143,7 +146,7 @@ def parse_receipt(text: str, where: str) -> tuple[dict[str, Any], Recipe]:
         )
     try:
         recipe, faults = recipe_of(body["request"], tagged=body["schema"] > 1)
-        whole = _is_whole(body["plan"]) and _holds_names(body)
+        whole = _is_whole(body["plan"]) and _holds_names(body) and _holds_entries(body)
         broken = _broken_link(body.get("accepted", []))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise unreadable(f"it lacks what a receipt holds ({error!r})", advice) from error
@@ -166,9 +169,15 @@ def _unreadable(where: str, found: str, advice: str) -> ReceiptUnreadable:
 def _is_whole(plan: dict[str, Any]) -> bool:
     """Whether a plan from a file has everything that a comparison reads; may raise if not."""
     layers = [*plan["layers"], *plan["mtp_layers"]]
-    parts = (plan["seams"], plan["megatron_core"])
-    return all(isinstance(part, dict) for part in parts) and all(
-        layer_line(layer) and isinstance(layer["position"], int) for layer in layers
+    seams, rows = plan["seams"], plan.get("placement", [])
+    tables = (seams, plan["megatron_core"], *seams.values(), *plan["features"], *rows)
+    return (
+        isinstance(plan["features"], list)
+        and isinstance(rows, list)
+        and all(isinstance(table, dict) for table in tables)
+        and all(layer_line(layer) and isinstance(layer["position"], int) for layer in layers)
+        and isinstance(plan["megatron_core"]["version"], str)
+        and all(isinstance(row["name"], str) and row.keys() >= _PLACED for row in rows)
     )
 
 
@@ -178,6 +187,11 @@ def _holds_names(body: dict[str, Any]) -> bool:
     known = all(value is None or isinstance(value, str) for value in versions)
     names = body.get(HELD, [])
     return known and isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _holds_entries(body: dict[str, Any]) -> bool:
+    """Whether every acceptance says what is read of one; may raise if not."""
+    return all(isinstance(entry[key], str) for entry in body.get("accepted", []) for key in _ENTRY)
 
 
 def _broken_link(accepted: list[dict[str, Any]]) -> str:
