@@ -1,5 +1,7 @@
 """The placement table: every layer and feature of a model, by global number and by rank."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -8,7 +10,7 @@ import pytest
 from megatron_seams.planning.placement import Placed, placement
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan
-from seam_support import Table, environment, make_seam, plan, reasons, recipe
+from seam_support import Table, environment, make_seam, plan, reasons, recipe, registry
 
 #: NAM56R: which attention layers are sparse, by rank, and by number.
 RANKS = [1, 2, 3, 5, 6, 7, 9, 10, 11]
@@ -101,6 +103,33 @@ def test_the_table_is_in_the_plan_s_json() -> None:
     described = describe_plan(plan(nam56r(), WHERE))["placement"]
     dsa = next(row for row in described if (row["name"], row["what"]) == ("dsa", "layers"))
     assert (dsa["layers"], dsa["ranks"]) == (NUMBERS, {"attention": RANKS})
+
+
+def test_resolve_prints_ranks_where_layers_of_one_family_differ(tmp_path: Path) -> None:
+    file = tmp_path / "model.toml"
+    model = 'schema = 1\n[model]\nname = "m"\npattern = "MEME/-"\n'
+    file.write_text(model)
+    assert "rank" not in registry("resolve", file, code=0).stdout
+    file.write_text(model + '[[layers]]\nof = "moe"\nranks = [1]\nfamily = "mlp"\n')
+    shown = registry("resolve", file, code=0).stdout.splitlines()
+    below = [line.strip() for line in shown if line.startswith("    layer")]
+    assert below == [
+        "layers 1, 3; mamba ranks 0-1",
+        "layer 2; moe rank 0",
+        "layer 4; moe rank 1",
+        "layer 1",  # of an MTP depth, whose layers no rank counts
+        "layer 1 of each MTP depth, stage 0",
+    ]
+    each = registry("resolve", file, "--layers", code=0).stdout.splitlines()
+    cells = [re.split(r"  +", line)[:4] for line in each if "native" in line and "." not in line]
+    assert cells == [
+        ["1", "mamba 0", "M", "mamba"],
+        ["2", "moe 0", "E", "moe"],
+        ["3", "mamba 1", "M", "mamba"],
+        ["4", "moe 1", "E", "mlp"],
+        ["MTP 1", "-", "-", "mlp"],
+        ["-", "-", "-", "mtp"],
+    ]
 
 
 ASKED: Table = {"family": "dsa", "of": "attention"}

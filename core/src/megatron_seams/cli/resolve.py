@@ -101,18 +101,33 @@ def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
     draw_wrapped(out, Text(title, style="bold"))
     draw_strip(out, pattern.tokens, plan_states(plan), plan.pipeline.stages)
     _draw_stages(out, plan)
+    ranked = _by_rank(plan)
+    columns = ["count", "token", "family", "provider", "owner", "why"]
     if every_layer:
         rows = [_row(str(layer.position), (layer,)) for layer in plan.layers]
         rows += [_row(f"MTP {layer.position}", (layer,)) for layer in plan.mtp]
+        columns[0] = "layer"
     else:
-        rows = [_group(plan, group, str(len(group)), plan.layers) for group in grouped(plan.layers)]
+        rows = [_group(plan, group, str(len(group)), ranked) for group in grouped(plan.layers)]
         rows += [
-            _group(plan, group, f"{len(group)} x {pattern.mtp_depths} MTP", plan.mtp)
+            _group(plan, group, f"{len(group)} x {pattern.mtp_depths} MTP", ranked=False)
             for group in grouped(plan.mtp)
         ]
-    rows += [_feature(placed, plan) for placed in placement(plan) if placed.what == "feature"]
-    first = "layer" if every_layer else "count"
-    draw_rows(out, (first, "token", "family", "provider", "owner", "why"), rows)
+    features = [
+        _feature(placed, plan, ranked) for placed in placement(plan) if placed.what == "feature"
+    ]
+    if every_layer:  # the first column numbers layers, and counts none
+        features = [attrs.evolve(row, cells=["-", *row.cells[1:]]) for row in features]
+    rows += features
+    if every_layer and ranked:
+        columns.insert(1, "rank")
+        ranks = [f"{layer.spelled} {layer.family_rank}" for layer in plan.layers]
+        ranks += ["-"] * (len(rows) - len(ranks))
+        rows = [
+            attrs.evolve(row, cells=[row.cells[0], rank, *row.cells[1:]])
+            for row, rank in zip(rows, ranks, strict=True)
+        ]
+    draw_rows(out, columns, rows)
 
 
 def _draw_stages(out: Console, plan: Plan) -> None:
@@ -128,12 +143,26 @@ def _draw_stages(out: Console, plan: Plan) -> None:
         out.print(f"stage {stage} on rank {plan.pipeline.rank_of(stage)}: {layers}")
 
 
-def _group(plan: Plan, group: Sequence[Layer], count: str, beside: Sequence[Layer]) -> Row:
-    where = numbered("layer", [layer.position for layer in group])
+def _by_rank(plan: Plan) -> bool:
+    """Whether layers whose tokens spell one family differ, so that their ranks say which is which.
+
+    Otherwise a rank says no more than the number.
+    """
+    found: dict[str, set[tuple[str, bool]]] = {}
+    named = {at for feature in plan.features for at in feature.layers}
+    for layer in plan.layers:
+        kind = (layer.provider.label, layer.position in named)
+        found.setdefault(layer.spelled, set()).add(kind)
+    return any(len(kinds) > 1 for kinds in found.values())
+
+
+def _group(plan: Plan, group: Sequence[Layer], count: str, ranked: bool) -> Row:
     provider = group[0].provider
     seam = provider.seam.name if isinstance(provider, Custom) else ""
-    below = [where + _ranks(group, beside), *_justified(plan, seam)]
-    return attrs.evolve(_row(count, group), below=below)
+    where = numbered("layer", [layer.position for layer in group])
+    if ranked:
+        where += f"; {_ranks(group)}"
+    return attrs.evolve(_row(count, group), below=[where, *_justified(plan, seam)])
 
 
 def _row(name: str, group: Sequence[Layer]) -> Row:
@@ -144,11 +173,13 @@ def _row(name: str, group: Sequence[Layer]) -> Row:
     )
 
 
-def _feature(placed: Placed, plan: Plan) -> Row:
+def _feature(placed: Placed, plan: Plan, ranked: bool) -> Row:
     """The row of a feature, native or a seam's."""
     seams = {f"seam {it.seam.name}": it.seam for it in plan.features}
     seam = seams.get(placed.provider)
-    where = _place(placed) + _ranks([plan.layers[at - 1] for at in placed.layers], plan.layers)
+    where = _place(placed)
+    if ranked and placed.layers:
+        where += f"; {_ranks([plan.layers[at - 1] for at in placed.layers])}"
     if seam is not None:
         where += f"; upstream fallback {seam.manifest.upstream.fallback}"
     count = len(placed.layers) or (plan.pattern.mtp_depths if placed.mtp else 1)
@@ -174,11 +205,10 @@ def _place(placed: Placed) -> str:
     return f"{', '.join(parts) or f'at {placed.at}'}, stage {ranges(placed.stages)}"
 
 
-def _ranks(group: Sequence[Layer], beside: Sequence[Layer]) -> str:
-    """The ranks of layers in the families that their tokens spell, where others have the rest."""
+def _ranks(group: Sequence[Layer]) -> str:
+    """The ranks of layers in the families that their tokens spell."""
     texts = []
     for family in dict.fromkeys(layer.spelled for layer in group):
         found = [layer.family_rank for layer in group if layer.spelled == family]
-        if len(found) < sum(layer.spelled == family for layer in beside):
-            texts.append(f"; {family} {numbered('rank', found)}")
-    return "".join(texts)
+        texts.append(f"{family} {numbered('rank', found)}")
+    return "; ".join(texts)
