@@ -8,6 +8,7 @@ import pytest
 
 from megatron_seams.base.structure import key_of
 from megatron_seams.errors import ManifestInvalid, ManifestUnreadable, SeamsError
+from megatron_seams.runtime.conformance.subject import ASKED
 from megatron_seams.seams.manifest import (
     CAPABILITIES,
     MAX_BYTES,
@@ -346,3 +347,7 @@ def test_tracking_is_references_and_a_plain_text_stays_one(
     )
     assert manifest, faults
     assert [(it.text, it.url) for it in manifest.upstream.references] == found
+
+
+def test_every_capability_has_a_model_in_the_conformance_kit() -> None:
+    assert set(ASKED) == {"", *CAPABILITIES}
