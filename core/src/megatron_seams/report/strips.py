@@ -1,6 +1,7 @@
 """Strips: a model's layers as cells, each with the text that it shows when pointed at."""
 
 import datetime
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
@@ -102,8 +103,11 @@ class Strip:
     def _stages(self) -> Iterator[Stage]:
         # Where each rank has one stage, both have the same number.
         several = len(set(self.ranks)) < len(self.ranks)
+        on_stage: dict[int, list[Cell]] = {}
+        for cell in self.cells:
+            on_stage.setdefault(cell.stage, []).append(cell)
         for stage, rank in enumerate(self.ranks):
-            cells = tuple(cell for cell in self.cells if cell.stage == stage)
+            cells = tuple(on_stage.get(stage, ()))
             where = f", rank {rank}" if several else ""
             yield Stage(label=f"stage {stage}{where}{'' if cells else ', no layers'}", cells=cells)
 
@@ -143,8 +147,8 @@ def strip_of(
 
 def _used(plan: Plan) -> dict[str, int]:
     """Name of each seam that the plan uses -> the number of layers that it builds."""
-    custom = [provider.seam.name for provider in plan.custom_layers().values()]
-    return {seam.name: custom.count(seam.name) for seam in plan.seams}
+    custom = Counter(provider.seam.name for provider in plan.custom_layers().values())
+    return {seam.name: custom[seam.name] for seam in plan.seams}
 
 
 def _refused(refusal: Refusal) -> Iterable[Cell]:
