@@ -1,4 +1,4 @@
-"""Values of TOML held to Python types, exactly: nothing is converted, and every item is checked.
+"""Values of TOML read as Python types, exactly: nothing is converted, and every item is checked.
 
 A type that no value of TOML can have (a path, a function) accepts none, and says so.
 """

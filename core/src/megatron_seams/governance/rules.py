@@ -335,7 +335,7 @@ def _refusals(file: Path, environment: Environment, today: datetime.date) -> Ite
 def _justified(case: Case) -> Iterator[Verdict]:
     """Experiments of committed recipes without a reason, and reasons whose date is past or near.
 
-    A receipt whose recipe is not committed is held to it by itself.
+    Of a receipt whose recipe is not committed, the recipe inside it is judged.
     """
     if not case.whole:
         return

@@ -21,7 +21,7 @@ def explicit_refusals(plan: Plan, settings: NativeSettings) -> list[UpstreamForb
     trainer = settings.trainer
     if not plan.megatron or trainer is None or not trainer.is_there:
         return []
-    # No word of a trainer's checks is about the model's constructor, which takes long to follow.
+    # None of the trainer's checks reads the model's constructor, which takes long to follow.
     roads = Roads(plan=plan, settings=settings, trainer=trainer, model=False)
     words = [each for _, each in recipe_words(roads) if isinstance(each, Spoken)]
     known = roads.spelled_out | {each.flag.dest for each in words}

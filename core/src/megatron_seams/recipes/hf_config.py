@@ -122,7 +122,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of a JSON file.
 
     Raises:
-        ValueError: A key is there twice, and which one is meant is anybody's guess.
+        ValueError: A key is there twice; which value is meant cannot be told.
     """
     found = dict(pairs)
     if len(found) < len(pairs):

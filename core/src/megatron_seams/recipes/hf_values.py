@@ -12,8 +12,8 @@ _LARGEST = 2**63
 class Values:
     """Reads one configuration's keys.
 
-    A class with a memory, since what has been read decides what is left to speak of: a key that
-    changes the model and that nothing read must not go unsaid.
+    A class with a memory: which keys have been read decides which are left to report, since a key
+    that changes the model and that nothing reads must be named.
 
     Args:
         config: The configuration, or the part of it that describes the language model.
