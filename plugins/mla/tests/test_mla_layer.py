@@ -270,7 +270,109 @@ def test_a_configuration_without_latents_is_refused() -> None:
         layer(config, local_backend())
 
 
-@pytest.mark.parametrize("setting", ["mla_down_proj_fusion", "qk_l2_norm"])
+@pytest.fixture
+def before_native() -> str:
+    """The release in the environment, where the seam is needed."""
+    from megatron.core import __version__
+
+    from megatron_seams_mla.attention import NATIVE_SINCE
+
+    if Version(__version__) >= NATIVE_SINCE:
+        pytest.skip("this Megatron has the layer itself")
+    return __version__
+
+
+@pytest.mark.parametrize("qk_layernorm", [False, True])
+@pytest.mark.parametrize(
+    ("slot", "symbol"), [("attention_layer", "*"), ("mamba_layer", "M")], ids=["*", "M"]
+)
+def test_with_one_linear_down_it_computes_the_same_and_its_checkpoint_is_the_same(
+    before_native: str, pg_collection: Any, qk_layernorm: bool, slot: str, symbol: str
+) -> None:
+    import torch
+
+    def built(**changes: Any) -> tuple[Any, Any]:
+        config = settings(qk_layernorm=qk_layernorm, **changes)
+        spec = layer(config, local_backend(), slot=slot, version=before_native)
+        carried = dispatched(slot, spec)
+        made = stack(config, pg_collection, symbol=symbol, **{slot: carried})
+        return made, made.layers[0].self_attention
+
+    (two, apart), (one, fused) = built(), built(mla_down_proj_fusion=True)
+    assert fused.linear_qkv_down_proj.weight.shape == (12 + 8 + 4, 32)
+    assert not hasattr(fused, "linear_q_down_proj")
+
+    def sharded(module: Any) -> dict[str, Any]:
+        entries = module.sharded_state_dict().items()
+        return {key: (entry.key, entry.global_shape) for key, entry in entries}
+
+    assert sharded(one) == sharded(two)
+    # Upstream loads the weights of two linears into the one.
+    one.load_state_dict(two.state_dict(), strict=True)
+    hidden = torch.randn(6, 2, 32)
+    outputs = [module(hidden, attention_mask=None) for module in (two, one)]
+    assert torch.equal(*outputs)
+    for module, output in zip((two, one), outputs, strict=True):
+        module.zero_grad()
+        output.square().sum().backward()
+    gradients = [apart.linear_q_down_proj.weight.grad, apart.linear_kv_down_proj.weight.grad]
+    assert torch.allclose(torch.cat(gradients), fused.linear_qkv_down_proj.weight.grad)
+    assert [name for name, weight in one.named_parameters() if weight.grad is None] == []
+    if (own := getattr(apart, "backward_dw", None)) is not None:
+        called: list[str] = []
+        for attention in (apart, fused):
+            for name, part in attention.named_children():
+                if name.startswith("linear_"):
+                    part.backward_dw = lambda name=name: called.append(name)
+        own()
+        assert sorted(called) == [
+            *("linear_kv_down_proj", "linear_kv_up_proj", "linear_proj"),
+            *("linear_q_down_proj", "linear_q_up_proj"),
+        ]
+        called.clear()
+        fused.backward_dw()
+        assert sorted(called) == [
+            *("linear_kv_up_proj", "linear_proj", "linear_q_up_proj", "linear_qkv_down_proj"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"q_lora_rank": None}, "nothing to fuse"),
+        ({"tensor_model_parallel_size": 2}, "by the widths of the whole"),
+    ],
+)
+def test_one_linear_down_is_refused_where_upstreams_cannot_be_used(
+    before_native: str, changes: dict[str, Any], found: str
+) -> None:
+    config = settings(mla_down_proj_fusion=True, **changes)
+    with pytest.raises(Unsupported, match=found) as caught:
+        layer(config, local_backend(), version=before_native)
+    assert caught.value.key == "megatron.mla_down_proj_fusion"
+
+
+def test_a_release_that_has_the_layer_fuses_its_own_and_not_the_seams() -> None:
+    config = settings(mla_down_proj_fusion=True)
+    with pytest.raises(Unsupported, match=r"drop the \[\[override\]\]") as caught:
+        layer(config, local_backend(), version="0.19.2")
+    assert caught.value.key == "megatron.mla_down_proj_fusion"
+
+
+def test_with_transformer_engine_one_linear_down_has_the_input_norm_before_it(
+    before_native: str,
+) -> None:
+    from megatron.core.extensions.transformer_engine import TELinear
+    from megatron.core.transformer.multi_latent_attention import FusedMLASelfAttention
+
+    spec = layer(te_settings(mla_down_proj_fusion=True), te_backend(), version=before_native)
+    attention = spec.submodules.self_attention
+    assert issubclass(attention.module, FusedMLASelfAttention)
+    assert attention.submodules.linear_qkv_down_proj is TELinear
+    assert spec.submodules.input_layernorm == te_backend().layer_norm(rms_norm=True)
+
+
+@pytest.mark.parametrize("setting", ["qk_l2_norm"])
 def test_a_setting_that_the_layer_does_not_have_is_refused(setting: str) -> None:
     config = te_settings()
     if not hasattr(config, setting):

@@ -116,6 +116,20 @@ def test_a_model_trains(
         assert type(layer.self_attention.core_attention) is backend.provider.core_attention()
 
 
+def test_without_transformer_engine_the_fused_projection_is_the_two_that_it_stands_for(
+    environment: Environment,
+) -> None:
+    from megatron_seams.runtime.cpu.world import cpu_world
+    from megatron_seams.runtime.model.build import build_model
+
+    plan = plan_of("L-", environment, mla_down_proj_fusion=True)
+    with cpu_world() as groups:
+        attention = build_model(plan, pg_collection=groups).decoder.layers[0].self_attention
+    names = {name.rpartition(".")[0] for name, _ in attention.named_parameters()}
+    assert {"linear_q_down_proj", "linear_kv_down_proj"} <= names
+    assert "linear_qkv_down_proj" not in names
+
+
 def test_where_sparse_attention_needs_a_kernel_the_refusal_says_which(
     environment: Environment,
 ) -> None:

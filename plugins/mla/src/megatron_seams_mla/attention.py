@@ -1,4 +1,4 @@
-"""Upstream's MLA, with an adapter for the hybrid stacks before 0.19.
+"""Upstream's MLA, with adapters for the hybrid stacks before 0.19.
 
 All that differs between releases is here, each difference with the upstream fact behind it.
 """
@@ -7,7 +7,8 @@ import copy
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.extensions.transformer_engine import set_save_original_input
+from megatron.core.transformer.multi_latent_attention import FusedMLASelfAttention, MLASelfAttention
 from packaging.version import Version
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def attention_class(config: "MLATransformerConfig", megatron_version: Version) -
         config: The model's configuration.
         megatron_version: The release that builds the model.
     """
+    if config.mla_down_proj_fusion:
+        return HybridFusedMLASelfAttention
     # Fact: the hybrid stack of 0.17 passes `pp_layer_offset` to the `attention_layer` slot and its
     # model passes rotary embeddings, neither of which its MLA takes. Goes: with 0.17.
     refuses = "pp_layer_offset" not in inspect.signature(MLASelfAttention.__init__).parameters
@@ -59,3 +62,38 @@ class HybridMLASelfAttention(MLASelfAttention):  # type: ignore[misc]  # Megatro
         """As upstream's, [s, b, h] -> ([s, b, h], bias), with positions of its own."""
         del rotary_pos_emb
         return super().forward(*args, **kwargs)
+
+
+class HybridFusedMLASelfAttention(
+    HybridMLASelfAttention,
+    FusedMLASelfAttention,  # type: ignore[misc]  # Megatron ships no types
+):
+    """``FusedMLASelfAttention`` in a hybrid stack before 0.19: one linear goes down to q and kv.
+
+    A checkpoint has the weights of both apart, as that of a layer without the fusion.
+    """
+
+    # Fact: until 0.18 the fused class inherits the three methods below from the unfused one, whose
+    # two linears it does not have. Goes: with 0.18.
+
+    def _backward_kv_proj(self) -> None:
+        self.linear_kv_up_proj.backward_dw()
+        self.linear_qkv_down_proj.backward_dw()
+
+    def _backward_q_proj(self) -> None:
+        self.linear_q_up_proj.backward_dw()
+
+    def set_for_recompute_input_layernorm(self) -> None:
+        """Keep the input of the linear behind the input norm, which fp8 then computes again."""
+        set_save_original_input(self.linear_qkv_down_proj)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Fact: upstream saves the extra state of the one linear (Transformer Engine's, for fp8) as
+        # that of each of the two, and finds both unexpected when it loads them.
+        for part in ("linear_q_down_proj", "linear_kv_down_proj"):
+            extra = state_dict.pop(f"{prefix}{part}._extra_state", None)
+            if extra is not None:
+                state_dict.setdefault(f"{prefix}linear_qkv_down_proj._extra_state", extra)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -14,14 +14,14 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSub
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from packaging.version import Version
 
 from megatron_seams.errors import CannotRunHere, SettingsInvalid, Unsupported
 from megatron_seams.hookspecs import Backend, LayerContext
-from megatron_seams_mla.attention import attention_class
+from megatron_seams_mla.attention import NATIVE_SINCE, attention_class
 
 #: Settings that are refused -> why.
 _REFUSED = {
-    "mla_down_proj_fusion": "one fused weight, which the unfused native layer could not load",
     "qk_l2_norm": "a norm that upstream's MLA does not have in any release",
 }
 
@@ -43,12 +43,15 @@ def layer_spec(context: LayerContext) -> ModuleSpec:
 
     Raises:
         SettingsInvalid: The configuration is not one of multi-latent attention.
-        Unsupported: ``mla_down_proj_fusion`` (other checkpoint keys) or ``qk_l2_norm`` (MLA has
-            none) is set; or tensor without sequence parallelism, with Transformer Engine.
+        Unsupported: ``qk_l2_norm`` (MLA has none) is set; ``mla_down_proj_fusion`` with tensor
+            parallelism, without ``q_lora_rank``, or on a release that has it natively; or tensor
+            without sequence parallelism, with Transformer Engine.
         CannotRunHere: ``qk_layernorm`` without ``q_lora_rank`` and without Transformer Engine.
     """
     config = context.config
     _check(config)
+    if config.mla_down_proj_fusion:
+        _check_fusion(config, context.megatron_version)
     rms_norm = config.normalization == "RMSNorm"
     submodules = _attention_submodules(context.backend, config, rms_norm=rms_norm)
     standing_norms = submodules.kv_layernorm is not IdentityOp
@@ -93,11 +96,15 @@ def _attention_submodules(
     down = _down_projection(backend)
     if down is TELinear and config.tensor_model_parallel_size > 1 and not config.sequence_parallel:
         raise _no_whole_gradient()
+    fused = config.mla_down_proj_fusion
     return MLASelfAttentionSubmodules(
         linear_q_proj=q,
-        linear_q_down_proj=down,
+        linear_q_down_proj=None if fused else down,
         linear_q_up_proj=q_up,
-        linear_kv_down_proj=down,
+        linear_kv_down_proj=None if fused else down,
+        # The input norm stays apart. Fact: until 0.18 the fused class leaves the norm of
+        # Transformer Engine's fused linear out of checkpoints.
+        linear_qkv_down_proj=down if fused else None,
         linear_kv_up_proj=kv_up,
         core_attention=backend.core_attention(),
         linear_proj=backend.row_parallel_linear(),
@@ -141,6 +148,31 @@ def _check(config: Any) -> None:
                 subject="mla",
                 key=f"megatron.{setting}",
             )
+
+
+def _check_fusion(config: Any, version: Version) -> None:
+    """Refuse the fused down-projection where upstream's own of this release could not be used."""
+    if version >= NATIVE_SINCE:
+        found = f"megatron-core {version} fuses its own layer's, and only that"
+        advice = "drop the [[override]], or unset mla_down_proj_fusion in [megatron]"
+    elif config.q_lora_rank is None:
+        found = "no q_lora_rank: queries are projected directly, and there is nothing to fuse"
+        advice = "set q_lora_rank, or unset mla_down_proj_fusion, in [megatron]"
+    elif config.tensor_model_parallel_size > 1:
+        found = (
+            "tensor parallelism: until 0.18 upstream's fused projection splits a rank's part by "
+            "the widths of the whole"
+        )
+        advice = "set tensor-parallel = 1 in [parallelism], or unset mla_down_proj_fusion"
+    else:
+        return
+    raise Unsupported(
+        asked="seam 'mla' with mla_down_proj_fusion",
+        found=found,
+        next=advice,
+        subject="mla",
+        key="megatron.mla_down_proj_fusion",
+    )
 
 
 def _no_whole_gradient() -> Unsupported:

@@ -73,6 +73,7 @@ _KERNELS: Final = {
     "dsa_kernel_backend": "none",
     "gradient_accumulation_fusion": False,
     "masked_softmax_fusion": False,
+    "mla_down_proj_fusion": False,
     "moe_grouped_gemm": False,
     "moe_permute_fusion": False,
     "moe_router_fusion": False,
