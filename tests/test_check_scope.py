@@ -60,7 +60,7 @@ def looked(*arguments: str | Path, site: Path | None = None, cwd: Path, code: in
 def test_a_folder_with_nothing_is_a_warning_and_says_so(tmp_path: Path) -> None:
     done = registry("check", ".", cwd=tmp_path, code=0)
     assert "[SEAM-W02] something to check in" in done.stderr
-    assert "check: 0 errors, 1 warnings" in done.stdout
+    assert "check: 0 errors, 1 warning" in done.stdout
     assert (
         "looked at: 0 seams, 0 recipes, 0 receipts; owners: no CODEOWNERS; policy: none"
     ) in done.stdout

@@ -280,7 +280,7 @@ def test_a_path_is_refused_once_with_the_next_step(name: str, found: str, advice
 
 @pytest.mark.usefixtures("places")
 def test_the_next_step_for_a_pattern_that_is_a_folders_name_works() -> None:
-    assert "M: 1 layers" in invoke("resolve", "M", "--dialect", "megatron", code=0)
+    assert "M: 1 layer, dialect" in invoke("resolve", "M", "--dialect", "megatron", code=0)
     assert "MMM" in invoke("args", "M", "--depth", "3", code=0)
 
 

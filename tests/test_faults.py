@@ -422,11 +422,16 @@ def ran(*arguments: str) -> tuple[int, Table]:
 
 
 def others(listing: Table) -> list[Table]:
-    """Every family and seam of a listing that has nothing to do with ``bad``."""
-    rows = [row for row in listing["families"] if row["family"] != "family_bad"]
-    return [
-        {**row, "seams": [seam for seam in row["seams"] if seam["name"] != "bad"]} for row in rows
+    """Every family and seam of a listing that has nothing to do with ``bad``.
+
+    A family that only ``bad`` claims is left out: its row says so. Core's own are claimed by
+    plugins of the repository, any of which may have been deleted.
+    """
+    rows = [
+        {**row, "seams": [seam for seam in row["seams"] if seam["name"] != "bad"]}
+        for row in listing["families"]
     ]
+    return [row for row in rows if row["seams"] or row["native_symbol"]]
 
 
 def test_there_are_a_hundred() -> None:

@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def test_it_is_a_warning_while_a_release_in_use_needs_it_and_an_error_then(tmp_path: Path) -> None:
-    kept = registry("check", cwd=REPOSITORY, code=0)
+    kept = registry("check", "plugins/mla", cwd=REPOSITORY, code=0)
     assert "superseded: native '+' in this Megatron; kept for the releases" in kept.stderr
     policy = '[tool.megatron-seams.policy]\nmegatron-core = ">=0.19,<0.20"\n'
     (tmp_path / "pyproject.toml").write_text(policy)

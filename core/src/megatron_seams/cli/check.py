@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from megatron_seams.base.wording import counted
 from megatron_seams.cli.common import (
     megatron_option,
     print_json,
@@ -109,5 +110,7 @@ def _print(gate: "Gate", form: str, root: Path) -> None:
             show_faults([verdict.finding], style=_STYLES[verdict.severity])
         errors = sum(verdict.severity == "error" for verdict in gate.verdicts)
         warnings = len(gate.verdicts) - errors
-        console().print(f"check: {errors} errors, {warnings} warnings", markup=False)
+        console().print(
+            f"check: {counted(errors, 'error')}, {counted(warnings, 'warning')}", markup=False
+        )
         console().print(f"looked at: {gate.scope}", markup=False)

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from megatron_seams.base.wording import numbered, ranges
+from megatron_seams.base.wording import counted, numbered, ranges
 from megatron_seams.cli.common import (
     json_option,
     megatron_option,
@@ -95,7 +95,7 @@ def _draw_refused(refusal: Refusal) -> None:
 def _draw(out: Console, plan: Plan, every_layer: bool) -> None:
     pattern = plan.pattern
     title = (
-        f"{plan.name}: {pattern.depth} layers, dialect {pattern.dialect}, "
+        f"{plan.name}: {counted(pattern.depth, 'layer')}, dialect {pattern.dialect}, "
         f"megatron-core {plan.surface.version}"
     )
     draw_wrapped(out, Text(title, style="bold"))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from megatron_seams.base.wording import counted
 from megatron_seams.errors import CannotRunHere, Refusal, SeamsError
 from megatron_seams.planning.plan import Layer, Plan
 from megatron_seams.runtime.backends.backend import ModelBackend
@@ -77,9 +78,10 @@ def cannot_run(plan: Plan, backend: ModelBackend) -> list[CannotRunHere]:
         if reason is None:
             continue
         tokens = ", ".join(dict.fromkeys(repr(layer.token) for layer in layers))
+        number = counted(len(layers), "layer")
         faults.append(
             CannotRunHere(
-                asked=f"native {family} (token {tokens}, {len(layers)} layers) on this machine",
+                asked=f"native {family} (token {tokens}, {number}) on this machine",
                 found=f"{reason}; the backend here is {backend.name!r}",
                 next="run it where Transformer Engine and a GPU are, or leave these layers out",
                 subject=family,

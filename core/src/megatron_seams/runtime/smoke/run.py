@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from megatron_seams.base.wording import counted
 from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.pipeline import written_stages
 from megatron_seams.recipes.recipe import Parallelism, Smoke
@@ -140,9 +141,10 @@ def run_smoke(
         model = build_model(on_one_rank(plan), settings=settings, backend=backend)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         console.print(
-            f"{plan.name}: {len(model.decoder.layers)} layers at toy width, "
+            f"{plan.name}: {counted(len(model.decoder.layers), 'layer')} at toy width, "
             f"{parameters:,} parameters; "
-            f"{smoke.steps} steps of {smoke.batch} x {smoke.sequence} bytes of {text.source}",
+            f"{counted(smoke.steps, 'step')} of {smoke.batch} x {smoke.sequence} "
+            f"bytes of {text.source}",
             markup=False,
         )
         started = time.perf_counter()
@@ -226,7 +228,7 @@ def show_report(report: SmokeReport, plan: Plan, console: Console) -> None:
             markup=False,
         )
     console.print(
-        f"{len(report.losses)} steps in {report.seconds:.1f} s, "
+        f"{counted(len(report.losses), 'step')} in {report.seconds:.1f} s, "
         f"{report.tokens_per_second:,.0f} tokens/s",
         markup=False,
     )
