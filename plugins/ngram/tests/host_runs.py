@@ -20,6 +20,7 @@ CLIP = 0.05
 #: Formats of a distributed optimizer's checkpoints: that which moves between layouts, and the one
 #: that upstream's trainer saves unless it is told otherwise.
 MOVABLE, BUCKETS = "fully_reshardable", "dp_reshardable"
+EXPERTS = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 32}
 #: What is saved, what goes on from it, and the format.
 RESUMED = (
     ("device", "host", MOVABLE),
@@ -49,6 +50,7 @@ def table_of(
         "megatron": {
             **SETTINGS,
             **({"bf16": True} if bf16 else {}),
+            **(EXPERTS if "E" in pattern else {}),
         },
         "parallelism": parallelism,
     }
@@ -245,14 +247,14 @@ def resumed_from(folder: Path, **asked: bool) -> Iterator[None]:
         yield
 
 
-def on_data_ranks(plans: dict[str, Plan]) -> dict[str, Any]:
-    """Two replicas, each with batches of its own."""
+def on_data_ranks(plans: dict[str, Plan], kind: str | None = None) -> dict[str, Any]:
+    """Two replicas, or two parts of the experts, each with batches of its own."""
     from megatron_seams.runtime.cpu.world import cpu_world
 
     found = {}
     with cpu_world(plans["host"].parallelism) as groups, clipping_on_a_cpu():
         for place, plan in plans.items():
-            run = Run(plan)
+            run = Run(plan, kind=kind)
             losses = run.steps(groups, shift=2 * groups.dp.rank())
             weights = [one.weight.detach().clone() for one in run.tables]
             found[place] = {"losses": losses, "norms": run.norms, "weights": weights}
@@ -348,12 +350,17 @@ def on_stages(plan: Plan, folder: Path, kind: str | None) -> tuple[float, int]:
 
 
 def on_two_ranks(
-    tensor: dict[str, Plan], data: dict[str, Plan], stages: Plan, folder: Path
+    tensor: dict[str, Plan],
+    data: dict[str, Plan],
+    experts: dict[str, Plan],
+    stages: Plan,
+    folder: Path,
 ) -> dict[str, Any]:
     """All that two ranks do, in one launch."""
     return {
         "tensor": on_tensor_ranks(tensor, folder),
         "data": on_data_ranks(data),
+        "experts": on_data_ranks(experts, MOVABLE),
         "divided": on_divided_ranks(data, folder),
         "stages": [on_stages(stages, folder / "device", kind) for kind in (None, MOVABLE)],
     }

@@ -60,6 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             on_two_ranks,
             {place: plan_of(place, **tensor) for place in places},
             {place: plan_of(place) for place in places},
+            {place: plan_of(place, pattern="*E", **{"expert-parallel": 2}) for place in places},
             plan_of("host", pattern="*|-", **stages),
             folder,
         )
@@ -86,7 +87,7 @@ def test_under_megatrons_optimizer_losses_norms_and_rows_are_those_of_resident_t
     assert runs["host, losses"][-1] < runs["host, losses"][0]
 
 
-@pytest.mark.parametrize("spread", ["tensor", "data"])
+@pytest.mark.parametrize("spread", ["tensor", "data", "experts"])
 def test_two_ranks_step_rows_on_the_host_as_they_step_resident_ones(
     runs: dict[str, Any], spread: str
 ) -> None:
@@ -97,7 +98,7 @@ def test_two_ranks_step_rows_on_the_host_as_they_step_resident_ones(
         for found, expected in zip(rank["host"]["weights"], rank["device"]["weights"], strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-6)
     for one, other in zip(first["host"]["weights"], second["host"]["weights"], strict=True):
-        assert torch.equal(one, other) == (spread == "data")
+        assert torch.equal(one, other) == (spread != "tensor")
     if spread == "tensor":
         for run in (first["host"], first["distributed"]["host"], first["distributed"]["device"]):
             close(run["losses"], runs["host, losses"])
