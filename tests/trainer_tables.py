@@ -16,6 +16,10 @@ from trainer_runs import FRESH, HALF, MOVABLE, Ran, Trainer, differing
 
 HERE: Final = Path(__file__).parent
 RECIPE: Final = (HERE / "gpu" / "drn.toml").read_text()
+#: The recipe, its tables shared by the expert-parallel ranks.
+EXPERT_RECIPE: Final = RECIPE.replace(
+    "table-rows = 8192", 'table-rows = 8192\ndivided-over = "expert"'
+)
 #: A layout's loss may be this many times as far from one GPU's as, until then, those of one GPU
 #: are with micro batches of another size, which changes nothing but the order of bf16 sums.
 TIMES_NOISE: Final = 4.0

@@ -3,9 +3,9 @@
 ``python benchmarks/gpu/trainer.py CHECKOUT [--part PART] [--only TEXT]``, with Megatron-LM at the
 release's tag. ``single`` wants one GPU: the command that ``registry args`` prints, resumed runs,
 receipts. ``host`` wants one: n-gram tables on the host against resident ones. ``layouts`` wants
-two: TP, PP, EP and DP against one GPU; ``host-layouts`` the same with tables on the host.
-``drills`` wants two: ranks of which one is odd. It exits with 1 if a row fails, with 2 without the
-GPUs.
+two: TP, PP, EP and DP against one GPU; ``host-layouts`` the same with tables on the host, and
+``expert-layouts`` EP with tables that the expert-parallel ranks share. ``drills`` wants two: ranks
+of which one is odd. It exits with 1 if a row fails, with 2 without the GPUs.
 """
 
 import argparse
@@ -20,9 +20,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from trainer_host import HOST_RECIPE, hosted  # noqa: E402  # beside the tests, with the same rows
 from trainer_runs import Trainer  # noqa: E402
-from trainer_tables import drills, layouts, single  # noqa: E402
+from trainer_tables import EXPERT_RECIPE, drills, layouts, single  # noqa: E402
 
-GPUS = {"single": 1, "host": 1, "layouts": 2, "host-layouts": 2, "drills": 2}
+GPUS = {
+    "single": 1,
+    "host": 1,
+    "layouts": 2,
+    "host-layouts": 2,
+    "expert-layouts": 2,
+    "drills": 2,
+}
 
 
 def cards() -> list[str]:
@@ -71,14 +78,20 @@ def main() -> int:
                     asked.at_once,
                     HOST_RECIPE,
                 ),
+                "expert-layouts": lambda: layouts(
+                    trainer,  # noqa: B023
+                    "EP2",
+                    asked.at_once,
+                    EXPERT_RECIPE,
+                ),
                 "drills": lambda: drills(trainer, asked.other, asked.only),  # noqa: B023
             }[part]()
             for row in made:
                 rows.append((part, row))
-                print(f"{time.monotonic() - started:6.1f} s  {part:12} {row}", flush=True)
+                print(f"{time.monotonic() - started:6.1f} s  {part:14} {row}", flush=True)
     print(f"\n{found[0]} x {len(found)}; {asked.checkout.name}")
     for part, row in rows:
-        print(f"{part:12} {row}")
+        print(f"{part:14} {row}")
     return int(not all(row.holds for _, row in rows) or not rows)
 
 
