@@ -29,6 +29,7 @@ from megatron_seams.errors import FeatureInvalid
 from megatron_seams_ngram.engram.options import Options as EngramOptions
 from megatron_seams_ngram.hash.options import Options as HashOptions
 from megatron_seams_ngram.host import rows as host_rows
+from megatron_seams_ngram.host import stepping
 from megatron_seams_ngram.host.ahead import fetch_ahead, look_ahead
 from megatron_seams_ngram.host.fetched import Guess, moved_to_device
 from megatron_seams_ngram.host.rows import Distinct
@@ -312,6 +313,27 @@ def test_rows_are_frozen_with_the_parameters_beside_them(seam: str) -> None:
     host.requires_grad_()
     loss_of(host, ids).backward()
     assert host.tables.host.has_gradient
+
+
+def test_gradients_of_rows_are_averaged_over_replicas_whoever_averages_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = build("ngram_hash", "host")
+    asked = []
+
+    def halved(rows: Tensor, gradient: Tensor, *others: Any) -> Any:
+        asked.append(others)
+        return rows, gradient / 2
+
+    monkeypatch.setattr(stepping, "reduced", halved)
+    host.tables.dp_group = SimpleNamespace(size=lambda: 2)
+    before = host.tables.weight.clone()
+    loss_of(host, batch(1)).backward()
+    (parts,) = host.tables.host._pending
+    rows, gradient = parts[0], parts[1].clone()
+    torch.optim.SGD(host.parameters(), lr=1.0).step()
+    assert asked == [(host.tables.host, host.tables.dp_group)]
+    assert torch.equal(host.tables.weight[rows], before[rows] - gradient / 2)
 
 
 def test_an_optimizer_of_something_else_does_not_step_the_rows() -> None:

@@ -95,6 +95,6 @@ def _group_of(tables: Stepped, optimizer: torch.optim.Optimizer) -> dict[str, An
 def _step(tables: Stepped, group: dict[str, Any]) -> None:
     host = tables.host
     rows, gradient = host.take()
-    if any(hasattr(one, "main_grad") for one in tables.beside):  # Megatron's data parallelism
-        rows, gradient = reduced(rows, gradient, host, tables.data_parallel_group())
+    # Whoever averages the other gradients, Megatron or torch: these nobody else sees.
+    rows, gradient = reduced(rows, gradient, host, tables.data_parallel_group())
     host.step(rows, gradient, group)

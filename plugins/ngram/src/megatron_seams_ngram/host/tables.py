@@ -1,5 +1,6 @@
 """The n-gram tables of a module, with their rows on the host."""
 
+import sys
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -182,12 +183,13 @@ class HostNgramTables(NgramTables):
 
     def data_parallel_group(self) -> "ProcessGroup | None":
         """The ranks whose gradients are averaged."""
-        from megatron.core import parallel_state
-
-        if self.dp_group is None and parallel_state.model_parallel_is_initialized():
-            found: ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
-            return found
-        return self.dp_group
+        parallel_state: Any = sys.modules.get("megatron.core.parallel_state")
+        if self.dp_group is not None or parallel_state is None:
+            return self.dp_group
+        if not parallel_state.model_parallel_is_initialized():
+            return None
+        found: ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        return found
 
     def sharded_state_dict(self, prefix: str = "", *args: Any, **keywords: Any) -> dict[str, Any]:
         """Describe the state; the rows as resident ones, so that each loads the other's."""
