@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import threading
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -345,6 +346,15 @@ def test_an_optimizer_of_something_else_does_not_step_the_rows() -> None:
     torch.optim.SGD([strange], lr=1.0).step()
     assert torch.equal(host.tables.weight, before)
     assert host.tables.host.has_gradient
+    # As after `zero_grad`: the gradient was of no use, and the rows would never learn.
+    host.zero_grad()
+    with pytest.warns(stepping.RowsNotStepped, match="dropped unused"):
+        loss_of(host, batch(1)).backward()
+    torch.optim.SGD(host.parameters(), lr=1.0).step()
+    assert not torch.equal(host.tables.weight, before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_of(host, batch(1)).backward()
 
 
 @pytest.mark.parametrize(

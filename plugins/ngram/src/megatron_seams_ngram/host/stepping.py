@@ -10,6 +10,7 @@ Two ways, and nobody calls anything for either:
 """
 
 import functools
+import warnings
 from typing import Any
 from weakref import WeakSet
 
@@ -22,6 +23,16 @@ from megatron_seams_ngram.host.stepped import Stepped
 
 #: Tables that were trained and that no optimizer of upstream's has.
 _FOLLOWING: WeakSet[Stepped] = WeakSet()
+#: Those of them that have a gradient with which no optimizer has stepped, though one has stepped.
+_PASSED: WeakSet[Stepped] = WeakSet()
+
+
+class RowsNotStepped(UserWarning):
+    """Gradients of rows were dropped, and the optimizers that stepped do not have their parameters.
+
+    So it is where another wrapper has put parameters of its own in the place of the model's, as
+    torch's FSDP does: nobody would update the rows. One optimizer of several may pass by rightly.
+    """
 
 
 def settle(tables: Stepped) -> None:
@@ -42,6 +53,13 @@ def settle(tables: Stepped) -> None:
         return
     if tables.host.has_gradient and _zeroed(tables):
         tables.host.drop()
+        if tables in _PASSED:
+            message = (
+                f"{tables.seam}: gradients of rows on the host were dropped unused: an optimizer "
+                "has stepped, and it does not have the parameters beside them"
+            )
+            warnings.warn(message, RowsNotStepped, stacklevel=3)
+    _PASSED.discard(tables)
     _FOLLOWING.add(tables)
     _listen()
 
@@ -69,6 +87,8 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
         if group := _group_of(tables, optimizer):
             tables.host.follow(optimizer, group, seam=tables.seam)
             _step(tables, group)
+        else:
+            _PASSED.add(tables)
 
 
 def _group_of(tables: Stepped, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
