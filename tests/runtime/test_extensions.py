@@ -127,6 +127,36 @@ def test_a_library_is_that_of_its_files_and_what_lies_beside_them_is_none(source
     assert len({first, moved, build(source, name="one", seam="one", flags=())}) == 3
 
 
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home, as in a container."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_a_folder_is_asked_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build(source, name="one", seam="one", flags=()).is_relative_to(tmp_path / "built")
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    with pytest.raises(NotBuilt, match="TORCH_EXTENSIONS_DIR"):
+        build(source, name="one", seam="one", flags=())
+
+
+@pytest.mark.megatron
+@pytest.mark.usefixtures("homeless")
+def test_a_machine_without_a_home_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_seams.runtime.machine import read_machine
+
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    assert "TORCH_EXTENSIONS_DIR" in read_machine().extensions
+
+
 def test_a_lock_that_cannot_be_had_leaves_the_library_unbuilt(source: Path) -> None:
     built = build(source, name="one", seam="one", flags=())
     built.unlink()

@@ -141,9 +141,19 @@ def build_fault(library: Callable[[], object]) -> str | None:
 
 
 def extensions_folder() -> Path:
-    """The folder of compiled code: ``TORCH_EXTENSIONS_DIR``, else torch's in the user's cache."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(caches) / "torch_extensions")
+    """The folder of compiled code: ``TORCH_EXTENSIONS_DIR``, else torch's in the user's cache.
+
+    Raises:
+        NotBuilt: No variable names one, and the user has no home, as in a container.
+    """
+    if named := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(named)
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        message = "the user has no home to keep it in; name a folder by TORCH_EXTENSIONS_DIR"
+        raise NotBuilt(message) from error
+    return caches / "torch_extensions"
 
 
 # --- what is kept -----------------------------------------------------------------------------

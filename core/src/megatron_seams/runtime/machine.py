@@ -9,7 +9,7 @@ from megatron_seams.families import BUILT_IN
 from megatron_seams.runtime.backends.backend import choose_backend
 from megatron_seams.runtime.backends.local import LocalBackend
 from megatron_seams.runtime.backends.transformer_engine import TransformerEngineBackend
-from megatron_seams.runtime.extensions import extensions_folder
+from megatron_seams.runtime.extensions import NotBuilt, extensions_folder
 
 _BACKENDS: Final = (TransformerEngineBackend, LocalBackend)
 
@@ -24,7 +24,7 @@ class Machine:
         backend: The backend that a model gets.
         not_taken: Each other backend -> why it is not taken.
         cannot: Native family -> why the backend cannot build it here.
-        extensions: The folder of compiled C++ of seams.
+        extensions: The folder of compiled C++ of seams, or why there can be none.
         libraries: The number of libraries in it.
     """
 
@@ -49,13 +49,22 @@ def read_machine() -> Machine:
     }
     native = [name for name, family in BUILT_IN.items() if family.constant]
     reasons = {name: backend.why_not(name) for name in native}
-    folder = extensions_folder()
+    extensions, libraries = _extensions()
     return Machine(
         torch=torch.__version__,
         devices=devices,
         backend=backend.name,
         not_taken={it.name: why[it.name] for it in _BACKENDS if it.name != backend.name},
         cannot={name: reason for name, reason in reasons.items() if reason},
-        extensions=str(folder),
-        libraries=sum(1 for _ in folder.glob("*/*.so")) if folder.is_dir() else 0,
+        extensions=extensions,
+        libraries=libraries,
     )
+
+
+def _extensions() -> tuple[str, int]:
+    """The folder of compiled C++, or why there can be none, and the number of libraries in it."""
+    try:
+        folder = extensions_folder()
+    except NotBuilt as error:
+        return str(error), 0
+    return str(folder), sum(1 for _ in folder.glob("*/*.so")) if folder.is_dir() else 0
