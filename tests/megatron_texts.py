@@ -1,10 +1,16 @@
-"""A Megatron's text as a value: taken from a wheel, changed, and written where it can be read."""
+"""A Megatron's text as a value: taken from a wheel, changed and written; and the surface of one."""
 
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from megatron_seams.cli import cli
 
 VERSION_FILE = "megatron/core/package_info.py"
 #: Allocation module and stack, the newest home first.
@@ -58,3 +64,12 @@ def write_sdist(path: Path, texts: Mapping[str, str]) -> Path:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     return path
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The output of ``surface --json`` without the place of the source."""
+    done = CliRunner().invoke(cli, ["surface", str(path), "--json"])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)["surface"]
+    del found["origin"]
+    return found
