@@ -128,6 +128,11 @@ def test_a_file_or_folder_without_a_seam_is_a_finding(tmp_path: Path) -> None:
         "empty": ["ManifestMissing"],
         "nowhere": ["ManifestMissing"],
     }
+    said = {
+        Path(fault.file or "").name: fault.found for one in found.broken for fault in one.faults
+    }
+    assert "no project or wheel in it" in said["empty"]
+    assert said["nowhere"] == "there is no such folder or file"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def _seams_in(path: Path, workspace: Path | None) -> tuple[Seam | BrokenSeam, ..
         return found
     fault = ManifestMissing(
         asked=f"the seams of {path}",
-        found=f"no project or wheel in it has an entry point of the group {GROUP}",
+        found=f"no project or wheel in it has an entry point of the group {GROUP}"
+        if path.exists()
+        else "there is no such folder or file",
         next="name a plugin's folder or wheel, or leave it out to check what is installed",
         subject=path.name,
         file=str(path),
