@@ -213,6 +213,18 @@ def test_layers_of_a_feature_are_held_to_the_family_that_it_names() -> None:
     assert "the pattern spells moe at 2" in fault.found
 
 
+def test_a_layer_that_no_dialect_spells_is_of_no_family() -> None:
+    of: Table = {"of": "attention"}
+    asked = recipe(
+        "*XE",
+        layers=[{**of, "positions": [2], "family": "mla"}],
+        features=[{**of, "layers": [2], "family": "engram"}],
+    )
+    said = [fault.found for fault in reasons(asked, WHERE) if "attention;" in fault.found]
+    assert len(said) == 2
+    assert all("the pattern spells no family" in found for found in said)
+
+
 @pytest.mark.parametrize(
     ("table", "entry", "says"),
     [

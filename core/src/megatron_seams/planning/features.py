@@ -137,7 +137,7 @@ def _named_layers(entry: FeatureEntry, requests: Requests) -> tuple[tuple[int, .
     inside = [at for at in layers if 1 <= at <= pattern.depth]
     other = [at for at in inside if entry.of not in (None, spelled[pattern.tokens[at - 1]])]
     if other:
-        found = spelled[pattern.tokens[other[0] - 1]]
+        found = spelled[pattern.tokens[other[0] - 1]] or "no family"
         problem = f"the entry is for layers of {entry.of}; the pattern spells {found} at {other[0]}"
         return layers, problem, "correct layers or of"
     return layers, "", ""

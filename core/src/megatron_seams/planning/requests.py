@@ -200,7 +200,8 @@ def _named(
                 continue
             found = spelled[pattern.tokens[position - 1]]
             if entry.of is not None and found != entry.of:
-                problem = f"the entry is for layers of {entry.of}; the pattern spells {found} there"
+                problem = f"the entry is for layers of {entry.of}; the pattern spells "
+                problem += f"{found or 'no family'} there"
                 faults.append(_invalid(asked, problem, key, (position,)))
             elif position in taken:
                 other = recipe.layers[taken[position]].family
