@@ -96,7 +96,7 @@ def test_positions_are_one_based_and_in_the_order_of_appearance() -> None:
         ("M\u00a0M", None, "white space"),
         ("M-/ *", None, "white space"),
         ("M-|M-", 8, "its stages hold 4 layers and the depth is 8"),
-        ("M", 0, "the depth is 0"),
+        ("M", 0, f"the depth is 0, and not from 1 to {MAX_DEPTH}"),
         ("M", -3, "the depth is -3"),
         ("M", MAX_DEPTH + 1, f"the depth is {MAX_DEPTH + 1}"),
         ("M-//*E", None, "an MTP part after '/' has no layer"),

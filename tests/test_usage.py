@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from megatron_seams.base.files import in_words
 from megatron_seams.cli import cli
 from megatron_seams.cli import main as main_of_the_command
-from seam_support import unprivileged
+from seam_support import toml, unprivileged
 
 
 @pytest.fixture
@@ -144,3 +144,27 @@ def test_the_words_of_the_system_have_no_number() -> None:
     assert in_words(PermissionError(errno.EACCES, "Permission denied", "x")) == "Permission denied"
     assert in_words(TimeoutError("it took too long")) == "it took too long"
     assert in_words(ValueError("what is wrong")) == "what is wrong"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("check", "nowhere"), 1, "found: there is no such folder or file\n"),
+        (("verify", "."), 2, "next: correct the path, or write it anew from its recipe\n"),
+        (("resolve", "M", "--depth", "1000000000"), 2, "and not from 1 to 100000\n"),
+    ],
+)
+def test_what_is_named_and_is_not_there_or_too_large_is_told(
+    arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    done = CliRunner().invoke(cli, arguments)
+    assert (done.exit_code, says in done.output) == (code, True), done.output
+
+
+def test_one_layer_is_no_layers(folder: Path) -> None:
+    table = {"schema": 1, "model": {"name": "one", "pattern": "-"}}
+    file = folder / "one.toml"
+    file.write_text(toml({**table, "parallelism": {"pipeline-parallel": 2}}))
+    done = CliRunner().invoke(cli, ["resolve", str(file)])
+    assert "found: 1 layer does not divide evenly\n" in done.output

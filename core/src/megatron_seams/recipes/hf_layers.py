@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import attrs
 
+from megatron_seams.base.wording import counted
 from megatron_seams.recipes.hf_architectures import FOREIGN, NATIVE_TOKENS, Architecture
 from megatron_seams.recipes.hf_values import Values
 from megatron_seams.recipes.pattern import MAX_DEPTH, MTP_SEPARATOR, STAGE_BREAK
@@ -165,12 +166,15 @@ def _depth(values: Values, listed: int | None, key: str) -> int | None:
         return None
     if listed is not None and stated not in (None, listed):
         values.fault(
-            f"{key} has {listed} layers and {_DEPTH} is {stated}", key=_DEPTH, advice="correct one"
+            f"{key} has {counted(listed, 'layer')} and {_DEPTH} is {stated}",
+            key=_DEPTH,
+            advice="correct one",
         )
         return None
     count = stated if listed is None else listed
     if count is None or not 1 <= count <= MAX_DEPTH:
-        values.fault(f"it has {'no number of' if count is None else count} layers", key=_DEPTH)
+        told = "no number of layers" if count is None else counted(count, "layer")
+        values.fault(f"it has {told}; from 1 to {MAX_DEPTH} are planned", key=_DEPTH)
         return None
     return count
 

@@ -90,7 +90,7 @@ def _check(
     elif len(segments) > 1 and depth is not None and depth != len(tile):
         problem = f"its stages hold {len(tile)} layers and the depth is {depth}"
     elif depth is not None and not 1 <= depth <= MAX_DEPTH:
-        problem = f"the depth is {depth}"
+        problem = f"the depth is {depth}, and not from 1 to {MAX_DEPTH}"
     elif suffixes:
         problem = _mtp_problem(suffixes)
     if problem:

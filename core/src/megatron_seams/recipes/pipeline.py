@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import attrs
 
+from megatron_seams.base.wording import counted
 from megatron_seams.errors import UpstreamForbids
 from megatron_seams.recipes.pattern import MAX_DEPTH, Pattern
 from megatron_seams.recipes.recipe import Parallelism, Recipe
@@ -98,12 +99,15 @@ def layout_faults(recipe: Recipe, pattern: Pattern) -> Iterator[UpstreamForbids]
         return
     ranks = recipe.parallelism.pipeline_parallel
     count, unit = len(pattern.stages), "stages in the pattern"
+    found = f"{count} stages in the pattern do not divide evenly"
     if count == 1:
         count, unit = pattern.depth, "layers"
+        does = "does" if count == 1 else "do"
+        found = f"{counted(count, 'layer')} {does} not divide evenly"
     if count % ranks:
         yield _forbids(
             f"pipeline-parallel = {ranks}",
-            f"{count} {unit} do not divide evenly",
+            found,
             "change pipeline-parallel, or write the stages into the pattern with '|'"
             + (
                 ""

@@ -198,7 +198,14 @@ def load_recipe(path: Path | str) -> Recipe:
         table = read_toml(Path(path))
     except TomlError as error:
         raise Refusal(
-            [RecipeInvalid(asked=asked, found=str(error), next="correct the file", file=str(path))]
+            [
+                RecipeInvalid(
+                    asked=asked,
+                    found=str(error),
+                    next="correct the file, or its path",
+                    file=str(path),
+                )
+            ]
         ) from error
     recipe, faults = structure(Recipe, table)
     if recipe is None:

@@ -107,7 +107,9 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], Recipe]:
     try:
         text = read_file(path, MAX_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:
-        raise _unreadable(str(path), in_words(error), _ANEW) from error
+        # A path may be wrong; bytes that are no text are another file's, or damaged.
+        advice = f"correct the path, or {_ANEW}" if isinstance(error, OSError) else _ANEW
+        raise _unreadable(str(path), in_words(error), advice) from error
     return parse_receipt(text, str(path))
 
 
