@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -362,6 +363,8 @@ def test_what_a_checkpoint_decides_has_no_default(left_out: str, released: dict[
     [
         ({"table-rows": [100]}, "one for each of 2 orders"),
         ({"table-rows": [100, 1]}, "expected at least 2"),
+        ({"table-rows": 2**48}, "below 281474976710656"),
+        ({"norm-eps": math.inf}, "'norm_eps' must be < 1"),
         ({"layer-ids": [1, 1]}, "none twice"),
         ({"layer-ids": [1]}, "layer_ids: expected none with hashing = 'splitmix64'"),
         ({"gate": "sqrt"}, "expected one of 'paper', 'signed-sqrt'"),

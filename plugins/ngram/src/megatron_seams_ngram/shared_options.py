@@ -15,6 +15,10 @@ Ranks = Literal["tensor", "expert"]
 RANKS: tuple[Ranks, ...] = get_args(Ranks)
 
 
+#: Rows of one table are below this: all tables together then count in 64 bits.
+MOST_ROWS = 2**48
+
+
 def ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:
     """Check that n-gram orders ascend from 2 or more; an attrs validator."""
     if not orders:

@@ -8,6 +8,7 @@ from attrs import field, validators
 
 from megatron_seams_ngram.shared_options import (
     BACKENDS,
+    MOST_ROWS,
     PLACES,
     RANKS,
     Backend,
@@ -24,13 +25,14 @@ HASHINGS: tuple[Hashing, ...] = get_args(Hashing)
 #: the official demonstration and the models that ship the memory compute it.
 Gate = Literal["paper", "signed-sqrt"]
 GATES: tuple[Gate, ...] = get_args(Gate)
+_epsilon = validators.optional([validators.gt(0), validators.lt(1)])
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def _sizes(_: object, __: object, value: int | tuple[int, ...]) -> None:
     for size in (value,) if isinstance(value, int) else value:
-        if size < 2:
-            message = f"table_rows: expected at least 2, found {size}"
+        if not 2 <= size < MOST_ROWS:
+            message = f"table_rows: expected at least 2 and below {MOST_ROWS}, found {size}"
             raise ValueError(message)
 
 
@@ -105,10 +107,8 @@ class Options:
     pad_id: int | None = field(default=None, validator=validators.optional(validators.ge(0)))
     streams: int = field(default=1, validator=validators.ge(1))
     bias: bool = False
-    norm_eps: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
-    convolution_eps: float | None = field(
-        default=None, validator=validators.optional(validators.gt(0))
-    )
+    norm_eps: float | None = field(default=None, validator=_epsilon)
+    convolution_eps: float | None = field(default=None, validator=_epsilon)
     end_of_document_id: int | None = field(
         default=None, validator=validators.optional(validators.ge(0))
     )

@@ -5,6 +5,7 @@ from attrs import field, validators
 
 from megatron_seams_ngram.shared_options import (
     BACKENDS,
+    MOST_ROWS,
     PLACES,
     RANKS,
     Backend,
@@ -45,7 +46,7 @@ class Options:
 
     orders: tuple[int, ...] = field(default=(2, 3), validator=ascending_orders)
     heads: int = field(default=8, validator=validators.ge(1))
-    table_rows: int = field(default=500_000, validator=validators.ge(2))
+    table_rows: int = field(default=500_000, validator=[validators.ge(2), validators.lt(MOST_ROWS)])
     width: int = field(default=16, validator=validators.ge(1))
     seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**63)])
     pad_id: int | None = field(default=None, validator=_token_id)
