@@ -320,6 +320,10 @@ def on_tensor_ranks(plans: dict[str, Plan], folder: Path) -> dict[str, Any]:
             which = found if kind is None else found.setdefault("distributed", {})
             which[place] = {"losses": losses, "norms": run.norms, "weights": weights}
         save_checkpoint(run.model.module, "a receipt", folder / "divided")
+        resumed = Run(plans["host"])
+        resumed.load(folder / "device")
+        with resumed_from(folder / "device"):
+            found["later"] = resumed.steps(groups)
         load_checkpoint(run.model.module, folder / "whole")
         found["loaded"] = [one.weight.detach().clone() for one in run.tables]
     return found
