@@ -173,6 +173,8 @@ def test_preview_takes_the_recipes_of_the_workspace(
     assert "recipes/small-hybrid.toml: no layer changes" in invoke("preview", "x.whl", code=0)
     monkeypatch.chdir(folder / "recipes")
     assert "small-hybrid.toml: no layer changes" in invoke("preview", "x.whl", code=0)
+    (folder / "recipes" / "small-hybrid.toml").unlink()
+    assert "no recipe was looked at: name one" in invoke("preview", "x.whl", code=0)
 
 
 # --- schemas of what people write -------------------------------------------------------------

@@ -90,6 +90,8 @@ def _print(found: Preview) -> None:
     draw_rows(out, ("seam", "owner", "becomes", "why"), rows)
     for recipe in found.recipes:
         _print_recipe(recipe)
+    if not found.recipes:
+        out.print("no recipe was looked at: name one, or run this in its workspace")
     out.print("something needs a person" if found.needs_person else "nothing needs a person")
 
 
