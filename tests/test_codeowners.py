@@ -116,6 +116,7 @@ def test_a_pattern_takes_what_it_takes_on_github(
         "/a/ @b name",
         "/ @b",
         "/a***/ @b",
+        r"/a\/x @b",
         "* @b/c\\ d",
     ],
 )
@@ -213,6 +214,7 @@ def test_asterisks_are_matched_without_going_back_over_the_path(tmp_path: Path) 
         ("/**/x/**/y*z", ["x/yz", "q/x/r/x/yaz"], ["x/y", "yz", "q/y/x/z"]),
         (r"/a\*b", ["a*b"], ["axb"]),
         (r"/a\?*", ["a?", "a?x"], ["ab", "abx"]),
+        (r"/a\\/b", [r"a\/b"], ["a/b"]),
     ],
 )
 def test_wildcards_are_matched_by_the_whole_name(

@@ -151,6 +151,8 @@ def _rule(number: int, line: str) -> Rule | str:
         return "a pattern cannot begin with '#', escaped or not"
     if re.search(r"(?<!\\)[\[\]]", pattern):
         return "'[ ]' makes no character range here"
+    if "/" in re.findall(r"\\(.)", pattern):
+        return "a backslash before '/' escapes nothing"
     if "***" in pattern:
         return "three asterisks in a row are no pattern"
     if not pattern.strip("/"):
