@@ -159,6 +159,8 @@ def test_a_reason_for_a_seam_that_the_plan_does_not_use_is_refused() -> None:
     asked = recipe("MK", justify=[reason(), reason("sound")], **ASKED)
     fault = only(reasons(asked, WHERE), UnusedSetting)
     assert fault.key == "justify[1].seam"
+    assert fault.next == "remove [[justify]] for 'sound' from the recipe, or correct its seam"
+    plan(recipe("MK", justify=[reason()], **ASKED), WHERE)
 
 
 @pytest.mark.parametrize(

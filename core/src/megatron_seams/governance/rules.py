@@ -291,7 +291,7 @@ def _with_external(finding: SeamsError, beside: tuple[Seam, ...]) -> SeamsError:
     listed = ", ".join(f'"{name}"' for name in names)
     return attrs.evolve(
         finding,
-        found=f"{finding.found}; installed, and of another workspace: {listed}",
+        found=f"{finding.found}; of another workspace, and so not looked at: {listed}",
         next=f"add {listed} to [tool.{TABLE}.policy] external",
     )
 

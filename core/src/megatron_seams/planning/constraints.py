@@ -190,7 +190,9 @@ def _unused(
     for number, reason in enumerate(recipe.justify or ()):
         if reason.seam not in chosen:
             fault = _idle(f"justify[{number}].seam", f"the plan uses no seam {reason.seam!r}")
-            yield fault, reason.seam in retired
+            # Without its seam an entry is none.
+            step = f"remove [[justify]] for {reason.seam!r} from the recipe, or correct its seam"
+            yield attrs.evolve(fault, next=step), reason.seam in retired
     for entry in recipe.override:
         if entry.family not in families:
             yield _idle("override", f"the model has no {entry.family}"), False
