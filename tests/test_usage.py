@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from megatron_seams.base.files import in_words
 from megatron_seams.cli import cli
 from megatron_seams.cli import main as main_of_the_command
-from seam_support import toml, unprivileged
+from megatron_seams.errors import Refusal
+from seam_support import run_python, toml, unprivileged
 
 
 @pytest.fixture
@@ -168,3 +169,43 @@ def test_one_layer_is_no_layers(folder: Path) -> None:
     file.write_text(toml({**table, "parallelism": {"pipeline-parallel": 2}}))
     done = CliRunner().invoke(cli, ["resolve", str(file)])
     assert "found: 1 layer does not divide evenly\n" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--seam", "x", "--seam-options", "nowhere.toml"), "[SEAM-C01] options of seam 'x' for"),
+        (("--seam", "x", "--seam-megatron", "nowhere"), "[SEAM-S01] the megatron-core at nowhere"),
+        (("--seam-options", "nowhere.toml"), "--seam-options goes with --seam NAME"),
+    ],
+)
+def test_files_of_the_kit_that_cannot_be_used_are_told_once(
+    folder: Path, options: tuple[str, ...], says: str
+) -> None:
+    done = run_python("-m", "pytest", *options, cwd=folder, code=4)
+    assert f"ERROR: {says}" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[other]\n", "other"),
+        ("seams = 3\n", "seams"),
+        ("[seams]\nx = 3\n", "seams.x"),
+        ("[seams.y]\n", "seams.y"),
+        ("megatron = []\n", "megatron"),
+        ("[megatron\n", None),
+    ],
+)
+def test_options_for_the_kit_are_two_tables(tmp_path: Path, text: str, key: str | None) -> None:
+    from megatron_seams.runtime.conformance.subject import read_fragment
+
+    file = tmp_path / "options.toml"
+    file.write_text(text)
+    with pytest.raises(Refusal) as refused:
+        read_fragment(file, "x")
+    (reason,) = refused.value.reasons
+    assert (reason.file, reason.key) == (str(file), key)
+    file.write_text("[seams.x]\nheads = 2\n[megatron]\nhidden_size = 64\n")
+    assert read_fragment(file, "x") == ({"heads": 2}, {"hidden_size": 64})

@@ -8,8 +8,8 @@ from typing import Any, Final
 import attrs
 
 from megatron_seams.base.structure import structure
-from megatron_seams.base.toml import read_toml
-from megatron_seams.errors import Refusal, SeamsError
+from megatron_seams.base.toml import TomlError, read_toml
+from megatron_seams.errors import RecipeInvalid, Refusal, SeamsError
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
@@ -164,15 +164,41 @@ def _said(faults: tuple[SeamsError, ...] | list[SeamsError]) -> str:
     return "\n".join(map(str, faults))
 
 
-def read_fragment(file: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+@attrs.frozen(kw_only=True)
+class _Fragment:
+    """The file of ``--seam-options``: two tables of a recipe.
+
+    Attributes:
+        seams: ``[seams]``, of which the seam under test alone may be there.
+        megatron: ``[megatron]``.
+    """
+
+    seams: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    megatron: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+def read_fragment(file: Path, name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Options and native settings from a part of a recipe: ``[seams.NAME]`` and ``[megatron]``.
 
     Raises:
-        ValueError: The file cannot be read, or has other tables.
+        Refusal: The file cannot be read, or has anything else; with every fault.
     """
-    table = read_toml(file)
-    others = set(table) - {"seams", "megatron"} | set(table.get("seams", {})) - {name}
-    if others:
-        message = f"{file} may hold [seams.{name}] and [megatron]; found {sorted(others)}"
-        raise ValueError(message)
-    return table.get("seams", {}).get(name, {}), table.get("megatron", {})
+
+    def fault(found: str, key: str | None = None) -> RecipeInvalid:
+        return RecipeInvalid(
+            asked=f"options of seam {name!r} for the kit",
+            found=found,
+            next=f"name a file with [seams.{name}] and [megatron], or one of them",
+            file=str(file),
+            key=key,
+        )
+
+    try:
+        fragment, faults = structure(_Fragment, read_toml(file))
+    except TomlError as error:
+        raise Refusal([fault(str(error))]) from error
+    if fragment is None:
+        raise Refusal(fault(it.message, it.key or None) for it in faults)
+    if others := sorted({*fragment.seams} - {name}):
+        raise Refusal(fault("it is another seam's", f"seams.{other}") for other in others)
+    return fragment.seams.get(name, {}), fragment.megatron
