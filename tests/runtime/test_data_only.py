@@ -1,10 +1,13 @@
 """A checkpoint is read as data: a function that somebody planted in it is named, and not called."""
 
+import argparse
 import os
 import pickle
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from megatron.core import dist_checkpointing
@@ -53,6 +56,30 @@ def test_what_upstream_saves_is_data(saved: Path) -> None:
         assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     assert pickle.load is load
+
+
+def test_a_checkpoint_of_the_older_format_has_the_receipt_in_its_arguments(tmp_path: Path) -> None:
+    file, mark = tmp_path / "mp_rank_00" / "model_optim_rng.pt", tmp_path / "mark"
+    file.parent.mkdir()
+    ours = argparse.Namespace(**{RECEIPT: "the text"})
+    random_states = {
+        "random_rng_state": random.getstate(),
+        "np_rng_state": np.random.get_state(),  # what upstream saves
+        "torch_rng_state": torch.get_rng_state(),
+        "rng_tracker_states": {},
+    }
+    torch.save({"args": ours, "model": {"w": torch.ones(2)}, "rng_state": [random_states]}, file)
+    assert saved_receipt(tmp_path) == "the text"
+    torch.save({"args": argparse.Namespace(), "model": {}}, file)
+    assert saved_receipt(tmp_path) is None
+    torch.save({"args": ours, "planted": Planted(mark)}, file)
+    with pytest.raises(Refusal) as refused:
+        hold_checkpoint(tmp_path, "the text")
+    assert [type(reason) for reason in refused.value.reasons] == [ReceiptUnreadable]
+    file.write_bytes(b"cut off")
+    with pytest.raises(Refusal):
+        hold_checkpoint(tmp_path, "the text")
+    assert not mark.exists()
 
 
 def test_planted_metadata_is_named_and_not_run(saved: Path, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from megatron_seams.runtime.compat import HybridModel
 
 _LOG: Final = logging.getLogger(__name__)
+#: A rank's file in a checkpoint of ``--ckpt-format torch``, with the trainer's arguments in it.
+_OLDER: Final = "mp_rank_*/model_optim_rng.pt"
 #: The key of the receipt: common state beside the sharded tensors, never a key of the model.
 RECEIPT: Final = "megatron_seams_receipt"
 
@@ -127,10 +129,27 @@ def saved_receipt(folder: Path) -> str | None:
     Raises:
         pickle.UnpicklingError: It holds something else than data; nothing of it was run.
     """
+    older = sorted(folder.glob(_OLDER))
     with data_only(folder):
-        common = dist_checkpointing.load_common_state_dict(str(folder))
+        if older:
+            common = _read(older[0])
+        else:
+            common = dist_checkpointing.load_common_state_dict(str(folder))
     receipt = common.get(RECEIPT, getattr(common.get("args"), RECEIPT, None))
     return receipt if isinstance(receipt, str) else None
+
+
+def _read(file: Path) -> Any:
+    """The state in a file of the older format; its tensors stay on disk until they are looked at.
+
+    Raises:
+        pickle.UnpicklingError: It holds something else than data; nothing of it was run.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise pickle.UnpicklingError(str(error)) from error
+    return state if isinstance(state, dict) else {}
 
 
 def saved_entries(folder: Path) -> dict[str, Entry]:
