@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from megatron_seams.upstream.config_fields import UNREAD
 from megatron_seams.upstream.programs.values import (
+    LONGEST,
     Defined,
     Member,
     Outside,
     Record,
     Table,
     every,
+    is_long,
     known,
     some,
     truth,
@@ -79,9 +81,6 @@ UNARY: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
     {"UAdd": operator.pos, "USub": operator.neg}
 )
 
-#: No program that lays out arguments needs longer ones; a pattern repeated by mistake would.
-_LONGEST: Final = 1 << 20
-
 
 def computed(function: Callable[..., Any], *given: Any) -> Any:
     """The result of a function of plain values; UNREAD where it is unknown, or raises."""
@@ -102,8 +101,10 @@ def call(name: str, given: list[Any]) -> Any:
     match name, given:
         case "len", [Table(values=values, closed=True)]:
             return len(values)
-        case "len", [str() | list() | tuple() | set() | range() as sized]:
+        case "len", [str() | list() | tuple() | set() as sized]:
             return len(sized)
+        case "len", [range() as numbers]:
+            return computed(len, numbers)
         case "bool", [value]:
             return truth(value)
         case "all", [list() | tuple() as values]:
@@ -160,18 +161,20 @@ def _is_instance(value: Any, kind: Any) -> Any:
 def _plain(value: Any) -> bool:
     if isinstance(value, list | tuple | set | frozenset):
         return all(isinstance(each, Member | Outside | Defined) or _plain(each) for each in value)
-    return value is None or isinstance(value, str | int | float | range)
+    if isinstance(value, range):
+        return not is_long(value)
+    return value is None or isinstance(value, str | int | float)
 
 
 def _small_power(base: Any, exponent: Any) -> bool:
-    """Whether a power has a float's size, or fewer bits than :data:`_LONGEST`."""
+    """Whether a power has a float's size, or fewer bits than :data:`LONGEST`."""
     if not isinstance(base, int) or not isinstance(exponent, int):
         return True
-    return base.bit_length() * max(exponent, 0) < _LONGEST
+    return base.bit_length() * max(exponent, 0) < LONGEST
 
 
 def _small(*given: Any) -> bool:
     sizes = [len(value) if isinstance(value, str | list | tuple) else value for value in given]
-    return all(isinstance(size, int | float) and abs(size) < _LONGEST for size in sizes) or all(
+    return all(isinstance(size, int | float) and abs(size) < LONGEST for size in sizes) or all(
         isinstance(value, int | float) for value in given
     )

@@ -13,6 +13,9 @@ import attrs
 from megatron_seams.upstream.config_fields import UNREAD
 
 _NONE: Final[frozenset[str]] = frozenset()
+#: No program that lays out arguments needs longer sequences, or numbers of more bits; a pattern
+#: repeated by mistake would.
+LONGEST: Final = 1 << 20
 
 #: torch's other names for its types.
 _ALIASES: Final = {
@@ -235,9 +238,16 @@ def copied(value: Any) -> Any:
     return set(value) if isinstance(value, set) else value
 
 
+def is_long(numbers: range) -> bool:
+    """Whether a range has more than :data:`LONGEST` numbers."""
+    return bool(numbers[LONGEST:])
+
+
 def iterated(value: Any) -> list[Any] | None:
-    """The elements of a known iterable in their order; None if they are not known."""
+    """The elements of a known iterable in their order; None if they are not known, or too many."""
     match value:
+        case range() if is_long(value):
+            return None
         case str() | list() | tuple() | range():
             return list(value)
         case set() | frozenset():
