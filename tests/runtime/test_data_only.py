@@ -82,6 +82,41 @@ def test_a_checkpoint_of_the_older_format_has_the_receipt_in_its_arguments(tmp_p
     assert not mark.exists()
 
 
+class Called:
+    """An object that makes an optimizer where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return torch.optim.AdamW, ([],)
+
+
+class Own:
+    """A class of somebody's trainer, an object of which is among its arguments."""
+
+
+def test_the_classes_of_an_offloaded_optimizer_are_read_and_never_called(tmp_path: Path) -> None:
+    # As upstream's HybridDeviceOptimizer has them in its groups.
+    group = {"cpu_optimizer_cls": torch.optim.AdamW, "gpu_optimizer_cls": torch.optim.SGD}
+    optimizer = {"param_groups": [group | {"lr": 1.0, "made": Called()}]}
+    with cpu_world():
+        dist_checkpointing.save(state(optimizer=optimizer), str(tmp_path))
+    assert saved_receipt(tmp_path) == "the text"
+    # torch refuses an optimizer of no parameters, if it is made.
+    with cpu_world(), pytest.raises(BaseException, match="empty parameter list"):
+        dist_checkpointing.load_common_state_dict(str(tmp_path))
+    with cpu_world(), data_only(tmp_path):
+        common = dist_checkpointing.load_common_state_dict(str(tmp_path))
+    assert common["optimizer"]["param_groups"][0]["lr"] == 1.0
+
+
+def test_a_class_that_the_trainer_registers_is_read(tmp_path: Path) -> None:
+    with cpu_world():
+        dist_checkpointing.save(state(args=Own()), str(tmp_path))
+    with pytest.raises(Refusal, match=r"SEAM-V01[\s\S]*add_safe_globals"):
+        hold_checkpoint(tmp_path, "the text")
+    with torch.serialization.safe_globals([Own]):
+        assert saved_receipt(tmp_path) == "the text"
+
+
 def test_planted_metadata_is_named_and_not_run(saved: Path, tmp_path: Path) -> None:
     folder, mark = tmp_path / "checkpoint", tmp_path / "mark"
     shutil.copytree(saved, folder)

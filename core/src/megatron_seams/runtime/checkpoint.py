@@ -116,7 +116,9 @@ def _no_data(folder: Path, error: pickle.UnpicklingError) -> ReceiptUnreadable:
     return ReceiptUnreadable(
         asked=f"the receipt in checkpoint {folder}",
         found=f"its common state holds something else than data: {error!s:.300}",
-        next="ask whoever wrote it what it is; nothing of it was run",
+        next="ask whoever wrote it what it is; nothing of it was run. A class of your own "
+        "trainer's is read once the trainer registers it, before it builds the model: "
+        "torch.serialization.add_safe_globals([...])",
         file=str(folder),
     )
 

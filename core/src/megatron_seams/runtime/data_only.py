@@ -31,6 +31,14 @@ _NAMES: Final[Mapping[str, frozenset[str]]] = {
         {"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"}
     ),
 }
+#: Classes that upstream writes beside the tensors: an optimizer that is offloaded to the host has
+#: the classes of its parts among its settings.
+_OPTIMIZERS: Final = (
+    *("torch.optim.adam.Adam", "torch.optim.adamw.AdamW", "torch.optim.sgd.SGD"),
+    "transformer_engine.pytorch.optimizers.fused_adam.FusedAdam",
+    "transformer_engine.pytorch.optimizers.fused_sgd.FusedSGD",
+    *("apex.optimizers.fused_adam.FusedAdam", "apex.optimizers.fused_sgd.FusedSGD"),
+)
 _FORCE: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _FORCE_NOT: Final = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -49,13 +57,25 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module_name, global_name)
 
 
+class _Named:
+    """Stands for a class that a checkpoint names: it does nothing, whatever is asked of it."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Named":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def data_only(folder: Path) -> Iterator[None]:
     """Within the block, neither torch nor Megatron makes more of a checkpoint than data.
 
     torch's own loader is told to read weights only, by the variable that overrules its callers; the
     metadata, which torch reads without it, is read by a restricted unpickler. Both hold for the
-    whole process, so that no other thread should load pickles meanwhile.
+    whole process, so that no other thread should load pickles meanwhile. Beside plain values it
+    takes the classes that Megatron registers with torch (``torch.serialization``), those that the
+    trainer does, and optimizers by their names.
 
     Args:
         folder: The checkpoint; its metadata is looked at before the block.
@@ -71,7 +91,8 @@ def data_only(folder: Path) -> Iterator[None]:
     os.environ[_FORCE] = "1"
     pickle.load = _load  # type: ignore[assignment]  # it is called with a file alone
     try:
-        yield
+        with torch.serialization.safe_globals([(_Named, name) for name in _OPTIMIZERS]):
+            yield
     except CheckpointException as error:
         # torch's own of a load that failed on some rank, which is no Exception.
         for wrapped in error.failures.values():
