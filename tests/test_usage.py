@@ -151,6 +151,8 @@ def test_the_words_of_the_system_have_no_number() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (("surface", "nowhere.whl"), 3, "found: there is no such file or folder\n"),
+        (("surface", "."), 3, "found: no folder, wheel or sdist with megatron/core in it\n"),
         (("check", "nowhere"), 1, "found: there is no such folder or file\n"),
         (("verify", "."), 2, "next: correct the path, or write it anew from its recipe\n"),
         (("resolve", "M", "--depth", "1000000000"), 2, "and not from 1 to 100000\n"),

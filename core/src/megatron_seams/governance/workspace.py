@@ -213,7 +213,7 @@ def _invalid(file: Path, found: str, key: str | None) -> WorkspaceInvalid:
     return WorkspaceInvalid(
         asked=f"a valid [tool.{TABLE}] table",
         found=found,
-        next="correct the key",
+        next="correct the key" if key else "correct the file",
         file=str(file),
         key=key,
     )

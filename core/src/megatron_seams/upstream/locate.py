@@ -49,6 +49,8 @@ def open_megatron(path: Path) -> MegatronSource:
     """
     found = "no folder, wheel or sdist with megatron/core in it"
     try:
+        if not path.exists():
+            found = "there is no such file or folder"
         if path.is_dir():
             for folder in (path / "megatron", path, path.parent):
                 if (folder / VERSION).is_file():
