@@ -17,8 +17,10 @@ from megatron_seams.errors import (
 )
 from megatron_seams.planning.environment import Environment
 from megatron_seams.planning.resolver import resolve
+from megatron_seams.recipes.pattern import MAX_DEPTH
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.receipt import make_receipt, read_receipt, receipt_digest
+from megatron_seams.records.software import MAX_BYTES
 from megatron_seams.records.verify import verify
 from megatron_seams.seams.discovery import discover
 from megatron_seams.upstream.locate import importable_megatron, open_megatron
@@ -447,3 +449,15 @@ def test_a_native_feature_that_goes_is_a_difference(native: NativeSurface, tmp_p
     was, now = found["native feature mtp"]
     assert was == "nothing"
     assert now == "at mtp, layers [], [1] of each depth"
+
+
+@pytest.mark.usefixtures("site")
+def test_a_receipt_of_the_largest_depth_can_be_read_again(native: NativeSurface) -> None:
+    """By a receipt of a part of its layers, as the whole takes seconds."""
+    parts = 100
+    where = Environment(surface=native, discovery=discover())
+    model = recipe(
+        "M*KE", depth=MAX_DEPTH // parts, tokens={"K": "kda"}, families={"attention": "mla"}
+    )
+    text = make_receipt(resolve(model, where, today=TODAY), model)
+    assert parts * len(text.encode()) < MAX_BYTES

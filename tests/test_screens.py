@@ -1,14 +1,17 @@
 """The commands' drawings fit the screen, at three widths and on a pipe."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 import screens
 from megatron_seams.cli.rows import Row, draw_rows
-from megatron_seams.cli.screen import console, draw_wrapped
+from megatron_seams.cli.screen import console, draw_wrapped, wrapped
 from seam_support import registry
 
 #: What is never wrapped, so that it can be copied.
@@ -95,6 +98,23 @@ def test_text_is_wrapped_between_words_and_by_what_the_terminal_shows() -> None:
         "  three-hundred-and-four",
         "  \uff26\uff35\uff2c\uff2c w",
     ]
+
+
+def test_a_long_line_is_cut_into_all_its_parts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is made in the time of the whole line: part by part takes the square of its length."""
+    cuts: list[int] = []
+    divide = Text.divide
+
+    def counted(line: Text, offsets: Iterable[int]) -> Any:
+        cuts.append(len(line))
+        return divide(line, offsets)
+
+    monkeypatch.setattr(Text, "divide", counted)
+    line = Text(", ".join(str(number) for number in range(5000)))
+    parts = list(wrapped(line, 80, 76))
+    assert cuts == [len(line)]
+    assert " ".join(part.plain for part in parts) == line.plain
+    assert all(part.cell_len <= 80 for part in parts)
 
 
 def test_the_width_of_a_pipe_is_what_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:

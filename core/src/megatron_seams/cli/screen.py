@@ -77,14 +77,18 @@ def wrapped(line: "Text", first: int, rest: int) -> Iterator["Text"]:
         first: The columns of the first part.
         rest: The columns of every other part.
     """
-    from rich.text import Text
+    from rich.cells import cell_len
 
-    room, part = first, Text()
+    # A part of a Text is made in the time of the whole, so that all of them are cut at once.
+    cuts = [0, 0]
+    room, width = first, 0
     for word in re.finditer(r"\s*\S+", line.plain):
-        cells = line[word.start() : word.end()]
-        if part.plain and part.cell_len + cells.cell_len > room:
-            yield part
-            room, part = rest, Text()
-            cells = line[word.end() - len(word.group().lstrip()) : word.end()]
-        part.append_text(cells)
-    yield part
+        cells = cell_len(word.group())
+        if cuts[-1] > cuts[-2] and width + cells > room:
+            bare = word.group().lstrip()
+            cuts += [word.end() - len(bare), word.end()]
+            room, width = rest, cell_len(bare)
+        else:
+            cuts[-1] = word.end()
+            width += cells
+    yield from line.divide(cuts)[1::2]

@@ -16,7 +16,7 @@ from megatron_seams.planning.plan import Plan
 from megatron_seams.recipes.recipe import Recipe
 from megatron_seams.records.plan_json import describe_plan, layer_line
 from megatron_seams.records.request_json import recipe_of, request_of
-from megatron_seams.records.software import HELD, software
+from megatron_seams.records.software import HELD, MAX_BYTES, software
 
 SCHEMA = 3
 #: The schemas that are read. Digests of schema 1 were taken in another way, and say nothing now.
@@ -27,8 +27,6 @@ KIND = "megatron-seams receipt"
 _PLACED: Final = frozenset({"what", "name", "at", "provider", "layers", "mtp"})
 _ENTRY: Final = ("by", "reason", "date", "previous_digest")
 _ANEW: Final = "write it anew from its recipe"
-#: The size of the largest receipt that is read: of a thousand layers it has a few mebibytes.
-MAX_BYTES = 32 * 1024 * 1024
 
 
 def make_receipt(plan: Plan, recipe: Recipe, *, hold_software: Sequence[str] = ()) -> str:

@@ -14,7 +14,9 @@ import importlib_metadata
 from megatron_seams._version import __version__
 from megatron_seams.base.files import read_file
 
-_MAX_BYTES: Final = 32 * 1024 * 1024
+#: The size of the largest receipt that is read. With a pattern's largest depth, 100 000 layers, one
+#: has some 35 mebibytes.
+MAX_BYTES: Final = 128 * 1024 * 1024
 #: Distributions that compute, besides Megatron-Core and the seams.
 COMPUTING: Final = ("torch", "transformer-engine", "mamba-ssm")
 #: The distributions whose versions a receipt names, and a workspace may hold.
@@ -42,7 +44,7 @@ def held_differences(
 
 def software_since(receipt: Path) -> dict[str, tuple[str | None, str | None]]:
     """Distribution -> its version in a receipt that can be read, and here, where they differ."""
-    written = json.loads(read_file(receipt, _MAX_BYTES)).get("software", {})
+    written = json.loads(read_file(receipt, MAX_BYTES)).get("software", {})
     return differing(written, {**dict.fromkeys(written), **software()} if written else {})
 
 

@@ -10,7 +10,7 @@ from megatron_seams.base.files import read_file
 from megatron_seams.errors import ProofUnreadable
 from megatron_seams.records.graduation import Candidate, Graduation, Keys, Numbers
 from megatron_seams.records.proof import Proof
-from megatron_seams.records.receipt import MAX_BYTES
+from megatron_seams.records.software import MAX_BYTES
 from megatron_seams.runtime.checkpoint import (
     Entry,
     load_checkpoint,

@@ -23,8 +23,8 @@ from megatron_seams.planning.indexer import waiting_ranks
 from megatron_seams.planning.lowering import lowered_pattern
 from megatron_seams.planning.plan import Plan
 from megatron_seams.planning.resolver import resolve
-from megatron_seams.records.receipt import MAX_BYTES, read_receipt
-from megatron_seams.records.software import software
+from megatron_seams.records.receipt import read_receipt
+from megatron_seams.records.software import MAX_BYTES, software
 from megatron_seams.records.verify import verify
 from megatron_seams.runtime.agreement.alike import made_alike
 from megatron_seams.runtime.backends.backend import choose_backend
