@@ -280,13 +280,14 @@ def test_a_run_that_is_told_to_leave_the_moments_out_starts_without(runs: dict[s
     assert run.tables[0].host.rule.steps == 1
 
 
+@pytest.mark.parametrize("folder", ["whole", "older"])
 def test_a_checkpoint_without_moments_leaves_the_rows_without(
-    runs: dict[str, Any], caplog: pytest.LogCaptureFixture
+    runs: dict[str, Any], caplog: pytest.LogCaptureFixture, folder: str
 ) -> None:
     run = Run(plan_of("host"), start=runs["folder"] / "whole")
     for one, expected in zip(run.tables, runs["host, weights"], strict=True):
         assert torch.equal(one.weight, expected)
-    with resumed_from(runs["folder"] / "whole"):
+    with resumed_from(runs["folder"] / folder):  # the older one was never a distributed one
         run.steps(runs["groups"], number=1)
     assert run.tables[0].host.rule.steps == 1
     said = [it.getMessage() for it in caplog.records if "no moments of the rows" in it.getMessage()]

@@ -20,6 +20,8 @@ _LOG: Final = logging.getLogger(__name__)
 #: The key of the rows' state beside the native optimizers', or in the first one's of several.
 ROWS: Final = "host_rows"
 _STEP: Final = "step"
+#: Torch's name of a distributed checkpoint's metadata; the older format has none.
+_METADATA: Final = ".metadata"
 #: Upstream's names of an optimizer's copy of a parameter: a distributed one's, and that of one for
 #: parameters of 16 bits.
 COPIES: Final = ("param", "fp32_param")
@@ -87,7 +89,8 @@ def load_moments(tables: Stepped, folder: Path) -> bool:
         folder: The checkpoint.
 
     Returns:
-        Whether the checkpoint has them; nothing is loaded otherwise.
+        Whether the checkpoint has them, which one of the older format has not; nothing is loaded
+        otherwise.
     """
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -102,6 +105,8 @@ def load_moments(tables: Stepped, folder: Path) -> bool:
         if isinstance(one, ShardedTensor) and one.data is host.weight
     ]
     if host.rule is None or not host.rule.moments or not found:
+        return False
+    if not (folder / _METADATA).exists():
         return False
     (entry,) = found
     shape = tuple(entry.global_shape)
