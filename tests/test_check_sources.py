@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from megatron_seams.cli import cli
+from megatron_seams.errors import ExitCode
 from megatron_seams.governance.gate import check
 from megatron_seams.governance.workspace import read_workspace
 from megatron_seams.records.receipt import make_receipt
@@ -133,6 +136,17 @@ def test_a_file_or_folder_without_a_seam_is_a_finding(tmp_path: Path) -> None:
     }
     assert "no project or wheel in it" in said["empty"]
     assert said["nowhere"] == "there is no such folder or file"
+
+
+@pytest.mark.parametrize("form", ["text", "github", "sarif"])
+def test_a_link_that_leads_to_itself_is_a_finding_in_every_format(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    done = CliRunner().invoke(cli, ["check", "loop", "--format", form])
+    assert done.exit_code == ExitCode.FINDINGS, done.output
+    assert "SEAM-D02" in done.output
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import importlib_metadata
 from importlib_metadata import Distribution
 from packaging.version import InvalidVersion, Version
 
-from megatron_seams.base.files import read_file
+from megatron_seams.base.files import read_file, real_path
 
 #: The size of the largest file of metadata that is read; a list of installed files is the longest.
 MAX_BYTES: Final = 32 * 1024 * 1024
@@ -155,7 +155,7 @@ def installed() -> Iterator[Installed]:
     hidden: dict[str, list[Installed]] = {}
     for project in _found():
         if project.root not in real:
-            real[project.root] = _resolved(project.root)
+            real[project.root] = real_path(Path(project.root))
         key, folder = project.key, real[project.root]
         if (key, project.record, folder) in seen:
             continue
@@ -242,13 +242,6 @@ def _read_below(record: Any, name: str) -> bytes | None:
     if len(data) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES:,} bytes", str(file))
     return data
-
-
-def _resolved(root: str) -> Path:
-    try:
-        return Path(root).resolve()
-    except (OSError, ValueError, RuntimeError):  # a circle of links
-        return Path(root)
 
 
 def named(name: str, projects: Iterable[Installed]) -> Iterator[Installed]:

@@ -134,6 +134,14 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def real_path(path: Path) -> Path:
+    """A path without links; as it is, where its links go round in a circle or it is none."""
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # the last for a circle, until Python 3.13
+        return path
+
+
 def read_file(path: Path, most: int) -> bytes:
     """The whole of a regular file.
 

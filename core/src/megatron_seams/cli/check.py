@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from megatron_seams.base.files import real_path
 from megatron_seams.base.wording import counted
 from megatron_seams.cli.common import (
     megatron_option,
@@ -75,7 +76,7 @@ def check_command(
     policy = read_workspace(workspace) if workspace else workspace_of(paths)
     root = policy.root or Path.cwd()
     owners = read_codeowners(codeowners) if codeowners else find_codeowners(root)
-    whole = not paths or root in {path.resolve() for path in paths}
+    whole = not paths or root in map(real_path, paths)
     discovery: Discovery | None = None
     beside: tuple[Seam, ...] = ()
     if paths:

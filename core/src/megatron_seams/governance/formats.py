@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_seams._version import __version__
+from megatron_seams.base.files import real_path
 from megatron_seams.governance.gate import Gate
 from megatron_seams.governance.rules import Verdict
 
@@ -110,7 +111,7 @@ def _result(verdict: Verdict, index: int, root: Path) -> dict[str, Any]:
 
 def _relative(file: str, root: Path) -> str | None:
     """The file's path from ``root``; None for a file that is not below it."""
-    real, top = Path(file).resolve(), root.resolve()
+    real, top = real_path(Path(file)), root.resolve()
     return real.relative_to(top).as_posix() if real.is_relative_to(top) else None
 
 

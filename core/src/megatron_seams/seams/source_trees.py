@@ -13,7 +13,7 @@ import attrs
 from megatron_seams.base.archives import ArchiveError, Wheel
 from megatron_seams.base.distributions import MAX_BYTES as METADATA_BYTES
 from megatron_seams.base.distributions import Installed, Metadata
-from megatron_seams.base.files import files_below, in_words, read_file
+from megatron_seams.base.files import files_below, in_words, read_file, real_path
 from megatron_seams.base.toml import MAX_BYTES as TOML_BYTES
 from megatron_seams.base.toml import TomlError, read_toml
 from megatron_seams.errors import EntryPointInvalid, ManifestMissing, ManifestUnreadable, SeamsError
@@ -57,7 +57,7 @@ def discover_in(
         installed: Installed seams to judge together with those found; one of a name that is found
             here too is left out.
     """
-    named = {path.resolve() for path in paths}
+    named = {real_path(path) for path in paths}
     # A folder inside another one that is named is searched with it.
     inner = {path for path in named if path.is_dir() and not named.isdisjoint(path.parents)}
     own = None if workspace is None else workspace.resolve()
