@@ -9,7 +9,9 @@ from typing import Any
 import attrs
 import jsonschema
 import pytest
+from click.testing import CliRunner
 
+from megatron_seams.cli import cli
 from megatron_seams.errors import (
     NoArgument,
     RecipeInvalid,
@@ -22,7 +24,7 @@ from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.upstream.locate import importable_megatron
 from megatron_seams.upstream.settings import NativeSettings, read_settings
 from megatron_seams.upstream.surface import read_surface
-from seam_support import environment, make_seam, only, plan, reasons, recipe, registry
+from seam_support import environment, make_seam, only, plan, reasons, recipe, registry, toml
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4}
 
@@ -352,6 +354,27 @@ def test_an_unknown_setting_is_refused_with_names_that_are_only_information() ->
 
 
 # --- the command ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "code"),
+    [("a\nb", ["--lines"], 2), ("a\nb", [], 0), ("a\x1bb", [], 2), ("a\x1bb", ["--json"], 0)],
+)
+def test_a_word_that_is_another_one_as_text_is_refused(
+    value: str, options: list[str], code: int, tmp_path: Path
+) -> None:
+    model = toml({"schema": 1, "model": {"name": "x", "pattern": "*-"}})
+    file = tmp_path / "model.toml"
+    file.write_text(f"{model}[megatron]\ncp_comm_type = {json.dumps(value)}\n")
+    done = CliRunner().invoke(cli, ["args", str(file), *options])
+    assert done.exit_code == code, done.output
+    if code:
+        assert "SEAM-A01" in done.stderr
+        assert done.stdout == ""
+    elif options:
+        assert value in json.loads(done.stdout)["arguments"]
+    else:
+        assert value in shlex.split(done.stdout)
 
 
 def test_the_command_prints_arguments_alone_on_standard_output(

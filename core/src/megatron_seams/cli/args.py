@@ -14,8 +14,10 @@ from megatron_seams.cli.common import (
     write_receipt,
 )
 from megatron_seams.cli.models import asked_model, model_arguments
+from megatron_seams.cli.seen import seen
 from megatron_seams.cli.usage import TokensCommand
-from megatron_seams.planning.arguments import native_arguments
+from megatron_seams.errors import NoArgument, Refusal
+from megatron_seams.planning.arguments import Arguments, native_arguments
 from megatron_seams.planning.environment import read_environment
 
 
@@ -50,6 +52,8 @@ def args_command(
     environment = read_environment(megatron)
     plan = asked.plan(environment)
     found = native_arguments(plan, environment.settings())
+    if not as_json:
+        _check_text(found, lines=lines)
     write_receipt(receipt, plan, asked.recipe, replace=replace)
     notes = [*found.notes, *asked.notes]
     if as_json:
@@ -69,3 +73,24 @@ def args_command(
     show_notes(map(str, found.needs), label="still needed")
     show_notes(notes)
     show_faults(plan.findings, style="yellow")
+
+
+def _check_text(found: Arguments, *, lines: bool) -> None:
+    """Refuse words that are not the same when they are read from the text that is printed.
+
+    Raises:
+        Refusal: A word has hidden characters, which are shown as escapes; or several lines, of
+            which ``lines`` would make several words.
+    """
+    faults = [
+        NoArgument(
+            asked=f"the word {word!r:.80} as text",
+            found="it has characters that are not printed as they are, or several lines",
+            next="correct the value in the recipe, or take the words from --json",
+            subject="arguments",
+        )
+        for word in dict.fromkeys(found.words)
+        if seen(word) != word or (lines and "\n" in word)
+    ]
+    if faults:
+        raise Refusal(faults)
