@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from megatron_seams.base.structure import structure
 from megatron_seams.errors import NoProvider
 from megatron_seams.planning.environment import Environment, read_environment
 from megatron_seams.planning.lowering import lowered_pattern
@@ -258,3 +259,18 @@ def test_nothing_is_native_where_the_surface_is_empty() -> None:
     bare = environment(native=NativeSurface())
     found = refusal(recipe(NATIVE_PATTERNS[0]["pattern"]), bare)
     assert all(isinstance(reason, NoProvider) for reason in found.reasons)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("learning-rate", rate) for rate in (-1.0, 1e31, float("inf"), float("nan"))),
+        *(("seed", seed) for seed in (2**63, -(2**63))),
+    ],
+)
+def test_a_toy_run_that_torch_does_not_take_is_refused_by_its_key(key: str, value: float) -> None:
+    model = {"name": "x", "pattern": "M"}
+    found, (fault,) = structure(Recipe, {"schema": 1, "model": model, "smoke": {key: value}})
+    assert found is None
+    assert fault.key == f"smoke.{key}"
+    assert fault.message.startswith("expected a number from ")

@@ -16,6 +16,17 @@ def positive(_: Any, __: Any, value: int) -> None:
         raise ValueError(message)
 
 
+def between(low: float, high: float) -> Check:
+    """Accept a number from ``low`` to ``high``; NaN is none."""
+
+    def check(_: Any, __: Any, value: float) -> None:
+        if not low <= value <= high:
+            message = f"expected a number from {low} to {high}, found {value!r:.60}"
+            raise ValueError(message)
+
+    return check
+
+
 def sentence(_: Any, __: Any, value: str) -> None:
     """Accept a text with something else than white space in it."""
     if not value.strip():

@@ -8,7 +8,7 @@ from attrs import field, validators
 
 from megatron_seams.base.structure import structure
 from megatron_seams.base.toml import TomlError, read_toml
-from megatron_seams.base.validators import positive, schema, sentence, some_numbers
+from megatron_seams.base.validators import between, positive, schema, sentence, some_numbers
 from megatron_seams.errors import RecipeInvalid, Refusal
 from megatron_seams.recipes.dialect import MEGATRON
 from megatron_seams.recipes.policy import (
@@ -126,16 +126,16 @@ class Smoke:
         steps: Optimizer steps.
         batch: Sequences in a step.
         sequence: Tokens in a sequence.
-        learning_rate: Adam's, at its peak.
-        seed: The seed of the weights and of the order of the text.
+        learning_rate: Adam's, at its peak; from 0 to 1e30, since a step must fit into float32.
+        seed: The seed of the weights and of the order of the text; torch's have 64 bits.
         megatron: Native settings for the toy model, over those that are derived for it.
     """
 
     steps: int = field(default=150, validator=positive)
     batch: int = field(default=8, validator=positive)
     sequence: int = field(default=128, validator=positive)
-    learning_rate: float = 3e-3
-    seed: int = 1234
+    learning_rate: float = field(default=3e-3, validator=between(0.0, 1e30))
+    seed: int = field(default=1234, validator=between(-(2**62), 2**62))
     megatron: dict[str, Any] = field(factory=dict)
 
 
