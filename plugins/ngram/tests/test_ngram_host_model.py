@@ -69,6 +69,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         yield found
 
 
+#: What a checkpoint of rows on the host has beside that of resident ones.
+STEPS_SAVED = {f"optimizer.state.host_step.{key}": "int64 [1]" for key in KEYS}
+
+
 def close(found: Any, expected: Any) -> None:
     torch.testing.assert_close(
         torch.as_tensor(found), torch.as_tensor(expected), rtol=2e-6, atol=1e-6
@@ -159,7 +163,7 @@ def test_a_distributed_optimizers_checkpoint_has_the_keys_of_resident_tables_whe
     )
     assert {key: str(entry) for key, entry in host.items()} == {
         key: str(entry) for key, entry in resident.items()
-    }
+    } | STEPS_SAVED
     assert {f"optimizer.state.param.{key}" for key in KEYS} < host.keys()
     # Buckets of parameters, with the rows among them or without: upstream refuses the other's.
     for rank in runs["divided"]:
@@ -249,8 +253,21 @@ def test_a_checkpoint_has_the_keys_of_one_with_resident_tables_moments_included(
     resident, host = (saved_entries(runs["folder"] / place) for place in ("device", "host"))
     assert {key: str(entry) for key, entry in host.items()} == {
         key: str(entry) for key, entry in resident.items()
-    }
+    } | STEPS_SAVED
     assert {f"optimizer.state.exp_avg.{key}" for key in KEYS} < host.keys()
+
+
+def test_nothing_of_the_rows_is_common_state_which_stages_without_tables_would_have_otherwise(
+    runs: dict[str, Any],
+) -> None:
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    run = runs["host"]
+    state = run.optimizer.sharded_state_dict(run.model.module.sharded_state_dict(), **run.asked)
+    of_rows = list(nested_values(state["host_rows"]))
+    assert len(of_rows) == 3 * len(KEYS)
+    assert all(isinstance(one, ShardedTensor) for one in of_rows)
 
 
 @pytest.mark.parametrize(

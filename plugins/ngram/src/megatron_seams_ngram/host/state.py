@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -19,7 +20,7 @@ from megatron_seams_ngram.host.stepped import Stepped
 _LOG: Final = logging.getLogger(__name__)
 #: The key of the rows' state beside the native optimizers', or in the first one's of several.
 ROWS: Final = "host_rows"
-_STEP: Final = "step"
+_STEP: Final = "host_step"
 #: Torch's name of a distributed checkpoint's metadata; the older format has none.
 _METADATA: Final = ".metadata"
 #: Upstream's names of an optimizer's copy of a parameter: a distributed one's, and that of one for
@@ -36,7 +37,8 @@ def sharded_state(tables: Iterable[tuple[Stepped, str | None]], model: Any) -> d
         model: The model's sharded state dict.
 
     Returns:
-        Key of the rows -> moment -> sharded tensor; and the number of steps as common state.
+        Key of the rows -> moment -> sharded tensor, and one of the number of steps: common state is
+        that of rank 0, and a pipeline stage without tables would have another.
     """
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -52,7 +54,12 @@ def sharded_state(tables: Iterable[tuple[Stepped, str | None]], model: Any) -> d
         if rule is not None and rule.moments and rule.steps:
             tensors = {**rule.moments, **({copy: host.weight} if copy else {})}
             found[entry.key] = {name: _like(entry, name, one) for name, one in tensors.items()}
-            found[entry.key][_STEP] = rule.steps
+            part = entry.global_offset[0] // len(host.weight)  # every part has the same number
+            found[entry.key][_STEP] = ShardedTensor.from_rank_offsets(
+                _key(_STEP, entry.key),
+                torch.tensor([rule.steps]),
+                replica_id=(0, part, entry.replica_id[-1]),
+            )
     return found
 
 
@@ -124,16 +131,21 @@ def load_moments(tables: Stepped, folder: Path) -> bool:
         key: place if shape == tuple(place.shape) else place.new_empty(shape)
         for key, place in places.items()
     }
+    steps = torch.zeros(1, dtype=torch.int64)
+    own_steps = _key(_STEP, entry.key) in entries
+    if own_steps:
+        whole[_key(_STEP, entry.key)] = steps
     with data_only(folder):
         common = dist_checkpointing.load_common_state_dict(str(folder))
         load(whole, storage_reader=FileSystemReader(str(folder)), no_dist=True)
     first = entry.global_offset[0]
-    own = {key: one[first : first + len(host.weight)] for key, one in whole.items()}
+    own = {key: whole[key][first : first + len(host.weight)] for key in places}
     if copy is not None:
         host.weight.copy_(own[copy])  # nothing where it was read into its place
         host.forget()
     loaded = {name: own[key] for name, key in keys.items()}
-    host.rule.resume(loaded, _steps(common, entry.key))
+    native = common.get("optimizer", {})
+    host.rule.resume(loaded, int(steps) if own_steps else _found_step(native) or 0)
     return True
 
 
@@ -145,19 +157,14 @@ def _key(name: str, key: str) -> str:
     return f"optimizer.state.{name}.{key}"
 
 
-def _steps(common: Any, key: str) -> int:
-    """How many steps were taken: the rows' own number, or that of the optimizer they were in."""
-    optimizer = common.get("optimizer", {})
-    beside: Any = next((one[ROWS] for one in (optimizer, optimizer.get(0, {})) if ROWS in one), {})
-    own = beside.get(key, {}).get(_STEP)
-    return int(own if own is not None else _found_step(optimizer) or 0)
-
-
 def _found_step(state: Any) -> int | None:
-    """Upstream's number of steps: in a group with some optimizers, beside the state with others."""
+    """How many steps resident rows' optimizer took, as upstream saves it.
+
+    It is in a group with some optimizers, and beside the state with others.
+    """
     if not isinstance(state, dict):
         return None
-    for name in ("common_step", _STEP):
+    for name in ("common_step", "step"):
         if name in state:
             return int(state[name])
     inside = [*state.values(), *state.get("param_groups", [])]
