@@ -58,3 +58,31 @@ def test_a_larger_model_trains_after_a_smaller_one(
             loss = model(**batch).sum()
             loss.backward()
             assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR, beside RANK and WORLD_SIZE"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE=many"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http"),
+        ({"RANK": "-1"}, "RANK=-1"),
+        ({"RANK": "2"}, "the ranks of WORLD_SIZE=2 begin at 0"),
+    ],
+    ids=str,
+)
+def test_variables_that_no_launcher_leaves_so_are_refused(
+    variables: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_seams.errors import LaunchInvalid
+    from megatron_seams.runtime.cpu.world import gloo_world
+
+    whole = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    given = variables if len(variables) == 2 else whole | variables
+    for name in whole:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaunchInvalid, match="unset RANK and WORLD_SIZE") as refused, gloo_world():
+        pass
+    assert says in str(refused.value)

@@ -97,6 +97,7 @@ def meeting_here() -> Meeting | None:
         )
     if not is_launched(variables):
         return None
+    refuse_half_launched(variables)
     rank, world_size = _number(variables, "RANK"), _number(variables, "WORLD_SIZE")
     timeout = timeout_of(variables, world_size)
     # A restarted run finds an elastic launcher's store as the last attempt left it.
@@ -112,6 +113,36 @@ def is_launched(variables: Mapping[str, str]) -> bool:
     return variables["WORLD_SIZE"].isdecimal() and int(variables["WORLD_SIZE"]) > 1
 
 
+def refuse_half_launched(variables: Mapping[str, str]) -> None:
+    """Refuse variables of a launcher's that no launcher leaves so: a shell may have kept some.
+
+    Raises:
+        LaunchInvalid: One of the four is missing or no number, or the rank is none of the world's.
+    """
+    for name in _LAUNCHED:
+        if not variables.get(name):
+            raise _launched_wrong(
+                f"the launcher's variable {name}, beside {' and '.join(_LAUNCHED[:2])}",
+                "it is not set",
+                name,
+            )
+    rank, world_size = _number(variables, "RANK"), _number(variables, "WORLD_SIZE")
+    _number(variables, "MASTER_PORT")
+    if rank >= world_size:
+        found = f"the ranks of WORLD_SIZE={world_size} begin at 0"
+        raise _launched_wrong(f"a launcher's RANK={rank}", found, "RANK")
+
+
+def _launched_wrong(asked: str, found: str, name: str) -> LaunchInvalid:
+    return LaunchInvalid(
+        asked=asked,
+        found=found,
+        next="start all ranks by one launcher, which sets it; or unset RANK and WORLD_SIZE for a "
+        "single process",
+        subject=name,
+    )
+
+
 def _number(variables: Mapping[str, str], name: str) -> int:
     """A launcher's variable as the number that it has to be.
 
@@ -120,12 +151,8 @@ def _number(variables: Mapping[str, str], name: str) -> int:
     """
     text = variables[name]
     if not text.isdecimal():
-        raise LaunchInvalid(
-            asked=f"the number of a launcher's variable, {name}={text}",
-            found="it is no whole number from 0",
-            next="start all ranks by one launcher, which sets it, or unset it for a single process",
-            subject=name,
-        )
+        asked = f"the number of a launcher's variable, {name}={text}"
+        raise _launched_wrong(asked, "it is no whole number from 0", name)
     return int(text)
 
 

@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.overrides import TorchFunctionMode
 
 from megatron_seams.recipes.recipe import Parallelism
+from megatron_seams.runtime.agreement.meeting import refuse_half_launched
 from megatron_seams.runtime.compat import forget_logged_losses
 
 _CPU = torch.device("cpu")
@@ -110,6 +111,7 @@ def gloo_world(
         The process groups, as Megatron's modules want them.
 
     Raises:
+        LaunchInvalid: The launcher's variables are half there, or make no sense.
         RuntimeError: The process is in a process group already, or the world's size does not
             divide into ``parallelism`` (upstream's own check).
     """
@@ -140,6 +142,7 @@ def gloo_world(
 
 def _join(timeout: datetime.timedelta) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        refuse_half_launched(os.environ)
         store, rank, world_size = next(rendezvous("env://", timeout=timeout))
         # A launcher's store outlives a process group, and a second group that found the addresses
         # of the first one's peers there would wait for them for ever.
