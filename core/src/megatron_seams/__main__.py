@@ -1,6 +1,6 @@
 """Start a command: ``registry``, and ``python -m megatron_seams``.
 
-``registry list`` runs often: a library that few commands need (rich, jinja2) is loaded by
+``registry list`` runs often: a library that few commands need (rich, jinja2, pathspec) is loaded by
 those alone. tests/test_light.py lists the modules that a listing must not load, and
 benchmarks/registry.py measures it.
 """

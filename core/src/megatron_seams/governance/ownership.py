@@ -114,11 +114,11 @@ def _fault(
 
 
 def skipped_lines(codeowners: Codeowners) -> Iterator[SeamsError]:
-    """The lines of CODEOWNERS that GitHub does not read."""
+    """The lines of CODEOWNERS that are skipped."""
     for number, reason in codeowners.skipped:
         yield CodeownersInvalid(
-            asked="a line of CODEOWNERS that GitHub reads",
-            found=f"it skips this one: {reason}",
+            asked="a line of CODEOWNERS that can be read",
+            found=f"this one is skipped: {reason}",
             next="correct the line, or make it a comment",
             subject=codeowners.file.name,
             file=str(codeowners.file),
