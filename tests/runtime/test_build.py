@@ -206,6 +206,7 @@ def test_settings_that_megatron_does_not_accept_are_a_refusal(plan_of):
         ({"kv_lora_rank": 16}, "kv_lora_rank"),  # there is no latent attention in the plan
         ({"activation_func": "swish"}, "squared_relu"),
         ({"window_size": (4, 0)}, "window_size"),  # raised while the layers are built
+        ({"num_query_groups": 0}, "ZeroDivisionError"),  # likewise
     ):
         with pytest.raises(Refusal) as refused:
             build_model(plan, settings={**plan.megatron, **settings})

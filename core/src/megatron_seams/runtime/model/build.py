@@ -93,7 +93,7 @@ def build_model(
         refusal = refusal_behind(error)
         if refusal is not None:
             raise refusal from error
-        if isinstance(error, ValueError | AssertionError | NotImplementedError):
+        if isinstance(error, ValueError | AssertionError | NotImplementedError | ZeroDivisionError):
             # How upstream's constructors refuse sizes that do not fit together.
             raise Refusal([rejected(error, plan)]) from error
         raise
