@@ -336,7 +336,7 @@ def test_a_recipe_that_is_known_to_be_refused_is_a_finding_once_it_resolves(
 
 
 @pytest.mark.parametrize("key", ["recipes", "refused", "receipts"])
-@pytest.mark.parametrize("glob", ["recipe/*.toml", "", "/etc/*.toml", "recipes"])
+@pytest.mark.parametrize("glob", ["recipe/*.toml", "", "/etc/*.toml", "recipes", "."])
 def test_a_glob_that_names_no_file_is_a_finding(key: str, glob: str, workspace: Path) -> None:
     """A mistyped one would make the gate pass for ever."""
     project = workspace / "pyproject.toml"

@@ -130,7 +130,8 @@ class Workspace:
         for glob in (f"{key}/*.{suffix}",) if globs is None else globs:
             try:
                 yield glob, {file for file in self.root.glob(glob) if file.is_file()}
-            except (ValueError, NotImplementedError):  # empty, or from the root of the machine
+            # Empty, from the root of the machine, or (until Python 3.13) the folder itself.
+            except (ValueError, NotImplementedError, IndexError):
                 yield glob, set()
 
 
