@@ -218,6 +218,15 @@ def test_the_layers_of_an_mtp_depth_are_a_box_of_their_own() -> None:
     assert "2 layers, 1 native, 1 seam" in words(page)
 
 
+def test_of_one_thing_the_page_has_the_singular() -> None:
+    seam = make_seam()
+    day = seam.manifest.seam.introduced + datetime.timedelta(days=1)
+    page = words(render(environment(seam), [("k", recipe("K", **MODEL_K))], today=day))
+    assert "1 layer, 1 seam" in page
+    assert ", 1 day ago" in page
+    assert ", in 1 model" in page
+
+
 # --- a workspace ------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import jinja2
 
+from megatron_seams.base.wording import counted
 from megatron_seams.errors import Refusal
 from megatron_seams.governance.audit import audit
 from megatron_seams.governance.codeowners import Codeowners
@@ -72,6 +73,7 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    engine.filters["counted"] = counted
     return engine.get_template("page.html").render(
         audit=found,
         version=environment.surface.version,
