@@ -51,5 +51,5 @@ def test_a_change_of_place_is_another_model_until_it_is_accepted(runs: dict[str,
 
 def test_the_trainer_has_the_arguments_that_are_refused(runs: dict[str, Any]) -> None:
     assert len(runs["host"]["named"]) == 9
-    for option in ("--ckpt-format", "--async-save", "--non-persistent-ckpt-type"):
+    for option in ("--ckpt-format", "--async-save"):
         assert runs[option] == "SEAM-R11"

@@ -141,6 +141,7 @@ def forward_step(data: Iterator[Tensor], model: Any) -> Any:
     return output, loss_of
 
 
+@functools.cache
 def recipe_of(place: str) -> Recipe:
     table = table_of(place, bf16=True)
     table["megatron"] |= {"gradient_accumulation_fusion": False}
@@ -149,12 +150,19 @@ def recipe_of(place: str) -> Recipe:
     return recipe
 
 
-def run(recipe: Recipe, receipt: Path, *further: str, save: bool = False) -> dict[str, Any]:
+@functools.cache
+def words_of(place: str) -> tuple[str, ...]:
+    here = read_environment()
+    groups = native_arguments(resolve(recipe_of(place), here), here.settings()).groups
+    return tuple(word for group in groups for word in group)
+
+
+def run(place: str, receipt: Path, *further: str, save: bool = False) -> dict[str, Any]:
     """Train to :data:`STEPS`, from a checkpoint where the folder has one.
 
     Args:
-        recipe: The model's.
-        receipt: Its receipt.
+        place: Of the tables.
+        receipt: The model's receipt.
         *further: More arguments.
         save: Whether to save at :data:`HALF`.
     """
@@ -164,12 +172,9 @@ def run(recipe: Recipe, receipt: Path, *further: str, save: bool = False) -> dic
     from megatron.training import argument_utils, checkpointing, training
     from megatron.training.global_vars import get_args
 
-    here = read_environment()
-    groups = native_arguments(resolve(recipe, here), here.settings()).groups
-    words = [word for group in groups for word in group]
     os.environ["MEGATRON_SEAMS_RECEIPT"] = str(receipt)
     sys.modules.pop("megatron_seams.runtime.launch", None)  # it reads the receipt when imported
-    with on_a_cpu([*words, *ADDED, *further]) as process_groups:
+    with on_a_cpu([*words_of(place), *ADDED, *further]) as process_groups:
         args = get_args()
         transformer = argument_utils.core_transformer_config_from_args(args)
         of_model = argument_utils.hybrid_config_from_args(args, transformer)
@@ -220,26 +225,25 @@ def main() -> None:
             recipe = recipe_of(place)
             receipts[place].write_text(make_receipt(resolve(recipe, here), recipe))
             saved = str(folder / place)
-            found[place] = run(recipe, receipts[place], "--save", saved, "--load", saved, save=True)
+            found[place] = run(place, receipts[place], "--save", saved, "--load", saved, save=True)
         host = recipe_of("host")
         shutil.copyfile(receipts["device"], receipts["moved"])
         why = Acceptance(by="the tests", reason="tables on the host", when=datetime.date.today())
         load = ("--load", str(folder / "device"))
         try:
-            run(host, receipts["host"], *load)
+            run("host", receipts["host"], *load)
         except Refusal as refusal:
             found["moved without a word"] = [one.code for one in refusal.reasons]
         accept(receipts["moved"], here, why, recipe=host)
-        found["moved"] = run(host, receipts["moved"], *load)
-        found["resumed"] = run(host, receipts["host"], "--load", str(folder / "host"))
+        found["moved"] = run("host", receipts["moved"], *load)
+        found["resumed"] = run("host", receipts["host"], "--load", str(folder / "host"))
         for option in (
             ("--ckpt-format", "torch"),
             ("--async-save", "--use-persistent-ckpt-worker"),
-            ("--non-persistent-ckpt-type", "global"),
         ):
             asked = ("--save", str(folder / "never"), *option)
             try:
-                found[option[0]] = run(host, receipts["host"], *asked)
+                found[option[0]] = run("host", receipts["host"], *asked)
             except FeatureInvalid as refusal:
                 found[option[0]] = refusal.code
     print(json.dumps(found))
