@@ -96,7 +96,10 @@ def test_a_file_in_a_folder_that_is_not_there_is_refused_by_its_own_name(
 ) -> None:
     done = CliRunner().invoke(cli, [*command, "nowhere/file"])
     assert done.exit_code == 2
-    assert "nowhere/file cannot be written: there is no folder nowhere" in done.output
+    assert (
+        "in: nowhere/file\n  found: it cannot be written: there is no folder nowhere\n"
+        in done.output
+    )
     assert ".lock" not in done.output
 
 

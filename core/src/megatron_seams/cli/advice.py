@@ -38,7 +38,7 @@ ADVICE: Final[Mapping[type[SeamsError], str]] = {
 def advice_on(fault: SeamsError) -> str:
     """The last line of a fault's message; empty where its ``next`` needs no command."""
     if isinstance(fault, errors.UsageInvalid):
-        return f"see: {fault.subject} --help"
+        return f"see: {fault.subject} --help" if fault.subject.startswith("registry") else ""
     if isinstance(fault, errors.ReceiptDiffers) and (fault.key or "").startswith("recipe."):
         return "see: registry accept RECEIPT --recipe RECIPE --reason TEXT"
     if isinstance(fault, errors.NoArgument) and "a Megatron with its trainer" in fault.next:

@@ -13,7 +13,7 @@ from megatron_seams.base.wording import counted
 from megatron_seams.cli.advice import advice_on
 from megatron_seams.cli.screen import console, draw_wrapped, has_width
 from megatron_seams.cli.seen import seen_json
-from megatron_seams.errors import Refusal, SeamsError
+from megatron_seams.errors import Refusal, SeamsError, UsageInvalid
 
 if TYPE_CHECKING:
     from megatron_seams.planning.plan import Plan
@@ -100,7 +100,7 @@ def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace:
 
     Raises:
         ReceiptKept: The file holds something else, and is not to be replaced.
-        click.BadParameter: The file cannot be written.
+        UsageInvalid: The file cannot be written.
     """
     if file is None:
         return
@@ -113,15 +113,21 @@ def write_receipt(file: Path | None, plan: "Plan", recipe: "Recipe", *, replace:
     console(error=True).print(f"receipt: {file}", markup=False)
 
 
-def not_written(path: Path, error: OSError, option: str) -> click.BadParameter:
-    """The refusal of a path that an option names and that cannot be written.
+def not_written(path: Path, error: OSError, option: str) -> UsageInvalid:
+    """The fault of a path that an option names and that cannot be written.
 
     The error's own path may be one that nobody named: a lock or a temporary file beside it.
     """
     why = in_words(error)
     if isinstance(error, FileNotFoundError) and not path.parent.exists():
         why = f"there is no folder {path.parent}"
-    return click.BadParameter(f"{path} cannot be written: {why}", param_hint=option)
+    return UsageInvalid(
+        asked=f"{option} {path}",
+        found=f"it cannot be written: {why}",
+        next="name a path in a folder that is there and can be written",
+        subject=option,
+        file=str(path),
+    )
 
 
 def print_json(value: Any) -> None:
