@@ -167,6 +167,23 @@ def test_options_are_never_coerced_and_never_passed_over(
     assert fault.key == key
 
 
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("raise RuntimeError('no kernel')", "it raised RuntimeError: no kernel"),
+        ("return None", "it returned None"),
+        ("return dict", "it returned <class 'dict'>"),
+    ],
+)
+def test_a_hook_that_names_no_class_of_options_is_refused(
+    body: str, found: str, make_seam: MakeSeam
+) -> None:
+    hook = f"\n\n@hookimpl\ndef {{family}}_options():\n    {body}\n"
+    (fault,) = reasons([make_seam("opts", GOOD + hook)], {"opts": {"size": 1}})
+    assert isinstance(fault, HookMissing)
+    assert fault.found == found
+
+
 def test_options_for_a_seam_that_takes_none_are_refused(make_seam: MakeSeam) -> None:
     (fault,) = reasons([make_seam("plain", GOOD)], {"plain": {"heads": 4}})
     assert isinstance(fault, OptionsInvalid)

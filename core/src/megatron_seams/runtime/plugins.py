@@ -6,7 +6,7 @@ with the chosen seams and nothing else, and each plugin must implement what its 
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import attrs
 import pluggy
 
 from megatron_seams import hookspecs
+from megatron_seams.base.distributions import raised
 from megatron_seams.base.structure import structure
 from megatron_seams.errors import (
     HookMissing,
@@ -189,6 +190,7 @@ def _options(seam: Seam, module: ModuleType, given: Mapping[str, Any]) -> Any:
 
     Raises:
         OptionsInvalid: There are options for a seam that takes none.
+        HookMissing: The hook raises an error, or gives something else than an attrs class.
         Refusal: With an :class:`OptionsInvalid` for each key that the class does not accept.
     """
     hook = getattr(module, seam.manifest.options_hook, None)
@@ -201,7 +203,28 @@ def _options(seam: Seam, module: ModuleType, given: Mapping[str, Any]) -> Any:
                 subject=seam.name,
             )
         return None
-    value, wrong = structure(hook(), given)
+    value, wrong = structure(_options_class(seam, hook), given)
     if wrong:
         raise Refusal(invalid_option(seam, fault) for fault in wrong)
     return value
+
+
+def _options_class(seam: Seam, hook: Callable[[], Any]) -> type:
+    """The attrs class that a seam's hook names for its options.
+
+    Raises:
+        HookMissing: It names none.
+    """
+    try:
+        named = hook()
+        found = f"it returned {named!r:.60}"
+    except Exception as error:  # noqa: BLE001 - a plugin's code may raise anything
+        named, found = None, f"it raised {raised(error)}"
+    if isinstance(named, type) and attrs.has(named):
+        return named
+    raise HookMissing(
+        asked=f"the attrs class from hook {seam.manifest.options_hook!r} of {seam.claim}",
+        found=found,
+        next=f"ask {seam.owner}: the hook returns the class of the seam's options",
+        subject=seam.name,
+    )
