@@ -241,3 +241,13 @@ def test_a_namesake_of_megatron_in_the_working_directory_is_not_imported(tmp_pat
     done = registry("list", cwd=tmp_path)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "imported").exists()
+
+
+def test_the_light_tests_are_collected_without_torch(repository: Path) -> None:
+    done = run_python(
+        *("-m", "pytest", "--light", "--collect-only", "-q", "-p", "no:cacheprovider"),
+        cwd=repository,
+        code=0,
+    )
+    assert "--light: a test imported" not in done.stdout
+    assert "tests/test_light.py::" in done.stdout

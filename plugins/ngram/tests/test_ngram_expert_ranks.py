@@ -11,6 +11,8 @@ from megatron_seams_ngram.engram.options import Options as MemoryOptions
 from megatron_seams_ngram.expert_ranks import expert_ranks
 from megatron_seams_ngram.hash.options import Options
 
+torch = pytest.importorskip("torch")  # which counts the ranks, so that --light leaves this out
+
 
 def groups(**sizes: int) -> Any:
     """Upstream's groups, of one rank where nothing else is given."""
