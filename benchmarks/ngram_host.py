@@ -5,6 +5,7 @@ backward and update, of 2 x 4096 tokens. The tables have 10^8 rows in all. The w
 
 - ``resident``: the rows are a parameter on the device, and Adam updates all of them;
 - ``host``: ``tables = "host"``; the ids are read from the device;
+- ``host, all rows``: with ``host-updates = "all"``, where Adam updates all of them there;
 - on a GPU, ``host, ids guessed``: the rows of the next batch are fetched ahead, by the host's ids;
 - on a GPU, ``host, batch guessed``: likewise, and the forward gets tensors that it knows.
 
@@ -16,7 +17,7 @@ the ratios. ``device MiB`` is on a GPU the peak that torch allocated there, less
 takes without the feature; on a CPU, which is its own device, it is what would lie there, by the
 sizes of the tensors: resident rows, their gradient and moments, or the rows that were moved, their
 places and gradient. ``host MiB`` is the growth of the process's peak, which is why the default
-width is small: all processes together stay below 8 GiB on a CPU.
+width is small: all processes together stay below 12 GiB on a CPU.
 """
 
 import argparse
@@ -42,18 +43,26 @@ BATCH, LENGTH, VOCABULARY, HEADS = 2, 4096, 131_072, 8
 #: Hidden size and layers of the rest of the model, by device.
 SIZES: Final = {"cpu": (64, 1), "cuda": (2048, 12)}
 WAYS: Final = {
-    "cpu": ("resident", "host"),
-    "cuda": ("resident", "host", "host, ids guessed", "host, batch guessed"),
+    "cpu": ("resident", "host", "host, all rows"),
+    "cuda": ("resident", "host", "host, all rows", "host, ids guessed", "host, batch guessed"),
 }
 #: The most that losses may differ, relatively.
 BAR: Final = 1e-6
 MIB: Final = 2**20
 
 
-def ngram(device: str, place: str, rows: int, width: int, hidden: int) -> HashedNgramEmbedding:
+def ngram(
+    device: str, place: str, rows: int, width: int, hidden: int, *, every: bool = False
+) -> HashedNgramEmbedding:
     """The embedding, with nothing at zero."""
     module = HashedNgramEmbedding(
-        Options(table_rows=rows // (2 * HEADS), width=width, heads=HEADS, tables=place),
+        Options(
+            table_rows=rows // (2 * HEADS),
+            width=width,
+            heads=HEADS,
+            tables=place,
+            host_updates="all" if every else "touched",
+        ),
         hidden_size=hidden,
         vocab_size=VOCABULARY,
         packed_sequences=False,
@@ -97,11 +106,15 @@ def difference(device: str) -> float:
 class Stack(nn.Module):
     """Dense layers, with the n-gram embedding at the input where it is wanted."""
 
-    def __init__(self, device: str, place: str | None, *, rows: int, width: int) -> None:
+    def __init__(
+        self, device: str, place: str | None, *, rows: int, width: int, every: bool = False
+    ) -> None:
         super().__init__()
         hidden, layers = SIZES[device]
         self.type = torch.bfloat16 if device == "cuda" else torch.float32
-        self.ngram = None if place is None else ngram(device, place, rows, width, hidden)
+        self.ngram = (
+            None if place is None else ngram(device, place, rows, width, hidden, every=every)
+        )
         placed: dict[str, Any] = {"device": device, "dtype": self.type}
         self.words = nn.Embedding(VOCABULARY // 16, hidden, **placed)
         blocks = [
@@ -131,7 +144,8 @@ class Way:
     def __init__(self, name: str, asked: argparse.Namespace) -> None:
         self.name, self.device = name, asked.device
         place = {"resident": "device", "nothing": None}.get(name, "host")
-        self.model = Stack(asked.device, place, rows=asked.rows, width=asked.width)
+        every = name == "host, all rows"
+        self.model = Stack(asked.device, place, rows=asked.rows, width=asked.width, every=every)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=1e-3, fused=True if asked.device == "cuda" else None
         )

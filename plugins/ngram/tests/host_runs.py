@@ -37,6 +37,14 @@ def plan_of(place: str, pattern: str = "*-", *, bf16: bool = False, **parallelis
     return planned(table_of(place, pattern, bf16=bf16, **parallelism))
 
 
+def plan_of_all_updated() -> Plan:
+    """On the host, where each step updates all rows."""
+    table = table_of("host")
+    for options in table["seams"].values():
+        options["host-updates"] = "all"
+    return planned(table)
+
+
 def table_of(
     place: str, pattern: str = "*-", *, bf16: bool = False, **parallelism: Any
 ) -> dict[str, Any]:

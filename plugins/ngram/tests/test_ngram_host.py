@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from megatron_seams_ngram.engram.options import Options as EngramOptions
 from megatron_seams_ngram.hash.options import Options as HashOptions
 from megatron_seams_ngram.host import rows as host_rows
+from megatron_seams_ngram.host import rule as host_rule
 from megatron_seams_ngram.host import stepping
 from megatron_seams_ngram.host.ahead import fetch_ahead, look_ahead
 from megatron_seams_ngram.host.fetched import Guess, moved_to_device
@@ -53,6 +56,35 @@ def test_a_batch_a_step_gives_the_losses_and_rows_of_resident_tables_bit_for_bit
     others = dict(resident.named_parameters())
     for name, one in host.named_parameters():
         assert torch.equal(one, others[name]), name
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+@pytest.mark.parametrize(
+    "made",
+    [
+        partial(torch.optim.Adam, lr=0.05),
+        partial(torch.optim.Adam, lr=0.05, weight_decay=0.1),
+        partial(torch.optim.AdamW, lr=0.05, weight_decay=0.1),
+        partial(torch.optim.SGD, lr=0.05, weight_decay=0.1),
+    ],
+    ids=["adam", "into the gradient", "off the weight", "sgd"],
+)
+def test_where_all_rows_are_updated_they_are_resident_ones_whatever_the_batches(
+    seam: str, made: Callable[..., torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_rule, "PART", 64)  # parts of the tables, the last one shorter
+
+    def rule(module: Any) -> Any:
+        optimizer = made(module.parameters())
+        return optimizer, optimizer.step
+
+    batches = [[batch(seed)] for seed in (1, 2, 1, 3, 2)]
+    resident, host = build(seam, "device"), build(seam, "host", host_updates="all")
+    expected = trained(resident, rule, batches)
+    assert trained(host, rule, batches, ahead="right") == expected
+    assert torch.equal(host.tables.weight, resident.tables.weight.detach())
+    touched = build(seam, "host")
+    assert trained(touched, rule, batches) != expected
 
 
 def test_adam_of_rows_that_come_and_go_is_torchs_sparse_adam() -> None:
@@ -368,3 +400,7 @@ def test_the_option_has_two_values() -> None:
     assert HashOptions().tables == EngramOptions().tables == "device"
     with pytest.raises(ValueError, match="tables"):
         HashOptions(tables="disk")
+    assert HashOptions(tables="host", host_updates="all").host_updates == "all"
+    for options in (HashOptions, EngramOptions):
+        with pytest.raises(ValueError, match="expected 'touched' with tables = 'device'"):
+            options(host_updates="all")

@@ -19,6 +19,7 @@ from plugins.ngram.tests.host_runs import (
     clipping_on_a_cpu,
     on_two_ranks,
     plan_of,
+    plan_of_all_updated,
     resumed_from,
     whole,
 )
@@ -50,6 +51,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             found[f"{place}, weights"] = [one.weight.detach().clone() for one in run.tables]
             found[f"{place}, norms"] = list(run.norms)
             found[f"{place}, later losses"] = run.steps(groups)
+        for place, plan in (("device", plan_of("device")), ("all", plan_of_all_updated())):
+            run = Run(plan, weight_decay=0.1)
+            # Other rows in every step.
+            losses = [run.steps(groups, shift=MICROS * at, number=1) for at in (0, 1, 2, 0)]
+            weights = [one.weight.detach().clone() for one in run.tables]
+            found[f"{place}, changing"] = [losses, run.norms, weights]
         both = Run(plan_of("device"))
         found["both, losses"] = both.steps(groups, micros=2 * MICROS, part=0.5)
         found["both, weights"] = [one.weight.detach().clone() for one in both.tables]
@@ -89,6 +96,16 @@ def test_under_megatrons_optimizer_losses_norms_and_rows_are_those_of_resident_t
     for found, expected in zip(runs["host, weights"], runs["device, weights"], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
     assert runs["host, losses"][-1] < runs["host, losses"][0]
+
+
+def test_where_all_rows_are_updated_a_run_is_that_of_resident_tables_whatever_its_batches(
+    runs: dict[str, Any],
+) -> None:
+    (losses, norms, weights), expected = runs["all, changing"], runs["device, changing"]
+    close(losses, expected[0])
+    close(norms, expected[1])
+    for one, other in zip(weights, expected[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("spread", ["tensor", "data", "experts"])

@@ -15,6 +15,10 @@ Ranks = Literal["tensor", "expert"]
 RANKS: tuple[Ranks, ...] = get_args(Ranks)
 
 
+#: The rows that a step updates where they lie on the host (:mod:`megatron_seams_ngram.host.rule`).
+Updates = Literal["touched", "all"]
+UPDATES: tuple[Updates, ...] = get_args(Updates)
+
 #: Rows of one table are below this: all tables together then count in 64 bits.
 MOST_ROWS = 2**48
 
@@ -32,12 +36,21 @@ def ascending_orders(_: Any, __: Any, orders: tuple[int, ...]) -> None:
         raise ValueError(message)
 
 
-def check_place(tables: Place, divided_over: Ranks) -> None:
-    """Refuse tables on the host that expert-parallel ranks share: nothing there asks for rows.
+def check_place(tables: Place, divided_over: Ranks, host_updates: Updates) -> None:
+    """Refuse what the place of the tables does not have.
+
+    On the host expert-parallel ranks cannot share rows, since nothing there asks for them; and only
+    there is it a question which rows a step updates.
 
     Raises:
         ValueError: It is asked for.
     """
+    if tables == "device" and host_updates != "touched":
+        message = (
+            "host_updates: expected 'touched' with tables = 'device', whose rows the model's "
+            f"optimizer updates, found {host_updates!r}"
+        )
+        raise ValueError(message)
     if tables == "host" and divided_over == "expert":
         message = (
             "divided_over: expected 'tensor' with tables = 'host', which every data-parallel rank "

@@ -117,6 +117,7 @@ class Engram(ShardedModule):
         self.tables = tables_at(
             options.tables,
             tables,
+            updates=options.host_updates,
             config=config,
             seam="engram",
             dp_group=dp_group,

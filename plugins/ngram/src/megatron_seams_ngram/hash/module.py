@@ -90,6 +90,7 @@ class HashedNgramEmbedding(ShardedModule):
         self.tables = tables_at(
             options.tables,
             tables,
+            updates=options.host_updates,
             config=config,
             seam="ngram_hash",
             dp_group=dp_group,

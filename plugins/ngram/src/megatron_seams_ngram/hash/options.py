@@ -8,9 +8,11 @@ from megatron_seams_ngram.shared_options import (
     MOST_ROWS,
     PLACES,
     RANKS,
+    UPDATES,
     Backend,
     Place,
     Ranks,
+    Updates,
     ascending_orders,
     check_place,
 )
@@ -38,10 +40,12 @@ class Options:
             a micro-batch are moved (:mod:`megatron_seams_ngram.host`).
         divided_over: The ranks that share the rows: ``tensor``, which have the same batch; or
             ``expert``, which have one each and ask one another for rows.
+        host_updates: The rows on the host that a step updates: ``touched``, those with a gradient;
+            or ``all``, by the optimizer's rule as it would have resident ones.
 
     Raises:
-        ValueError: A size, id or seed out of range, orders that do not ascend from 2, or tables on
-            the host that expert-parallel ranks share.
+        ValueError: A size, id or seed out of range, orders that do not ascend from 2, or what the
+            place of the tables does not have.
     """
 
     orders: tuple[int, ...] = field(default=(2, 3), validator=ascending_orders)
@@ -56,7 +60,8 @@ class Options:
     )
     tables: Place = field(default="device", validator=validators.in_(PLACES))
     divided_over: Ranks = field(default="tensor", validator=validators.in_(RANKS))
+    host_updates: Updates = field(default="touched", validator=validators.in_(UPDATES))
 
     def __attrs_post_init__(self) -> None:
         """Check that the ranks that share the rows can have them where they lie."""
-        check_place(self.tables, self.divided_over)
+        check_place(self.tables, self.divided_over, self.host_updates)

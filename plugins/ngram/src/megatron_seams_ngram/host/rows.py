@@ -28,22 +28,27 @@ class HostRows:
         weight: [rows, width] float32 on the CPU.
         dtype: Of the rows that are moved to the device.
         backend: As in :func:`megatron_seams_ngram.ops.dispatch.choose`, for the host's part.
+        every: Whether a step updates every row, and not only those that have a gradient.
 
     Attributes:
         weight: The rows.
         dtype: As the argument.
+        every: As the argument.
         rule: What updates the rows, made when it is known what updates the model.
         distinct: Finds each row of a list once.
     """
 
-    def __init__(self, weight: Tensor, *, dtype: torch.dtype, backend: str | None) -> None:
+    def __init__(
+        self, weight: Tensor, *, dtype: torch.dtype, backend: str | None, every: bool = False
+    ) -> None:
         self.weight = weight
+        self.every = every
         self.dtype = dtype
         self.backend = None if backend == "triton" else backend
         self.rule: RowRule | None = None
         self.distinct = Distinct(len(weight))
         # Each row's latest update, to know after a guess which rows are no longer what was moved.
-        self._updates = 0
+        self._updates = self._updated_all = 0
         self._updated = np.zeros(len(weight), dtype=np.int32)
         self._pending: list[tuple[Tensor, Tensor, torch.cuda.Event | None]] = []
         self._guesses: deque[Guess] = deque(maxlen=_GUESSES)
@@ -154,11 +159,18 @@ class HostRows:
             FeatureInvalid: As :class:`RowRule`.
         """
         if self.rule is None:
-            self.rule = RowRule(self.weight, optimizer, group, kernels=self._kernels, seam=seam)
+            self.rule = RowRule(
+                self.weight,
+                optimizer,
+                group,
+                kernels=self._kernels,
+                seam=seam,
+                every=self.every,
+            )
         return self.rule
 
     def step(self, rows: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
-        """Update the rows that have a gradient, by the rule and the numbers of ``group``.
+        """Update the rows, by the rule and the numbers of ``group``.
 
         Args:
             rows: As :meth:`take` has them.
@@ -170,7 +182,10 @@ class HostRows:
             raise RuntimeError(message)
         self.rule.step(rows, gradient, group)
         self._updates += 1
-        self._updated[rows.numpy()] = self._updates
+        if self.every:
+            self._updated_all = self._updates
+        else:
+            self._updated[rows.numpy()] = self._updates
 
     def watched(self) -> Callable[[Tensor], Tensor | None]:
         """A finder of the rows, among some, that are updated from now on; as a guess wants it."""
@@ -179,6 +194,8 @@ class HostRows:
         def stale(rows: Tensor) -> Tensor | None:
             if self._updates == begun:
                 return None
+            if self._updated_all > begun:
+                return torch.ones(len(rows), dtype=torch.bool)
             return torch.from_numpy(self._updated[rows.numpy()] > begun)
 
         return stale

@@ -15,7 +15,7 @@ from megatron_seams_ngram.ops import huge_pages
 from megatron_seams_ngram.ops.dispatch import choose
 from megatron_seams_ngram.ops.indices import Constants
 from megatron_seams_ngram.ops.lookup import look_up
-from megatron_seams_ngram.shared_options import Place
+from megatron_seams_ngram.shared_options import Place, Updates
 from megatron_seams_ngram.tables.hash_tables import HashTables
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class HostNgramTables(NgramTables):
         seam: The seam's name, for messages.
         dp_group: The data-parallel ranks, each of which has all of the rows; None for those of
             Megatron's own groups, where there are any.
+        updates: The rows that a step updates, as the option ``host-updates`` has it.
         **keywords: As of :class:`NgramTables`.
 
     Attributes:
@@ -61,9 +62,11 @@ class HostNgramTables(NgramTables):
         config: "TransformerConfig | None",
         seam: str,
         dp_group: "ProcessGroup | None",
+        updates: Updates,
         **keywords: Any,
     ) -> None:
         refuse(config, seam)
+        self._updates = updates
         super().__init__(*args, **keywords)
         self.config, self.seam, self.dp_group = config, seam, dp_group
         self.beside = ()
@@ -77,7 +80,9 @@ class HostNgramTables(NgramTables):
             rows = torch.empty(weight.shape)
             huge_pages.advise(rows)
             rows.copy_(weight)
-        self.host = HostRows(rows, dtype=weight.dtype, backend=self.backend)
+        self.host = HostRows(
+            rows, dtype=weight.dtype, backend=self.backend, every=self._updates == "all"
+        )
         # No parameter and no buffer, which `cuda()` and `bfloat16()` would reach.
         self.weight = self.host.weight
 
@@ -235,12 +240,15 @@ def tables_at(
     config: "TransformerConfig | None",
     seam: str,
     dp_group: "ProcessGroup | None",
+    updates: Updates,
     **keywords: Any,
 ) -> NgramTables:
     """Build a module's tables where its recipe wants them; arguments as the two classes have."""
     if place == "device":
         return NgramTables(tables, **keywords)
-    return HostNgramTables(tables, config=config, seam=seam, dp_group=dp_group, **keywords)
+    return HostNgramTables(
+        tables, config=config, seam=seam, dp_group=dp_group, updates=updates, **keywords
+    )
 
 
 @overload
