@@ -25,6 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> str:
     """The message of a command line, as the program prints it."""
     monkeypatch.setattr("sys.argv", ["registry", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")  # no message is wrapped
     with pytest.raises(SystemExit) as ended:
         main_of_the_command()
     printed = capsys.readouterr()
