@@ -1,6 +1,7 @@
 """What rows on the host cannot be trained with: refused by name, before a step is taken."""
 
 import sys
+import types
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,22 @@ def test_another_rule_than_adam_or_gradient_descent_is_refused(optimizer: Any, f
     with pytest.raises(FeatureInvalid, match=found) as caught:
         stepped.step()
     assert caught.value.key == "seams.ngram_hash.tables"
+
+
+def test_a_part_of_the_model_that_the_trainer_tells_of_no_optimizer_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = build("engram", "host")
+    told = types.ModuleType("megatron.training.global_vars")
+    monkeypatch.setitem(sys.modules, told.__name__, told)
+    told._GLOBAL_ARGS = SimpleNamespace()  # type: ignore[attr-defined]  # as upstream has it
+    loss_of(host, batch(1))  # a loop of its own beside upstream's arguments
+    host.tables.beside[0].main_grad = torch.zeros(1)  # as upstream's wrapper does
+    with pytest.raises(FeatureInvalid, match="virtual stages") as caught:
+        loss_of(host, batch(1))
+    assert caught.value.code == "SEAM-R11"
+    with torch.no_grad():
+        loss_of(host, batch(1))
 
 
 @pytest.mark.parametrize("seam", SEAMS)

@@ -36,7 +36,7 @@ def refuse(config: "TransformerConfig | None", seam: str) -> None:
     Raises:
         FeatureInvalid: One of them is something that rows on the host cannot be trained with.
     """
-    trainer = _trainer()
+    trainer = running_trainer()
     faults = (
         (
             getattr(config, "fp16", False),
@@ -99,7 +99,7 @@ def refuse(config: "TransformerConfig | None", seam: str) -> None:
             raise cannot(seam, found, advice)
 
 
-def _trainer() -> Any:
+def running_trainer() -> Any:
     """The arguments of upstream's trainer; None where it does not run."""
     module = sys.modules.get("megatron.training.global_vars")
     return getattr(module, "_GLOBAL_ARGS", None)

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from megatron_seams.errors import FeatureInvalid
 from megatron_seams_ngram.host.reduction import reduced
+from megatron_seams_ngram.host.refused import cannot, running_trainer
 from megatron_seams_ngram.host.stepped import Stepped
 
 #: Tables that were trained and that no optimizer of upstream's has.
@@ -39,7 +40,8 @@ def settle(tables: Stepped) -> None:
     """Make sure that somebody updates the rows, before a forward that trains.
 
     Raises:
-        FeatureInvalid: Upstream's optimizer is one that rows on the host cannot be stepped with.
+        FeatureInvalid: Upstream's optimizer is one that rows on the host cannot be stepped with, or
+            its trainer has not told the tables' part of the model which one it is.
     """
     if tables.member is not None:
         return
@@ -51,6 +53,14 @@ def settle(tables: Stepped) -> None:
         adopt_and_resume(optimizer, tables)
         _FOLLOWING.discard(tables)
         return
+    if running_trainer() is not None and any(hasattr(one, "main_grad") for one in tables.beside):
+        # It tells the configuration of the first model chunk; until 0.18 others have their own.
+        raise cannot(
+            tables.seam,
+            "upstream's trainer tells this part of the model nothing of its optimizer, so that its "
+            "rows would be stepped unclipped",
+            "train without virtual stages, or with the tables on the first model chunk",
+        )
     if tables.host.has_gradient and _zeroed(tables):
         tables.host.drop()
         if tables in _PASSED:
