@@ -158,9 +158,10 @@ def test_upstreams_arguments_carry_the_receipt_and_are_compared(saved, monkeypat
 
 def test_outside_the_trainer_nothing_is_remembered(saved, monkeypatch):
     from megatron_seams.runtime.trainer import remember
+    from megatron_seams.runtime.trainer.running import trainers_arguments
 
     monkeypatch.delitem(sys.modules, "megatron.training.global_vars", raising=False)
-    assert remember.trainers_arguments() is None
+    assert trainers_arguments() is None
     remember.remember(saved.text)
 
 

@@ -4,15 +4,13 @@ Upstream saves its arguments with every checkpoint, as common state. The receipt
 them: it needs no key of the model, and no change to upstream's saving.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 from megatron_seams.base.files import read_file
 from megatron_seams.runtime.checkpoint import RECEIPT, hold_checkpoint
+from megatron_seams.runtime.trainer.running import trainers_arguments
 
-#: The module of upstream that holds the arguments of a run.
-_GLOBALS: Final = "megatron.training.global_vars"
 #: The file that names a folder's newest checkpoint, as upstream writes it.
 _TRACKER: Final = "latest_checkpointed_iteration.txt"
 
@@ -36,12 +34,6 @@ def remember(receipt: str) -> None:
     if folder is not None:
         hold_checkpoint(folder, receipt)
     setattr(arguments, RECEIPT, receipt)
-
-
-def trainers_arguments() -> Any:
-    """The parsed arguments of upstream's trainer; None where it does not run."""
-    module = sys.modules.get(_GLOBALS)
-    return None if module is None else getattr(module, "_GLOBAL_ARGS", None)
 
 
 def resumed(arguments: Any) -> Path | None:

@@ -1,9 +1,9 @@
 """What rows on the host cannot be trained with, refused before anything is allocated."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from megatron_seams.errors import FeatureInvalid
+from megatron_seams.runtime.trainer.running import trainers_arguments
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -36,7 +36,7 @@ def refuse(config: "TransformerConfig | None", seam: str) -> None:
     Raises:
         FeatureInvalid: One of them is something that rows on the host cannot be trained with.
     """
-    trainer = running_trainer()
+    trainer = trainers_arguments()
     faults = (
         (
             getattr(config, "fp16", False),
@@ -97,12 +97,6 @@ def refuse(config: "TransformerConfig | None", seam: str) -> None:
     for wrong, found, advice in faults:
         if wrong:
             raise cannot(seam, found, advice)
-
-
-def running_trainer() -> Any:
-    """The arguments of upstream's trainer; None where it does not run."""
-    module = sys.modules.get("megatron.training.global_vars")
-    return getattr(module, "_GLOBAL_ARGS", None)
 
 
 def _saves(trainer: Any) -> bool:

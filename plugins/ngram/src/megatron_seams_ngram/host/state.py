@@ -13,7 +13,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from megatron_seams.runtime.checkpoint import saved_entries
 from megatron_seams.runtime.data_only import data_only
-from megatron_seams.runtime.trainer.remember import resumed, trainers_arguments
+from megatron_seams.runtime.trainer.remember import resumed
+from megatron_seams.runtime.trainer.running import trainers_arguments
 from megatron_seams_ngram.host.rule import MOMENTS
 from megatron_seams_ngram.host.stepped import Stepped
 

@@ -18,8 +18,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from megatron_seams.errors import FeatureInvalid
+from megatron_seams.runtime.trainer.running import trainers_arguments
 from megatron_seams_ngram.host.reduction import reduced
-from megatron_seams_ngram.host.refused import cannot, running_trainer
+from megatron_seams_ngram.host.refused import cannot
 from megatron_seams_ngram.host.stepped import Stepped
 
 #: Tables that were trained and that no optimizer of upstream's has.
@@ -53,7 +54,7 @@ def settle(tables: Stepped) -> None:
         adopt_and_resume(optimizer, tables)
         _FOLLOWING.discard(tables)
         return
-    if running_trainer() is not None and any(hasattr(one, "main_grad") for one in tables.beside):
+    if trainers_arguments() is not None and any(hasattr(one, "main_grad") for one in tables.beside):
         # It tells the configuration of the first model chunk; until 0.18 others have their own.
         raise cannot(
             tables.seam,
