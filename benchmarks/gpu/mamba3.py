@@ -17,11 +17,11 @@ first called, which takes two minutes.
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import attrs
 import torch
+from one_gpu import looped
 from torch import Tensor
 
 from megatron_seams_mamba3.ops.contract import Mimo
@@ -135,17 +135,6 @@ class Way:
         self.run(back=False)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Milliseconds of one call in a loop."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(LOOP):
-        work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / LOOP
-
-
 def apart(found: dict[str, Tensor], truth: dict[str, Tensor]) -> tuple[float, str]:
     """The largest difference of two tensors, of the second's norm, and which they are."""
     return max(
@@ -167,8 +156,8 @@ def measure(case: Case, rounds: int) -> list[Way]:
         way.measure_memory()
     for _ in range(rounds):
         for way in ways:
-            way.forward.append(timed(lambda way=way: way.run(back=False)))
-            way.both.append(timed(lambda way=way: way.run(back=True)))
+            way.forward.append(looped(lambda way=way: way.run(back=False), LOOP))
+            way.both.append(looped(lambda way=way: way.run(back=True), LOOP))
     return ways
 
 

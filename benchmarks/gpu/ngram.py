@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import attrs
 import torch
+from one_gpu import looped
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.nn.functional import embedding
@@ -183,17 +184,6 @@ class Tables:
         return faults
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Milliseconds of one call in a loop."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(LOOP):
-        work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / LOOP
-
-
 def kernels_of(work: Callable[[], object]) -> tuple[float, int]:
     """Milliseconds of the kernels of one call, and how many there are."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
@@ -222,8 +212,8 @@ def measure(tables: Tables, rounds: int) -> dict[str, Figures]:
         figures[name].kernels = (forward, both)
     for _ in range(rounds):
         for name, way in ways.items():
-            figures[name].forward.append(timed(lambda way=way: way(back=False)))
-            figures[name].both.append(timed(lambda way=way: way(back=True)))
+            figures[name].forward.append(looped(lambda way=way: way(back=False), LOOP))
+            figures[name].both.append(looped(lambda way=way: way(back=True), LOOP))
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Parts of the model benchmarks: Megatron in one process on one GPU, plans, a timed step."""
+"""Parts of the benchmarks on a GPU: Megatron in one process on one GPU, plans, timed work."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
@@ -87,6 +87,17 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def looped(work: Callable[[], object], times: int) -> float:
+    """Milliseconds on the device of one of several calls in a row, the host's pace included."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(times):
+        work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / times
 
 
 def milliseconds(work: Callable[[], None]) -> float:
