@@ -161,9 +161,9 @@ def _rule(number: int, line: str) -> Rule | str:
         return "three asterisks in a row are no pattern"
     if not pattern.strip("/"):
         return f"{pattern!r} matches nothing"  # as in git; pathspec differs
-    names = pattern.split("/")
+    names = re.sub(r"\\.", "", pattern, flags=re.DOTALL).split("/")  # escaped ones are none
     if max(names.count("**"), *(name.count("*") for name in names if name != "**"), 0) > MOST:
-        return f"more than {MOST} asterisks in one name, or {MOST} '**', are not matched here"
+        return f"it has more than {MOST} asterisks in one name, or more than {MOST} '**'"
     try:
         glob = GitIgnoreBasicPattern(pattern)
     except GitIgnorePatternError as error:
