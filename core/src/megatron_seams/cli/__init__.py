@@ -87,8 +87,8 @@ def _is_of_a_path(error: OSError) -> bool:
 class _Registry(click.Group):
     """The commands, each imported when it is run; a refusal becomes its message and exit code.
 
-    A refusal of the operating system is one as well, if it is of a path that could be another one;
-    else it becomes a :class:`_CannotGoOn`.
+    An error of the operating system is a refusal too where another path or other permissions would
+    end it, and a :class:`_CannotGoOn` elsewhere.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -119,9 +119,9 @@ class _Registry(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from megatron_seams.cli.usage import near
+            import difflib  # for this message alone
 
-            if not (meant := near(args[0], _COMMANDS)):
+            if not (meant := difflib.get_close_matches(args[0], _COMMANDS)):
                 raise
             told = f"{error.format_message()} Did you mean {' or '.join(meant)}?"
             raise click.UsageError(told, ctx) from error

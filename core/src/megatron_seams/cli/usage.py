@@ -51,12 +51,8 @@ class TokensCommand(click.Command):
                 if not known[name].is_flag and not value:
                     next(words, None)  # its value, which may look like anything
             elif _OPTION.fullmatch(word):
-                raise click.NoSuchOption(name, possibilities=near(name, known), ctx=context)
-
-
-def near(name: str, names: Any) -> list[str]:
-    """Those of the names that are most like one that is not among them."""
-    return difflib.get_close_matches(name, names)
+                near = difflib.get_close_matches(name, known)
+                raise click.NoSuchOption(name, possibilities=near, ctx=context)
 
 
 def misused(error: click.ClickException) -> UsageInvalid:

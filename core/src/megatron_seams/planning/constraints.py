@@ -190,7 +190,7 @@ def _unused(
     for number, reason in enumerate(recipe.justify or ()):
         if reason.seam not in chosen:
             fault = _idle(f"justify[{number}].seam", f"the plan uses no seam {reason.seam!r}")
-            # Without its seam an entry is none.
+            # The whole entry: one without its seam would be invalid.
             step = f"remove [[justify]] for {reason.seam!r} from the recipe, or correct its seam"
             yield attrs.evolve(fault, next=step), reason.seam in retired
     for entry in recipe.override:
