@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -79,8 +80,7 @@ def hosted(trainer: Trainer, chosen: str = "") -> Iterator[Row]:
             ran = trainer.train(short, recipe, *words)
             yield _trained(what, ran)
             if ran.code == 0:
-                again = trainer.train(f"{short}-again", recipe, *words, source=short)
-                yield resumed(f"{what}, resumed", trainer, ran, again, (short, f"{short}-again"))
+                yield as_resident(f"{what}, resumed", trainer, ran, short, words, there)
     if chosen in (what := f"host, from resident at {HALF}"):
         yield _moved(what, trainer, resident)
     for name, asked in REFUSED.items():
@@ -92,6 +92,21 @@ def hosted(trainer: Trainer, chosen: str = "") -> Iterator[Row]:
                 seconds=ran.seconds,
                 figures=ran.why(),
             )
+
+
+def as_resident(
+    what: str, trainer: Trainer, ran: Ran, name: str, words: tuple[str, ...], there: Path
+) -> Row:
+    """A resumed run; where it fails, whether one with resident tables fails by the same error."""
+    again = trainer.train(f"{name}-again", trainer.folder / "host.toml", *words, source=name)
+    row = resumed(what, trainer, ran, again, (name, f"{name}-again"))
+    if again.code == 0:
+        return row
+    trainer.train(f"{name}-there", there, *words)
+    other = trainer.train(f"{name}-there-again", there, *words, source=f"{name}-there")
+    same = other.code not in (0, None) and other.why() == again.why()
+    told = "the same" if same else f"exit code {other.code}, {other.why()}"
+    return attrs.evolve(row, holds=same, figures=f"{row.figures}; with resident tables: {told}")
 
 
 def _trained(what: str, ran: Ran) -> Row:
