@@ -89,7 +89,7 @@ class Options:
         divided_over: The ranks that share the rows: ``tensor``, which have the same batch; or
             ``expert``, which have one each and ask one another for rows.
         host_updates: The rows on the host that a step updates: ``touched``, those with a gradient;
-            or ``all``, by the optimizer's rule as it would have resident ones.
+            or ``all``, as the model's optimizer updates resident rows.
 
     Raises:
         ValueError: A size, id or seed out of range, orders that do not ascend from 2, only one of
